@@ -1,0 +1,61 @@
+"""From a config to a model on its device; the same on both sides of the seam."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from clouds.d2.nouns import META_ARCH_REGISTRY, CfgNode
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Device that MODEL.DEVICE names.
+
+    Args:
+        name: 'auto' (CUDA when this machine has it, else the CPU) or any name torch knows.
+
+    Raises:
+        ValueError: torch does not know the name, or it names a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}; allowed are 'auto', 'cpu', 'cuda' and 'cuda:N'."
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but this machine has {torch.cuda.device_count()} usable "
+            "CUDA GPUs. Use 'auto' or 'cpu'."
+        )
+    return device
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model that MODEL.META_ARCHITECTURE names, built from `cfg`, on MODEL.DEVICE.
+
+    It loads no checkpoint (MODEL.WEIGHTS).
+
+    Raises:
+        KeyError: no such meta-architecture is registered; the message lists those that are.
+        ValueError: MODEL.DEVICE cannot be had.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = ", ".join(sorted(entry for entry, _ in META_ARCH_REGISTRY)) or "none"
+        raise KeyError(
+            f"MODEL.META_ARCHITECTURE {name!r} is not registered. Registered are: {known}."
+        )
+    device = resolve_device(cfg.MODEL.DEVICE)
+    model: nn.Module = META_ARCH_REGISTRY.get(name)(cfg)
+    model.to(device)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("built %s on %s: %d parameters, %d of them train", name, device, total, trained)
+    return model
