@@ -68,6 +68,6 @@ class ImageList:
         height, width = (-(-side // multiple) * multiple for side in (height, width))
 
         batch = tensors[0].new_full((len(tensors), *leading, height, width), pad_value)
-        for image, (h, w), padded in zip(tensors, sizes, batch, strict=True):
-            padded[..., :h, :w] = image
+        for i, (h, w) in enumerate(sizes):
+            batch[i, ..., :h, :w] = tensors[i]
         return ImageList(batch, sizes)

@@ -1,0 +1,95 @@
+"""Who may import what, and what importing CLOUDS may do."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SEAM = ROOT / "clouds" / "d2"
+
+# Slow to import and needed by a few functions only, which import them themselves.
+HEAVY = (
+    "cityscapesscripts",
+    "diffusers",
+    "matplotlib",
+    "open_clip",
+    "segment_anything",
+    "skimage",
+    "sklearn",
+    "tensorboard",
+    "timm",
+    "transformers",
+)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Top-level names of all packages that a module imports anywhere in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+        elif isinstance(node, ast.Call) and "import" in ast.unparse(node.func).lower():
+            names |= {
+                a.value
+                for a in node.args
+                if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            }
+    return {name.partition(".")[0] for name in names}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import detectron2",
+        "import detectron2.data as d",
+        "from detectron2.config import CfgNode",
+        "def f():\n    from detectron2 import engine",
+        "importlib.import_module('detectron2.layers')",
+        "__import__('detectron2')",
+    ],
+)
+def test_the_rule_sees_every_way_to_import(source):
+    assert "detectron2" in imported(ast.parse(source))
+
+
+def test_only_the_seam_imports_detectron2():
+    files = [p for folder in ("clouds", "tools") for p in (ROOT / folder).rglob("*.py")]
+    users = [p for p in files if "detectron2" in imported(ast.parse(p.read_text()))]
+    assert sorted(p.relative_to(ROOT) for p in users if SEAM not in p.parents) == []
+    assert any(SEAM in p.parents for p in users)
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CLOUDS_D2": "embedded"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+REPORT = f"import sys; print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
+
+ALL_MODULES = f"""
+import importlib, pkgutil, clouds
+for module in pkgutil.walk_packages(clouds.__path__, "clouds."):
+    if module.name != "clouds.d2.installed":
+        importlib.import_module(module.name)
+{REPORT}
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [f"import clouds; {REPORT}", f"import clouds.d2, clouds.config; {REPORT}", ALL_MODULES],
+    ids=["clouds", "seam and config", "every module"],
+)
+def test_importing_is_quiet_and_light(code):
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert (result.stdout, result.stderr) == ("loaded: []\n", "")
