@@ -1,0 +1,1 @@
+"""Matching of predictions with targets, and the losses."""

@@ -1,0 +1,76 @@
+"""Which query answers for which target: Hungarian matching (Mask2Former, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+Match = tuple[Tensor, Tensor]
+"""Query indices and target indices of the matched pairs of one image, int64 (M,) each."""
+
+
+@dataclass(frozen=True)
+class CostWeights:
+    """Weights of the class cost, the mask's binary cross-entropy and its dice cost."""
+
+    classes: float
+    mask: float
+    dice: float
+
+
+def matching_costs(
+    class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, weights: CostWeights
+) -> Tensor:
+    """The cost of giving each target to each query.
+
+    Args:
+        class_logits: (N, Q, C + 1)
+        mask_logits: at the sampled points (N, Q, P).
+        labels: (N, K) classes of the targets.
+        masks: at the same points (N, K, P), in [0, 1].
+
+    Returns:
+        (N, Q, K)
+    """
+    probability = class_logits.softmax(-1)
+    labels = labels[:, None].expand(-1, class_logits.shape[1], -1)
+    cost = -weights.classes * probability.gather(-1, labels)
+    overlap = mask_logits @ masks.mT
+    # BCE of a pair: sum softplus(x) - x t, over points.
+    entropy = F.softplus(mask_logits).sum(-1, keepdim=True) - overlap
+    cost = cost + weights.mask * entropy / mask_logits.shape[-1]
+    inside = mask_logits.sigmoid()
+    sizes = inside.sum(-1)[:, :, None] + masks.sum(-1)[:, None]
+    return cost + weights.dice * (1 - (2 * (inside @ masks.mT) + 1) / (sizes + 1))
+
+
+def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
+    """Solve every assignment of a step; the costs travel to the host once.
+
+    Args:
+        costs: (L, N, Q, K), of L predictions of N images, K the largest number of targets.
+        counts: how many targets each image has; columns behind them are padding.
+
+    Returns:
+        per prediction, per image, the pairs, on the host.
+
+    Raises:
+        FloatingPointError: a cost is not a number.
+    """
+    on_host = costs.float().cpu()
+    if not torch.isfinite(on_host).all():
+        raise FloatingPointError("The model's predictions hold NaN or infinity: nothing to match.")
+    return [
+        [_assign(image[:, :count]) for image, count in zip(layer, counts, strict=True)]
+        for layer in on_host
+    ]
+
+
+def _assign(cost: Tensor) -> Match:
+    queries, targets = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(queries), torch.from_numpy(targets)

@@ -1,0 +1,1 @@
+"""From class and mask predictions to label maps."""

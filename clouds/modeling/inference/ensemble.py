@@ -1,0 +1,64 @@
+"""The geometric ensemble of the head's classes with CLIP's own (FC-CLIP, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clouds.d2 import CfgNode
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """What `geometric_ensemble` needs beside logits.
+
+    Attributes:
+        seen: per class, whether it occurs in a training dataset.
+        alpha, beta: exponents of CLIP's probability for seen and for other classes.
+    """
+
+    seen: tuple[bool, ...]
+    alpha: float
+    beta: float
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> EnsembleOptions | None:
+        """The options, or None where the ensemble is off."""
+        options = cfg.MODEL.CLOUDS
+        if not options.GEOMETRIC_ENSEMBLE:
+            return None
+        from clouds.data.datasets import get_dataset
+
+        present = {c for name in cfg.DATASETS.TRAIN for c in get_dataset(name).classes_present}
+        seen = tuple(c in present for c in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
+        return cls(seen, options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA)
+
+
+
+def geometric_ensemble(
+    in_vocabulary: Tensor,
+    out_of_vocabulary: Tensor,
+    seen: Tensor,
+    alpha: float,
+    beta: float,
+) -> Tensor:
+    """Combine what was learned with what CLIP knows, per query and class.
+
+    Args:
+        in_vocabulary: the head's class logits (N, Q, C + 1), void last.
+        out_of_vocabulary: CLIP's zero-shot logits (N, Q, C + 1), void last.
+        seen: bool (C,), the classes that occur in training.
+        alpha: exponent of CLIP's probability for seen classes; the head's has 1 - alpha.
+        beta: the same for the others.
+
+    Returns:
+        (N, Q, C + 1) probabilities; void keeps the head's.
+    """
+    void = in_vocabulary.softmax(-1)[..., -1:]
+    exponent = torch.where(seen, alpha, beta)
+    # Sums of log-probabilities stay finite where products of probabilities underflow.
+    combined = (1 - exponent) * in_vocabulary[..., :-1].log_softmax(-1)
+    combined = combined + exponent * out_of_vocabulary[..., :-1].log_softmax(-1)
+    return torch.cat((combined.softmax(-1) * (1 - void), void), dim=-1)

@@ -1,0 +1,1 @@
+"""From queries and multi-scale features to classes and masks."""

@@ -1,0 +1,1 @@
+"""From backbone features to multi-scale features and per-pixel mask features."""

@@ -1,0 +1,118 @@
+"""Mask2Former's pixel decoder (Cheng et al., Masked-attention Mask Transformer, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clouds.d2 import ShapeSpec
+from clouds.modeling.pixel_decoder.encoder import DeformableTransformer
+
+GROUPS = 32
+MASK_STRIDE = 4
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias, then GroupNorm, a part of it under the name `norm`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        self.norm = nn.GroupNorm(GROUPS, out_channels)
+        nn.init.kaiming_uniform_(self.weight, a=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(super().forward(x))
+        return out
+
+
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Coarse backbone features through deformable attention, finer ones joined as in an FPN.
+
+    Args:
+        input_shape: name -> channels and stride of the backbone features it reads.
+        transformer_in_features: those of them that go through the transformer.
+        channels: width of the decoder.
+        mask_dim: channels of the mask features.
+        layers, heads, points, hidden, dropout: of the transformer.
+    """
+
+    def __init__(
+        self,
+        input_shape: Mapping[str, ShapeSpec],
+        *,
+        transformer_in_features: Sequence[str],
+        channels: int,
+        mask_dim: int,
+        layers: int,
+        heads: int,
+        points: int,
+        hidden: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        strides = {name: _stride(spec) for name, spec in input_shape.items()}
+        fine_to_coarse = sorted(transformer_in_features, key=strides.__getitem__)
+        self.transformer_features = fine_to_coarse[::-1]
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(_channels(input_shape[f]), channels, 1), _group_norm(channels))
+            for f in self.transformer_features
+        )
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        self.transformer = DeformableTransformer(
+            channels, hidden, len(fine_to_coarse), layers, heads, points, dropout
+        )
+        # One step of the pyramid per halving of the stride, down to that of the masks.
+        steps = int(math.log2(strides[fine_to_coarse[0]] // MASK_STRIDE))
+        by_stride = sorted(input_shape, key=strides.__getitem__)
+        self.fpn_features = by_stride[:steps][::-1]
+        for i, name in enumerate(by_stride[:steps], start=1):
+            self.add_module(f"adapter_{i}", ConvNorm(_channels(input_shape[name]), channels, 1))
+            self.add_module(f"layer_{i}", ConvNorm(channels, channels, 3))
+        self.mask_features = nn.Conv2d(channels, mask_dim, 1)
+        nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """
+        Args:
+            features: name -> (N, C, H / stride, W / stride)
+
+        Returns:
+            mask features (N, mask_dim, H / 4, W / 4), and the transformer's maps
+            (N, channels, H / s, W / s), coarse to fine.
+        """
+        maps = self.transformer(
+            [
+                projection(features[name])
+                for name, projection in zip(self.transformer_features, self.input_proj, strict=True)
+            ]
+        )
+        fine = maps[-1]
+        for i, name in zip(
+            range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True
+        ):
+            lateral = self.get_submodule(f"adapter_{i}")(features[name])
+            up = F.interpolate(fine, lateral.shape[-2:], mode="bilinear", align_corners=False)
+            fine = F.relu(self.get_submodule(f"layer_{i}")(lateral + up))
+        return self.mask_features(fine), maps
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels)
+
+
+def _channels(spec: ShapeSpec) -> int:
+    assert spec.channels is not None, "a backbone says how many channels its features have"
+    return spec.channels
+
+
+def _stride(spec: ShapeSpec) -> int:
+    assert spec.stride is not None, "a backbone says what stride its features have"
+    return spec.stride

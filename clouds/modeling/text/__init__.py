@@ -1,0 +1,1 @@
+"""From class names to a classifier, through CLIP's text encoder."""
