@@ -1,0 +1,24 @@
+"""The datasets: one table of rows, listed lazily, with labels turned to train ids on reading."""
+
+from __future__ import annotations
+
+from clouds.data.datasets.catalog import register_all
+from clouds.data.datasets.listing import Listing, forget_listings
+from clouds.data.datasets.spec import (
+    ROOT_VARIABLE,
+    DatasetSpec,
+    dataset_names,
+    dataset_root,
+    get_dataset,
+)
+
+__all__ = [
+    "ROOT_VARIABLE",
+    "DatasetSpec",
+    "Listing",
+    "dataset_names",
+    "dataset_root",
+    "forget_listings",
+    "get_dataset",
+    "register_all",
+]

@@ -1,0 +1,44 @@
+"""The table's datasets in the catalogs that Detectron2's tools look into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from clouds.d2 import DatasetCatalog, MetadataCatalog
+from clouds.data.datasets.spec import get_dataset
+from clouds.data.datasets.table import ROWS
+from clouds.data.label_space import CITYSCAPES_19, IGNORE
+
+
+def register_all() -> None:
+    """Register every row of the table; again is harmless. No file is looked at before it is asked.
+
+    An entry is a list of dicts with `file_name`, `sem_seg_file_name` (the dataset's own ids; read
+    it with `get_dataset(name).read_label`), `domain` and `dataset`.
+    """
+    for name in ROWS:
+        if name in DatasetCatalog:
+            continue
+        DatasetCatalog.register(name, _lister(name))
+        MetadataCatalog.get(name).set(
+            stuff_classes=list(CITYSCAPES_19.names),
+            stuff_colors=[list(color) for color in CITYSCAPES_19.palette],
+            ignore_label=IGNORE,
+            evaluator_type="sem_seg",
+        )
+
+
+def _lister(name: str) -> Callable[[], list[dict[str, Any]]]:
+    def samples() -> list[dict[str, Any]]:
+        return [
+            {
+                "file_name": str(record.image),
+                "domain": record.domain,
+                "dataset": record.dataset,
+                **({} if record.label is None else {"sem_seg_file_name": str(record.label)}),
+            }
+            for record in get_dataset(name).records()
+        ]
+
+    return samples

@@ -1,0 +1,1 @@
+"""One record -> one sample; a file for each kind of record."""

@@ -1,0 +1,38 @@
+"""A label map -> one binary mask per class: what mask classification trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The classes in one image.
+
+    Attributes:
+        labels: int64 (K,), train ids, ascending.
+        masks: bool (K, H, W), where each of them is.
+    """
+
+    labels: torch.Tensor
+    masks: torch.Tensor
+
+
+def masks_from_label(sem_seg: torch.Tensor, ignore: int = 255) -> Targets:
+    """Split a label map into binary masks (Mask2Former's targets of semantic segmentation).
+
+    Args:
+        sem_seg: (H, W), uint8 or wider integers, values 0..255.
+        ignore: the value that is in no mask.
+
+    Returns:
+        One mask per class present, on the device of `sem_seg`; K = 0 and masks (0, H, W) when
+        every pixel is ignored.
+    """
+    assert sem_seg.ndim == 2, f"expected (H, W), got {tuple(sem_seg.shape)}"
+    labels = torch.bincount(sem_seg.flatten(), minlength=256).nonzero().squeeze(1)
+    labels = labels[labels != ignore]
+    masks = sem_seg == labels.to(sem_seg.dtype)[:, None, None]
+    return Targets(labels, masks)
