@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from clouds.config.check import ConfigError, problems
 from clouds.config.defaults import KEYS, Key, add_clouds_config, get_cfg
+from clouds.config.load import load_config
 
-__all__ = ["KEYS", "Key", "add_clouds_config", "get_cfg"]
+__all__ = [
+    "KEYS",
+    "ConfigError",
+    "Key",
+    "add_clouds_config",
+    "get_cfg",
+    "load_config",
+    "problems",
+]

@@ -12,42 +12,50 @@ from typing import Any
 
 from clouds.d2 import CfgNode
 
-Rule = Callable[[Any], "str | None"]
-"""Takes a value; returns None when it is allowed, else what is allowed, in words."""
+
+@dataclass(frozen=True)
+class Rule:
+    """What values are allowed.
+
+    Attributes:
+        words: the same as `holds`, in words, after "allowed is"; empty: whatever the type allows.
+        holds: whether a value of the right type is allowed.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
 
 
 def one_of(*allowed: object) -> Rule:
-    words = "one of " + ", ".join(repr(a) for a in allowed)
-    return lambda value: None if value in allowed else words
+    """One of these."""
+    return Rule(f"one of {', '.join(map(repr, allowed))}", lambda value: value in allowed)
 
 
 def at_least(low: float) -> Rule:
-    return lambda value: None if value >= low else f"at least {low}"
+    """A number not below `low`."""
+    return Rule(f"at least {low}", lambda value: value >= low)
 
 
 def above(low: float) -> Rule:
-    return lambda value: None if value > low else f"greater than {low}"
+    """A number greater than `low`."""
+    return Rule(f"greater than {low}", lambda value: value > low)
 
 
 def within(low: float, high: float) -> Rule:
-    return lambda value: None if low <= value <= high else f"between {low} and {high}"
+    """A number from `low` to `high`, both included."""
+    return Rule(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
-def three_numbers(value: Any) -> str | None:
-    return None if len(value) == 3 else "three numbers, red green blue"
-
-
-def positive_pair(value: Any) -> str | None:
-    ok = len(value) == 2 and all(v > 0 for v in value)
-    return None if ok else "two numbers greater than 0"
-
-
-def not_empty(value: Any) -> str | None:
-    return None if len(value) else "not empty"
-
-
-def anything(value: Any) -> str | None:
-    return None
+three_numbers = Rule("three numbers, red green blue", lambda value: len(value) == 3)
+three_positive = Rule(
+    "three numbers greater than 0, red green blue",
+    lambda value: len(value) == 3 and all(v > 0 for v in value),
+)
+positive_pair = Rule(
+    "two numbers greater than 0", lambda value: len(value) == 2 and all(v > 0 for v in value)
+)
+not_empty = Rule("not empty", lambda value: len(value) > 0)
+anything = Rule("", lambda value: True)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ KEYS: tuple[Key, ...] = (
         "MODEL.PIXEL_STD",
         [68.5005327, 66.6321579, 70.32316305],
         "Divides the image after the mean is taken, RGB, on the 0-255 scale (CLIP's own).",
-        three_numbers,
+        three_positive,
     ),
     Key("MODEL.BACKBONE.NAME", "CLIP", "Registered name of the backbone.", not_empty),
     Key("MODEL.BACKBONE.FREEZE", True, "Keep the backbone as it is; False trains it too."),

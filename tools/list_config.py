@@ -1,0 +1,44 @@
+"""Print every configuration key: default, meaning, allowed values."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import textwrap
+
+from tabulate import tabulate
+
+from clouds.config import KEYS
+from clouds.config.values import expected
+
+HEADERS = ("key", "default", "allowed", "meaning")
+
+
+def rows(pattern: str) -> list[tuple[str, str, str, str]]:
+    """One row per key whose name contains `pattern`, whatever the case."""
+    return [
+        (key.name, repr(key.default), key.rule.words or expected(key), key.doc)
+        for key in KEYS
+        if pattern.lower() in key.name.lower()
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="", help="only keys that contain this text")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    args = parser.parse_args()
+    table = rows(args.pattern)
+    if args.markdown:
+        table = [(f"`{name}`", f"`{default}`", *rest) for name, default, *rest in table]
+        print(tabulate([[c.replace("|", "\\|") for c in r] for r in table], HEADERS, "github"))
+        return
+    width = shutil.get_terminal_size().columns
+    for name, default, allowed, doc in table:
+        print(f"{name}\n    default: {default}    allowed: {allowed}")
+        print(textwrap.fill(doc, max(width, 40), initial_indent="    ", subsequent_indent="    "))
+
+
+if __name__ == "__main__":
+    main()
