@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import io
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from dataset_files import picture, save, save_palette, save_synthia
+from PIL import Image
+
+from clouds.data.reading import read_image, read_label, read_size
+
+ORIENTATION = 0x0112
+
+
+def smooth(height: int = 40, width: int = 60) -> np.ndarray:
+    """A picture that lossy compression hardly changes."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 4, y * 5, (x + y) * 2], axis=-1).astype(np.uint8)
+
+
+def far(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_color_png_exactly(tmp_path):
+    colors = picture(0)
+    read = read_image(save(tmp_path / "a.png", colors))
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, colors)
+
+
+def test_jpeg_in_the_order_red_green_blue(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).save(path, quality=98)
+    assert far(read_image(path), smooth()) < 12
+
+
+def test_grey_png(tmp_path):
+    grey = picture(0)[..., 0]
+    read = read_image(save(tmp_path / "a.png", grey))
+    assert np.array_equal(read, np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_palette_png_becomes_its_colors(tmp_path):
+    colors = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 7]], np.uint8)
+    ids = np.random.default_rng(0).integers(0, 3, (9, 11)).astype(np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette(colors.tobytes())
+    image.save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), colors[ids])
+
+
+@pytest.mark.parametrize("extra", ["RGBA", "LA"])
+def test_alpha_is_dropped(tmp_path, extra):
+    colors = picture(0)
+    if extra == "LA":
+        colors = np.repeat(colors[..., :1], 3, axis=2)
+    image = Image.fromarray(colors)
+    image = image.convert("L").convert("LA") if extra == "LA" else image.convert("RGBA")
+    image.putalpha(Image.fromarray(picture(1)[..., 0]))
+    image.save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == extra
+    assert np.array_equal(read_image(tmp_path / "a.png"), colors)
+
+
+def test_sixteen_bit_png_keeps_the_high_byte(tmp_path):
+    colors = picture(0)
+    deep = colors[..., ::-1].astype(np.uint16) * 256 + 99
+    assert cv2.imwrite(str(tmp_path / "a.png"), deep)
+    assert far(read_image(tmp_path / "a.png"), colors) <= 1
+
+
+def test_cmyk_jpeg(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
+    assert Image.open(path).mode == "CMYK"
+    assert far(read_image(path), smooth()) < 12
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    # how a viewer undoes each of the eight, from the EXIF standard
+    stored = smooth()
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.transpose(1, 0, 2),
+        6: np.rot90(stored, -1),
+        7: stored.transpose(1, 0, 2)[::-1, ::-1],
+        8: np.rot90(stored, 1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(stored).save(path, exif=exif, quality=98)
+    assert far(read_image(path), upright) < 12
+    assert read_size(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "tiff"])
+def test_other_formats(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth()).save(path, quality=98)
+    assert far(read_image(path), smooth()) < 20
+
+
+def test_zeros_after_the_end_of_a_jpeg_are_harmless(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).save(path, quality=98)
+    path.write_bytes(path.read_bytes() + bytes(64))
+    assert far(read_image(path), smooth()) < 12
+
+
+# ---------------------------------------------------------------- labels
+
+
+def test_grey_label(tmp_path):
+    ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    read = read_label(save(tmp_path / "a.png", ids))
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, ids)
+
+
+@pytest.mark.parametrize("colors", [2, 16, 256])
+def test_palette_label_keeps_its_indices(tmp_path, colors):
+    # 2 and 16 colors are packed several to a byte
+    ids = np.random.default_rng(0).integers(0, colors, (13, 17)).astype(np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette(np.random.default_rng(1).integers(0, 256, colors * 3, np.uint8).tobytes())
+    image.save(tmp_path / "a.png", bits={2: 1, 16: 4, 256: 8}[colors])
+    assert np.array_equal(read_label(tmp_path / "a.png"), ids)
+
+
+def test_synthia_label_is_the_red_channel_of_sixteen_bits(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 23, (21, 30)).astype(np.uint8)
+    path = save_synthia(tmp_path / "a.png", ids)
+    assert np.array_equal(read_label(path, "red"), ids)
+
+
+def test_red_of_four_channels(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 23, (21, 30)).astype(np.uint16)
+    other = np.full_like(ids, 500)
+    cv2.imwrite(str(tmp_path / "a.png"), np.stack([other, other + 1, ids, other + 2], axis=-1))
+    assert np.array_equal(read_label(tmp_path / "a.png", "red"), ids)
+
+
+def test_sixteen_bit_grey_label_is_not_cut(tmp_path):
+    ids = np.array([[0, 255, 256, 24001]], np.uint16)
+    assert cv2.imwrite(str(tmp_path / "a.png"), ids)
+    assert read_label(tmp_path / "a.png").tolist() == ids.tolist()
+    assert read_label(tmp_path / "a.png", "red").tolist() == ids.tolist()
+
+
+def test_label_with_the_same_id_in_all_channels(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 19, (6, 7)).astype(np.uint8)
+    path = save(tmp_path / "a.png", np.repeat(ids[..., None], 3, axis=2))
+    assert np.array_equal(read_label(path), ids)
+
+
+def test_color_picture_where_a_label_is_expected(tmp_path):
+    path = save(tmp_path / "a_color.png", picture(0))
+    with pytest.raises(ValueError, match=r"a_color\.png.*color picture.*file with the ids"):
+        read_label(path)
+
+
+def test_lossy_label(tmp_path):
+    path = save(tmp_path / "a.jpg", np.zeros((8, 8), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.jpg.*lossless"):
+        read_label(path)
+
+
+# ---------------------------------------------------------------- what is not there, or broken
+
+
+def encoded(format_: str, array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format_)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("reader", [read_image, read_label, read_size])
+def test_missing_file(tmp_path, reader):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        reader(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("reader", [read_image, read_label, read_size])
+@pytest.mark.parametrize(
+    "content", [b"", b"this is a text file, not a picture\n" * 20, b"\x89PNG\r\n\x1a\n"]
+)
+def test_no_image(tmp_path, reader, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
+        reader(path)
+
+
+def test_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match="empty"):
+        read_image(tmp_path / "a.png")
+
+
+def test_folder_with_the_name_of_an_image(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(ValueError, match=r"a\.png.*folder"):
+        read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_truncated_image(tmp_path, format_, share):
+    data = encoded(format_, picture(0, (64, 64)))
+    path = tmp_path / "torn.img"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"torn\.img: cannot be read.*again"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "synthia"])
+@pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
+def test_truncated_label(tmp_path, kind, share):
+    ids = np.random.default_rng(0).integers(0, 23, (64, 64)).astype(np.uint8)
+    whole = {"grey": save, "palette": save_palette, "synthia": save_synthia}[kind]
+    data = whole(tmp_path / "whole.png", ids).read_bytes()
+    path = tmp_path / "torn.png"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"torn\.png: cannot be read"):
+        read_label(path, "red" if kind == "synthia" else "index")
+
+
+@pytest.mark.parametrize("reader", [read_image, read_label])
+def test_damaged_png(tmp_path, reader):
+    data = bytearray(encoded("PNG", picture(0, (64, 64))[..., 0]))
+    middle = len(data) // 2
+    data[middle : middle + 40] = bytes(40)
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
+        reader(tmp_path / "a.png")
+
+
+def test_size_comes_from_the_header_alone(tmp_path):
+    data = encoded("PNG", picture(0, (64, 50)))
+    (tmp_path / "a.png").write_bytes(data[:300])
+    assert read_size(tmp_path / "a.png") == (64, 50)
+
+
+def test_nothing_is_logged_for_a_sound_file(tmp_path, caplog):
+    with caplog.at_level(logging.DEBUG, logger="clouds"):
+        read_image(save(tmp_path / "a.png", picture(0)))
+    assert not caplog.records
