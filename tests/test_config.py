@@ -122,6 +122,14 @@ def test_anchors_and_merge_keys(tmp_path):
     assert (cfg.SOLVER.MAX_ITER, cfg.TEST.SLIDE.CROP_SIZE, cfg.TEST.SHORT_SIDE) == (3, 64, 64)
 
 
+SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=[str(p.relative_to(ROOT)) for p in SHIPPED])
+def test_every_config_of_the_project_loads(path):
+    load_config(path)
+
+
 # ------------------------------------------------------------------------------- value types
 @pytest.mark.parametrize(
     ("name", "written", "expected"),

@@ -280,6 +280,22 @@ def test_dataset_catalog_errors():
         DatasetCatalog.remove("conf_unknown")
 
 
+def test_our_datasets_are_registered_once_and_not_looked_at(monkeypatch):
+    from clouds.data.datasets import register_all
+
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/no/such/folder")
+    register_all()
+    names = DatasetCatalog.list()
+    register_all()
+    assert DatasetCatalog.list() == names
+    assert {"gta5", "synthia", "cityscapes_val", "bdd_val", "mapillary_val"} <= set(names)
+    meta = MetadataCatalog.get("cityscapes_val")
+    assert (meta.stuff_classes[0], meta.stuff_colors[0]) == ("road", [128, 64, 128])
+    assert meta.ignore_label == 255
+    with pytest.raises(FileNotFoundError, match="/no/such/folder"):
+        DatasetCatalog.get("cityscapes_val")
+
+
 def test_metadata_is_one_object_per_name():
     first = MetadataCatalog.get("conf_meta")
     assert first.name == "conf_meta"

@@ -1,4 +1,5 @@
-"""The conformance suite, once with the embedded nouns and once with Detectron2's.
+"""The conformance suite, once with the embedded nouns and once with Detectron2's; then CLOUDS
+inside Detectron2.
 
 Detectron2 is either installed, or its plain source is named by DETECTRON2_SOURCE (a path, or
 several as in PYTHONPATH). Its C++ part need not be compiled, but what it imports must be there:
@@ -46,4 +47,10 @@ def test_embedded() -> None:
 def test_detectron2() -> None:
     require_detectron2()
     result = run_suite("detectron2")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_clouds_inside_detectron2() -> None:
+    require_detectron2()
+    result = run_suite("detectron2", "integration.py")
     assert result.returncode == 0, result.stdout + result.stderr
