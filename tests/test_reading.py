@@ -226,6 +226,16 @@ def test_truncated_image(tmp_path, format_, share):
         read_image(path)
 
 
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_truncated_image_where_opencv_fills_up_what_is_missing(tmp_path, format_, monkeypatch):
+    # as its versions before 5 do
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: picture(0, (64, 64)))
+    path = tmp_path / "torn.img"
+    path.write_bytes(encoded(format_, picture(0, (64, 64)))[:-500])
+    with pytest.raises(ValueError, match=r"torn\.img: cannot be read"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("kind", ["grey", "palette", "synthia"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
 def test_truncated_label(tmp_path, kind, share):

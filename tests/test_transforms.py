@@ -62,15 +62,18 @@ def test_shrinking_by_no_whole_factor_agrees_with_pillow():
     assert np.abs(resize_image(image, (55, 73)).astype(int) - expected).mean() < 2
 
 
-@pytest.mark.parametrize("size", [(48, 64), (61, 91), (23, 31), (20, 25)])
+@pytest.mark.parametrize("size", [(48, 64), (61, 91), (23, 31), (37, 47)])
 def test_label_pixels_take_the_id_at_their_centre(size):
     label = noise(40, 50)[..., 0]
-    rows = ((np.arange(size[0]) + 0.5) * 40 / size[0]).astype(int)
-    columns = ((np.arange(size[1]) + 0.5) * 50 / size[1]).astype(int)
     resized = resize_label(label, size)
     assert resized.shape == size
+    # centres in units of 1 / (2 n) source pixels, so that this is exact
+    rows, columns = ((2 * np.arange(n) + 1) * m for n, m in zip(size, (40, 50), strict=True))
+    expected = label[rows // (2 * size[0])][:, columns // (2 * size[1])]
     # a centre that falls on the border of two pixels may take either
-    assert (resized == label[rows][:, columns]).mean() > 0.98
+    clear = (rows % (2 * size[0]) != 0)[:, None] & (columns % (2 * size[1]) != 0)
+    assert clear.any()
+    assert np.array_equal(resized[clear], expected[clear])
 
 
 def test_same_size_is_left_alone():
