@@ -201,7 +201,11 @@ def clean_weights(path: Path, weights: Mapping[str, Any]) -> dict[str, torch.Ten
 
 @contextlib.contextmanager
 def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that appears under its name only when all of it is on disk."""
+    """Open a file for writing that appears under its name only when all of it is on disk.
+
+    Its folder is made if there is none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     try:
         with partial.open(mode) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
@@ -125,7 +126,10 @@ class Trainer:
         """The model, in DistributedDataParallel when there are several processes."""
         if distributed.world_size() == 1:
             return self.model
-        return DistributedDataParallel(self.model, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def build_checkpointer(self, cfg: CfgNode) -> Checkpointer:
         """A checkpointer of model, optimizer, schedule and loss scale; `cfg` goes into the file."""

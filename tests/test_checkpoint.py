@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from engine_toy import Toy, toy_config
+from torch import nn
+
+from clouds.engine import checkpoint as checkpoint_module
+from clouds.engine.checkpoint import (
+    Checkpointer,
+    PeriodicCheckpointer,
+    changed_keys,
+    read_checkpoint,
+)
+
+
+class Counter:
+    """A checkpointable that holds one number."""
+
+    def __init__(self, value=0):
+        self.value = value
+
+    def state_dict(self):
+        return {"value": self.value}
+
+    def load_state_dict(self, state):
+        self.value = state["value"]
+
+
+class RunsCode:
+    """A pickle of it makes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def other_model(seed=1):
+    torch.manual_seed(seed)
+    model = Toy()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model
+
+
+def same_weights(first, second):
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_round_trip(tmp_path):
+    model, counter = other_model(), Counter(5)
+    saver = Checkpointer(
+        model, str(tmp_path), provenance={"version": "1"}, optimizer=Counter(3), teacher=counter
+    )
+    saver.save("model_0000009", iteration=9)
+    content = torch.load(tmp_path / "model_0000009.pth", weights_only=True)
+    assert set(content) == {"model", "optimizer", "teacher", "clouds", "iteration"}
+    assert content["clouds"] == {"version": "1"}
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000009.pth"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000009.pth"]
+
+    restored, counters = Toy(), {"optimizer": Counter(), "teacher": Counter()}
+    rest = Checkpointer(restored, str(tmp_path), **counters).resume()
+    assert rest == {"clouds": {"version": "1"}, "iteration": 9}
+    assert same_weights(restored, model)
+    assert (counters["optimizer"].value, counters["teacher"].value) == (3, 5)
+
+
+def test_weights_alone_leave_the_rest_as_it_is(tmp_path):
+    Checkpointer(other_model(), str(tmp_path), optimizer=Counter(3)).save("a", iteration=9)
+    model, optimizer = Toy(), Counter(7)
+    Checkpointer(model, optimizer=optimizer).load_weights(str(tmp_path / "a.pth"))
+    assert same_weights(model, other_model())
+    assert optimizer.value == 7
+
+
+def test_nothing_is_saved_by_other_processes(tmp_path):
+    saver = Checkpointer(Toy(), str(tmp_path), save_to_disk=False)
+    PeriodicCheckpointer(saver, period=1, max_to_keep=1).step(0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    saver = Checkpointer(other_model(), str(tmp_path))
+    saver.save("model_final", iteration=1)
+    before = (tmp_path / "model_final.pth").read_bytes()
+
+    def full_disk(content, file):
+        file.write(b"half a checkpo")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        saver.save("model_final", iteration=2)
+    assert (tmp_path / "model_final.pth").read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
+
+
+def test_only_the_newest_stay_and_a_resumed_run_counts_the_old(tmp_path):
+    def names():
+        return sorted(path.stem for path in tmp_path.glob("*.pth"))
+
+    saver = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    saver.save("model_final", iteration=99)
+    periodic = PeriodicCheckpointer(saver, period=2, max_to_keep=2)
+    for iteration in range(6):
+        periodic.step(iteration)
+    assert names() == ["model_0000003", "model_0000005", "model_final"]
+    resumed = PeriodicCheckpointer(saver, period=2, max_to_keep=2)
+    resumed.adopt_existing()
+    for iteration in range(6, 8):
+        resumed.step(iteration)
+    assert names() == ["model_0000005", "model_0000007", "model_final"]
+
+
+WAYS_TO_WRITE = {
+    "in 'model'": lambda w, p: torch.save({"model": w, "iteration": 1}, p),
+    "in 'state_dict'": lambda w, p: torch.save({"state_dict": w, "epoch": 1}, p),
+    "plain": lambda w, p: torch.save(w, p),
+    "module.": lambda w, p: torch.save({f"module.{k}": v for k, v in w.items()}, p),
+    "old format": lambda w, p: torch.save(w, p, _use_new_zipfile_serialization=False),
+    "safetensors": lambda w, p: safetensors.torch.save_file(w, p),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WRITE)
+def test_what_can_be_read(tmp_path, way):
+    path = tmp_path / ("w.safetensors" if way == "safetensors" else "w.pth")
+    weights = dict(other_model().state_dict())
+    WAYS_TO_WRITE[way](weights, path)
+    model = Toy()
+    Checkpointer(model).load_weights(str(path))
+    assert same_weights(model, other_model())
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path):
+    weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    torch.save(weights, tmp_path / "w.pth")
+    assert set(read_checkpoint(tmp_path / "w.pth")["model"]) == {"module.a", "b"}
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth' does not exist"):
+        Checkpointer(Toy()).load_weights(str(tmp_path / "none.pth"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors"])
+def test_truncated_file(tmp_path, kind, share):
+    path = tmp_path / f"w.{kind}"
+    way = {"pth": "in 'model'", "old.pth": "old format", "safetensors": "safetensors"}[kind]
+    WAYS_TO_WRITE[way](dict(Toy().state_dict()), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(ValueError, match=r"w\..*(truncated|refused)"):
+        Checkpointer(Toy()).load_weights(str(path))
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", bytes(range(256)) * 20])
+def test_a_file_of_something_else(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pth.*cannot be read"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("way", ["in a checkpoint", "plain pickle"])
+def test_code_is_refused_and_not_run(tmp_path, way):
+    path, trace = tmp_path / "evil.pth", tmp_path / "ran"
+    content = {"model": Toy().state_dict(), "extra": RunsCode(trace)}
+    if way == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=r"evil\.pth.*could run code"):
+        read_checkpoint(path)
+    assert not trace.exists()
+    # The trap is a real one: an unguarded load springs it.
+    torch.save(content, path)
+    torch.load(path, weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": "text"}}])
+def test_no_weights_in_it(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth.*(holds a list|holds no weights)"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_arrays_count_as_weights(tmp_path):
+    weights = checkpoint_module.clean_weights(Path("w"), {"a": np.ones(2, np.float32)})
+    assert torch.equal(weights["a"], torch.ones(2))
+
+
+def weights_of_another_model(path):
+    weights = dict(other_model().state_dict())
+    weights["conv.weight"] = torch.zeros(9, 4, 3, 3)
+    del weights["query.weight"]
+    weights |= {f"teacher.layer{number}.weight": torch.zeros(1) for number in range(40)}
+    torch.save(weights, path)
+
+
+def test_another_model_stops_with_a_report_of_one_screen(tmp_path):
+    path = tmp_path / "w.pth"
+    weights_of_another_model(path)
+    model = Toy()
+    with pytest.raises(ValueError, match="not this model's") as error:
+        Checkpointer(model).load_weights(str(path))
+    text = str(error.value)
+    assert "5 of the model's 7 tensors match" in text
+    assert "only in the model (1):\n    query.weight" in text
+    assert "conv.weight: (9, 4, 3, 3) in the file, (8, 4, 3, 3) here" in text
+    assert "only in the file (40):" in text
+    assert "… and 34 more" in text
+    assert "MODEL.WEIGHTS_PARTIAL True" in text
+    assert len(text.splitlines()) <= 24
+    assert same_weights(model, Toy())  # untouched
+
+
+def test_another_model_loads_in_part_when_told_to(tmp_path, caplog):
+    path = tmp_path / "w.pth"
+    weights_of_another_model(path)
+    model = Toy()
+    Checkpointer(model, partial=True).load_weights(str(path))
+    loaded, fresh, there = model.state_dict(), Toy().state_dict(), other_model().state_dict()
+    for name in loaded:
+        source = fresh if name in ("conv.weight", "query.weight") else there
+        assert torch.equal(loaded[name], source[name])
+    assert "5 of the model's 7 tensors match" in caplog.text
+
+
+def test_nothing_in_common_stops_in_any_case(tmp_path):
+    torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="Nothing of it fits"):
+        Checkpointer(Toy(), partial=True).load_weights(str(tmp_path / "w.pth"))
+
+
+def test_resuming_is_never_partial(tmp_path):
+    Checkpointer(nn.Linear(1, 1), str(tmp_path)).save("a", iteration=1)
+    checkpointer = Checkpointer(nn.Linear(2, 1), str(tmp_path), partial=True)
+    with pytest.raises(ValueError, match="not this model's"):
+        checkpointer.resume()
+    assert checkpointer.partial
+
+
+def test_weights_beyond_the_model_are_told_and_load(tmp_path, caplog):
+    torch.save({**other_model().state_dict(), "extra": torch.ones(1)}, tmp_path / "w.pth")
+    model = Toy()
+    Checkpointer(model).load_weights(str(tmp_path / "w.pth"))
+    assert same_weights(model, other_model())
+    assert "only in the file (1):\n    extra" in caplog.text
+
+
+def test_resume_without_a_checkpoint(tmp_path):
+    assert Checkpointer(Toy(), str(tmp_path)).resume() is None
+
+
+def test_resume_from_a_file_that_is_gone(tmp_path):
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    with pytest.raises(FileNotFoundError, match=r"last_checkpoint' names 'model_0000001\.pth'"):
+        Checkpointer(Toy(), str(tmp_path)).resume()
+
+
+def test_resume_from_bare_weights(tmp_path):
+    torch.save(Toy().state_dict(), tmp_path / "w.pth")
+    (tmp_path / "last_checkpoint").write_text("w.pth")
+    with pytest.raises(ValueError, match=r"no entry 'iteration'.*MODEL\.WEIGHTS"):
+        Checkpointer(Toy(), str(tmp_path)).resume()
+
+
+def test_a_checkpointable_that_the_file_lacks_is_told(tmp_path, caplog):
+    Checkpointer(Toy(), str(tmp_path)).save("a", iteration=1)
+    teacher = Counter(4)
+    Checkpointer(Toy(), str(tmp_path), teacher=teacher).resume()
+    assert teacher.value == 4
+    assert "no state of 'teacher'" in caplog.text
+
+
+def test_changes_that_matter_are_listed():
+    then = toy_config("a", "SEED", "1", "MODEL.DEVICE", "cpu", "TEST.SHORT_SIDE", "512")
+    now = toy_config("b", "SEED", "2", "SOLVER.IMS_PER_BATCH", "8", "INPUT.CROP.SIZE", "(64, 64)")
+    assert changed_keys(then.dump(), now) == [
+        "INPUT.CROP.SIZE: [768, 768] -> [64, 64]",
+        "SEED: 1 -> 2",
+        "SOLVER.IMS_PER_BATCH: 4 -> 8",
+    ]
+    assert changed_keys(now.dump(), now) == []

@@ -1,0 +1,208 @@
+"""Train a model and evaluate it, or only evaluate it.
+
+python tools/train_net.py --config-file configs/warmup/gta_convnext_large.yaml
+python tools/train_net.py --config-file … --resume
+python tools/train_net.py --config-file … --eval-only MODEL.WEIGHTS output/model_final.pth
+python tools/train_net.py --config-file … --num-gpus 8 SOLVER.BASE_LR 2e-5
+torchrun --nproc-per-node 8 tools/train_net.py --config-file …
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clouds.d2 import CfgNode
+
+# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+
+logger = logging.getLogger("clouds.train_net")
+
+USER_ERROR = 2
+DIVERGED = 3
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, with Detectron2's flags."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs on each machine; with `MODEL.DEVICE cpu`, CPU processes",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="tcp://HOST:PORT of machine 0, where processes meet; auto: a free port here",
+    )
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config overrides, after all flags: SOLVER.BASE_LR 1e-4 OUTPUT_DIR output/a",
+    )
+    args = parser.parse_args(argv)
+    flags = [word for word in args.opts if word.startswith("--")]
+    if flags:
+        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")
+    if not args.config_file:
+        parser.error("--config-file is needed, e.g. configs/demo/warmup.yaml")
+    return args
+
+
+@contextmanager
+def user_errors_in_one_line() -> Iterator[None]:
+    """Turn an error that this project raises about its input into a message and exit status 2.
+
+    What other packages raise, and other kinds of error, are not input errors and pass with their
+    traceback. The log file gets the traceback in either case.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        raised_in = str(frames[-1][0].f_globals.get("__name__", ""))
+        if raised_in.split(".")[0] not in ("clouds", __name__):
+            raise
+        logger.debug("stopped by an error in the input", exc_info=True)
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        sys.stderr.write(f"error: {text}\n")
+        raise SystemExit(USER_ERROR) from error
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, read the config, and run in as many processes as asked for."""
+    args = parse(argv)
+    with user_errors_in_one_line():
+        from clouds.config import load_config
+        from clouds.engine.distributed import check_launch, launch
+
+        cfg = load_config(args.config_file, args.opts)
+        how = {
+            "num_gpus": args.num_gpus,
+            "num_machines": args.num_machines,
+            "machine_rank": args.machine_rank,
+            "dist_url": args.dist_url,
+            "device": cfg.MODEL.DEVICE,
+        }
+        check_launch(**how)
+    command = shlex.join([sys.argv[0], *argv])
+    launch(run, (cfg, args.resume, args.eval_only, command), **how)
+
+
+def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
+    """What each process does."""
+    with user_errors_in_one_line():
+        setup(cfg, command, keep_config=eval_only)
+    if eval_only:
+        evaluate(cfg, resume)
+    else:
+        train(cfg, resume)
+
+
+def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
+    """Open the output folder: log, versions, and the config unless that of training is to stay."""
+    from clouds.d2 import resolve_device
+    from clouds.engine import distributed, environment
+
+    device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+    environment.check_writable(cfg.OUTPUT_DIR)
+    environment.setup_logging(cfg.OUTPUT_DIR, distributed.rank())
+    logger.info("%s", environment.banner(device, distributed.world_size()))
+    logger.info("%s", command)
+    if distributed.is_main() and not keep_config:
+        environment.dump_config(cfg, Path(cfg.OUTPUT_DIR, "config.yaml"), command)
+
+
+def train(cfg: CfgNode, resume: bool) -> None:
+    """Train, with an evaluation at the end; leave with a status that says what broke it off."""
+    from clouds.engine import Diverged, Interrupted, Trainer
+
+    with user_errors_in_one_line():
+        trainer = Trainer(cfg)
+        trainer.prepare(resume)
+    try:
+        trainer.train()
+    except Interrupted as request:
+        log_once(logging.WARNING, str(request))
+        raise SystemExit(128 + request.signal_number) from None
+    except Diverged as error:
+        log_once(logging.ERROR, str(error))
+        raise SystemExit(DIVERGED) from None
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> None:
+    """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
+    import torch
+
+    from clouds.d2 import resolve_device
+    from clouds.engine import distributed
+    from clouds.engine.loop import autocast
+    from clouds.engine.trainer import on_device
+    from clouds.evaluation import evaluate as evaluate_model
+
+    with user_errors_in_one_line():
+        device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+        cfg = on_device(cfg, device)
+        model = load_model(cfg, resume)
+        with torch.no_grad(), autocast(cfg, device):
+            evaluate_model(cfg, model)
+
+
+def load_model(cfg: CfgNode, resume: bool) -> nn.Module:
+    """The config's model with the weights to evaluate."""
+    from clouds.building import build_seeded
+    from clouds.engine import Checkpointer
+
+    model = build_seeded(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    weights = cfg.MODEL.WEIGHTS
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    if weights:
+        checkpointer.load_weights(weights)
+    else:
+        log_once(
+            logging.WARNING,
+            "MODEL.WEIGHTS is empty: what is evaluated now are RANDOM weights. Name a checkpoint "
+            "with MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
+        )
+    return model.eval()
+
+
+def log_once(level: int, message: str) -> None:
+    """Log on the main process alone what all processes would say."""
+    from clouds.engine import distributed
+
+    if distributed.is_main():
+        logger.log(level, "%s", message)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
