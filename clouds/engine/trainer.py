@@ -251,6 +251,17 @@ class Trainer:
 
     def run(self) -> None:
         """Do the iterations."""
+        groups = ", ".join(
+            f"{g['name']} {len(g['params'])} (lr {base:g}, weight decay {g['weight_decay']:g})"
+            for g, base in zip(self.optimizer.param_groups, self.schedule.base_rates, strict=True)
+        )
+        logger.info(
+            "iterations %d to %d in batches of %d; parameter tensors that train: %s",
+            self.start,
+            self.max_iter,
+            self.batch_size,
+            groups,
+        )
         batches = iter(self.loader(self.start))
         for iteration in range(self.start, self.max_iter):
             for hook in self.hooks:
