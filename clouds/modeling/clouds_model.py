@@ -82,9 +82,6 @@ class CLOUDS(nn.Module):
         self.masks_at_once = masks_at_once
         self.ensemble = ensemble
         self.text_classifier = TextClassifier(synonyms)
-        self.register_load_state_dict_post_hook(
-            lambda module, _: module.text_classifier.reset()  # of the weights before
-        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -104,6 +101,11 @@ class CLOUDS(nn.Module):
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": EnsembleOptions.from_config(cfg),
         }
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every module; the text features of the weights before are forgotten."""
+        self.text_classifier.reset()
+        return super().load_state_dict(*args, **kwargs)
 
     @property
     def device(self) -> torch.device:
@@ -144,9 +146,7 @@ class CLOUDS(nn.Module):
 
         `batch` is that of `forward` in evaluation. The model should be in evaluation mode.
         """
-        return [
-            class_map(scores, _output_size(sample)) for scores, sample in self._scores(batch)
-        ]
+        return [class_map(scores, _output_size(sample)) for scores, sample in self._scores(batch)]
 
     def _scores(self, batch: Sequence[Sample]) -> Iterator[tuple[Tensor, Sample]]:
         """Per image the scores (C, H, W) at its own size."""
@@ -157,7 +157,10 @@ class CLOUDS(nn.Module):
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         for i, sample in enumerate(batch):
             scores = semantic_scores(
-                probabilities[i, :, :-1], mask_logits[i], padded, images.image_sizes[i],
+                probabilities[i, :, :-1],
+                mask_logits[i],
+                padded,
+                images.image_sizes[i],
                 self.masks_at_once,
             )
             yield scores, sample

@@ -13,6 +13,8 @@ from clouds.modeling.mask_decoder.predictions import Predictions
 from clouds.modeling.pixel_decoder.msdeform import MSDeformAttnPixelDecoder
 from clouds.modeling.text.classifier import TextRows
 
+PIXEL_DECODERS = {"MSDeformAttnPixelDecoder": MSDeformAttnPixelDecoder}
+
 
 @SEM_SEG_HEADS_REGISTRY.register()
 class CLOUDSHead(nn.Module):
@@ -29,7 +31,7 @@ class CLOUDSHead(nn.Module):
         cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], embed_dim: int
     ) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        pixel_decoder = MSDeformAttnPixelDecoder(
+        pixel_decoder = PIXEL_DECODERS[head.PIXEL_DECODER_NAME](
             {name: input_shape[name] for name in head.IN_FEATURES},
             transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             channels=head.CONVS_DIM,

@@ -35,8 +35,8 @@ class CLIP(Backbone):
         super().__init__()
         self.model_name = model_name
         self.frozen = frozen
-        self.clip_model = clip_model
-        visual: Any = clip_model.visual
+        self.clip_model: Any = clip_model
+        visual = self.clip_model.visual
         self.is_convnext = hasattr(visual, "trunk") and hasattr(visual.trunk, "stages")
         if not self.is_convnext and not hasattr(visual, "layer4"):
             raise ValueError(
@@ -71,7 +71,8 @@ class CLIP(Backbone):
     @property
     def logit_scale(self) -> Tensor:
         """CLIP's own factor on cosine similarities, at most 100, shape ()."""
-        return self.clip_model.logit_scale.exp().clamp(max=100)
+        scale: Tensor = self.clip_model.logit_scale.exp().clamp(max=100)
+        return scale
 
     @property
     def size_divisibility(self) -> int:
@@ -128,7 +129,7 @@ class CLIP(Backbone):
         return self._attention_pool(dense, inside)
 
     def _widths(self) -> tuple[int, ...]:
-        visual: Any = self.clip_model.visual
+        visual = self.clip_model.visual
         if self.is_convnext:
             stages = [info["num_chs"] for info in visual.trunk.feature_info]
             return (stages[0], *stages, stages[-1])
@@ -136,18 +137,18 @@ class CLIP(Backbone):
         return (visual.conv3.out_channels, *stages, stages[-1])
 
     def _resnet_layers(self) -> list[Any]:
-        visual: Any = self.clip_model.visual
+        visual = self.clip_model.visual
         return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
 
     def _feature_layers(self) -> list[nn.Module]:
-        visual: Any = self.clip_model.visual
+        visual = self.clip_model.visual
         if self.is_convnext:
             return [visual.trunk.stem, visual.trunk.stages]
         stem = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
         return [getattr(visual, name) for name in stem] + self._resnet_layers()
 
     def _convnext(self, x: Tensor) -> dict[str, Tensor]:
-        trunk: Any = self.clip_model.visual.trunk
+        trunk = self.clip_model.visual.trunk
         x = trunk.stem(x)
         features = {"stem": x.contiguous()}
         for name, stage in zip(STAGES, trunk.stages, strict=True):
@@ -157,7 +158,7 @@ class CLIP(Backbone):
         return features
 
     def _resnet(self, x: Tensor) -> dict[str, Tensor]:
-        visual: Any = self.clip_model.visual
+        visual = self.clip_model.visual
         for i in "123":
             conv, norm, act = (getattr(visual, part + i) for part in ("conv", "bn", "act"))
             x = act(norm(conv(x)))
@@ -170,14 +171,14 @@ class CLIP(Backbone):
 
     def _project_convnext(self, pooled: Tensor) -> Tensor:
         """(N, Q, C) -> (N, Q, embed_dim), each row as a 1x1 map through CLIP's own head."""
-        visual: Any = self.clip_model.visual
+        visual = self.clip_model.visual
         n, q, c = pooled.shape
-        x = visual.head(visual.trunk.head(pooled.reshape(n * q, c, 1, 1)))
-        return x.reshape(n, q, -1)
+        embedding: Tensor = visual.head(visual.trunk.head(pooled.reshape(n * q, c, 1, 1)))
+        return embedding.view(n, q, -1)
 
     def _attention_pool(self, dense: Tensor, inside: Tensor) -> Tensor:
         """CLIP's attention pool with one query per mask that sees the mask's pixels alone."""
-        pool: Any = self.clip_model.visual.attnpool
+        pool = self.clip_model.visual.attnpool
         n, c, h, w = dense.shape
         q = inside.shape[1]
         grid = round((pool.positional_embedding.shape[0] - 1) ** 0.5)
@@ -190,7 +191,7 @@ class CLIP(Backbone):
         allowed = allowed | ~allowed.any(-1, keepdim=True)
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+            return x.view(n, -1, pool.num_heads, c // pool.num_heads).transpose(1, 2)
 
         out = F.scaled_dot_product_attention(
             heads(pool.q_proj(queries)),

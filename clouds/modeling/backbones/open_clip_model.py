@@ -1,4 +1,4 @@
-"""CLIP models from open_clip: the published ones, and small ones of our own for the demo and tests."""
+"""CLIP models from open_clip: the published ones, and small ones for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
     if not pretrained:
-        logger.warning("CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name)
+        logger.warning(
+            "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
+        )
         return _create(open_clip, name, None)
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags and not Path(pretrained).is_file():

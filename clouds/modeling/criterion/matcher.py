@@ -58,13 +58,10 @@ def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
 
     Returns:
         per prediction, per image, the pairs, on the host.
-
-    Raises:
-        FloatingPointError: a cost is not a number.
     """
-    on_host = costs.float().cpu()
-    if not torch.isfinite(on_host).all():
-        raise FloatingPointError("The model's predictions hold NaN or infinity: nothing to match.")
+    # Predictions that are not finite match anyhow: their losses are not finite either, and the
+    # trainer stops at them and names the images.
+    on_host = costs.float().nan_to_num().cpu()
     return [
         [_assign(image[:, :count]) for image, count in zip(layer, counts, strict=True)]
         for layer in on_host

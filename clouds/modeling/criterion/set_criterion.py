@@ -122,7 +122,7 @@ class SetCriterion(nn.Module):
             for m, p in zip(masks, places, strict=True)
         ]
         target_masks = pad_sequence(at_points, batch_first=True)  # (N, K, L * P)
-        target_masks = target_masks.unflatten(-1, (layers, count))
+        target_masks = target_masks.view(n, -1, layers, count)
         labels = pad_sequence([t.labels for t in targets], batch_first=True)
         costs = [
             matching_costs(
@@ -172,11 +172,17 @@ class SetCriterion(nn.Module):
         if not len(points.candidates):  # nothing but void: zero, with a gradient of zero
             return logits.sum() * 0, logits.sum() * 0
         predicted = torch.cat(
-            [image[query.to(image.device)] for image, (query, _) in zip(logits, matches, strict=True)]
+            [
+                image[query.to(image.device)]
+                for image, (query, _) in zip(logits, matches, strict=True)
+            ]
         )[:, None]
         chosen = self.sampler.choose(predicted, points)
         wanted = torch.cat(
-            [image[index.to(image.device)] for image, (_, index) in zip(masks, matches, strict=True)]
+            [
+                image[index.to(image.device)]
+                for image, (_, index) in zip(masks, matches, strict=True)
+            ]
         )[:, None]
         wanted = sample_at(wanted, chosen)[:, 0]
         at_points = sample_at(predicted, chosen)[:, 0]

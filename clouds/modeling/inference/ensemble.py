@@ -36,7 +36,6 @@ class EnsembleOptions:
         return cls(seen, options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA)
 
 
-
 def geometric_ensemble(
     in_vocabulary: Tensor,
     out_of_vocabulary: Tensor,

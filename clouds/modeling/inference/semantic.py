@@ -31,10 +31,14 @@ def semantic_scores(
     """
     height, width = image_size
     scores = mask_logits.new_zeros(probabilities.shape[1], height * width, dtype=torch.float32)
-    chunks = zip(probabilities.split(masks_at_once), mask_logits.split(masks_at_once), strict=True)
+    chunks = zip(
+        torch.split(probabilities, masks_at_once),
+        torch.split(mask_logits, masks_at_once),
+        strict=True,
+    )
     for weights, logits in chunks:
         masks = F.interpolate(
             logits[None].float(), size=padded_size, mode="bilinear", align_corners=False
         )[0, :, :height, :width]
         scores.addmm_(weights.float().T, masks.sigmoid().flatten(1))
-    return scores.unflatten(1, image_size)
+    return scores.view(-1, height, width)

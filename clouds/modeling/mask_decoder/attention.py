@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         assert self.in_proj_weight is not None and self.in_proj_bias is not None
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            F.linear(x, w, b).view(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )
         out = F.scaled_dot_product_attention(
@@ -48,6 +49,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 
 
 class SelfAttentionLayer(nn.Module):
+    """Queries look at one another."""
+
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.self_attn = MultiheadAttention(channels, heads, dropout)
@@ -63,6 +66,8 @@ class SelfAttentionLayer(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
+    """Queries look at a feature map."""
+
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.multihead_attn = MultiheadAttention(channels, heads, dropout)
@@ -80,6 +85,8 @@ class CrossAttentionLayer(nn.Module):
 
 
 class FFNLayer(nn.Module):
+    """Each query is worked on by itself."""
+
     def __init__(self, channels: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.linear1 = nn.Linear(channels, hidden)
@@ -101,9 +108,7 @@ class MLP(nn.Module):
     def __init__(self, channels: int, hidden: int, out: int, layers: int) -> None:
         super().__init__()
         widths = [channels, *[hidden] * (layers - 1), out]
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         *inner, last = self.layers
@@ -135,5 +140,3 @@ def may_attend(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
         resized = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
         inside = resized.flatten(2) >= 0
         return inside | ~inside.any(-1, keepdim=True)
-
-

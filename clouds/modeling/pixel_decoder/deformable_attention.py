@@ -30,12 +30,15 @@ def deformable_attention(
     n, _, heads, channels = value.shape
     queries = locations.shape[1]
     grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, NM, Q, P, 2)
-    sampled = []
-    for level, (h, w) in zip(value.split([h * w for h, w in sizes], dim=1), sizes, strict=True):
-        maps = level.permute(0, 2, 3, 1).reshape(n * heads, channels, h, w)
-        sampled.append(
-            F.grid_sample(maps, grids[len(sampled)].to(maps.dtype), align_corners=False)
+    levels = torch.split(value, [h * w for h, w in sizes], dim=1)
+    sampled = [
+        F.grid_sample(
+            level.permute(0, 2, 3, 1).reshape(n * heads, channels, h, w),
+            grid.to(value.dtype),
+            align_corners=False,
         )  # (NM, D, Q, P)
+        for level, grid, (h, w) in zip(levels, grids, sizes, strict=True)
+    ]
     attention = weights.permute(0, 2, 1, 3, 4).reshape(n * heads, 1, queries, -1)
     out = (torch.cat(sampled, dim=-1) * attention).sum(-1)  # (NM, D, Q)
     return out.reshape(n, heads * channels, queries).transpose(1, 2)
@@ -96,7 +99,7 @@ class MSDeformAttn(nn.Module):
         scale = torch.tensor([[w, h] for h, w in sizes], dtype=torch.float32, device=query.device)
         locations = reference[:, None, None, None] + offsets / scale[:, None]
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
-        values = self.value_proj(value).unflatten(-1, (self.heads, -1))
+        values = self.value_proj(value).view(n, -1, self.heads, value.shape[-1] // self.heads)
         out: Tensor = self.output_proj(
             deformable_attention(values, sizes, locations, weights.to(values.dtype))
         )

@@ -37,6 +37,8 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
+    """Encoder layers, one after the other."""
+
     def __init__(self, layers: Sequence[EncoderLayer]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)

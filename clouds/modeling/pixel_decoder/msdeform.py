@@ -59,12 +59,9 @@ class MSDeformAttnPixelDecoder(nn.Module):
         fine_to_coarse = sorted(transformer_in_features, key=strides.__getitem__)
         self.transformer_features = fine_to_coarse[::-1]
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(_channels(input_shape[f]), channels, 1), _group_norm(channels))
-            for f in self.transformer_features
+            _projection(_channels(input_shape[name]), channels)
+            for name in self.transformer_features
         )
-        for projection in self.input_proj:
-            nn.init.xavier_uniform_(projection[0].weight)
-            nn.init.zeros_(projection[0].bias)
         self.transformer = DeformableTransformer(
             channels, hidden, len(fine_to_coarse), layers, heads, points, dropout
         )
@@ -77,7 +74,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             self.add_module(f"layer_{i}", ConvNorm(channels, channels, 3))
         self.mask_features = nn.Conv2d(channels, mask_dim, 1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
-        nn.init.zeros_(self.mask_features.bias)
+        _zero_bias(self.mask_features)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """
@@ -95,17 +92,23 @@ class MSDeformAttnPixelDecoder(nn.Module):
             ]
         )
         fine = maps[-1]
-        for i, name in zip(
-            range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True
-        ):
+        for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
             up = F.interpolate(fine, lateral.shape[-2:], mode="bilinear", align_corners=False)
             fine = F.relu(self.get_submodule(f"layer_{i}")(lateral + up))
         return self.mask_features(fine), maps
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels)
+def _projection(in_channels: int, channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, channels, 1)
+    nn.init.xavier_uniform_(conv.weight)
+    _zero_bias(conv)
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels))
+
+
+def _zero_bias(conv: nn.Conv2d) -> None:
+    assert conv.bias is not None
+    nn.init.zeros_(conv.bias)
 
 
 def _channels(spec: ShapeSpec) -> int:

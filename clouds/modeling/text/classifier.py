@@ -39,7 +39,7 @@ class TextRows:
             (N, Q, C + 1): per class the maximum over its synonyms, void last.
         """
         similarity = scale * F.normalize(embeddings, dim=-1) @ self.rows.T
-        per_class = similarity.split([*self.counts, 1], dim=-1)
+        per_class = torch.split(similarity, [*self.counts, 1], dim=-1)
         return torch.stack([columns.amax(-1) for columns in per_class], dim=-1)
 
 
@@ -54,6 +54,7 @@ class TextClassifier:
         self._features: Tensor | None = None
 
     def reset(self) -> None:
+        """Forget the features."""
         self._features = None
 
     @torch.no_grad()
@@ -64,7 +65,7 @@ class TextClassifier:
             tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms)).to(device)
             rows = torch.cat([backbone.encode_text(t) for t in tokens.split(PROMPTS_AT_ONCE)])
             rows = F.normalize(rows.float(), dim=-1)
-            rows = rows.unflatten(0, (-1, len(TEMPLATES))).mean(1)
+            rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
             self._features = F.normalize(rows, dim=-1)
         return self._features
 
