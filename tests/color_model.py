@@ -1,0 +1,86 @@
+"""A model whose predictions are known: it sees each pixel's color and names the class painted so.
+
+An image painted from a class map is therefore predicted as that map, so a test chooses the
+predictions by painting them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+# train id -> Cityscapes label id, typed here anew from the benchmark's own list
+LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
+
+# far apart in RGB, so that a resized edge is the only place where classes mix
+COLORS = np.array(
+    [[80 * (i // 9) + 20, 90 * (i // 3 % 3) + 20, 90 * (i % 3) + 20] for i in range(19)], np.uint8
+)
+
+
+class ColorModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.colors = nn.Parameter(torch.from_numpy(COLORS.astype(np.float32)))
+        self.dropout = nn.Dropout()
+        self.seen = []
+
+    def scores(self, image):
+        return -(image.float()[None] - self.colors[:, :, None, None]).abs().sum(1)
+
+    def forward(self, batch):
+        assert not self.training and not self.dropout.training
+        self.seen += batch
+        return [
+            {
+                "sem_seg": F.interpolate(
+                    self.scores(sample["image"])[None],
+                    (sample["height"], sample["width"]),
+                    mode="bilinear",
+                    align_corners=False,
+                )[0]
+            }
+            for sample in batch
+        ]
+
+    def segment(self, batch):
+        return [out["sem_seg"].argmax(0).to(torch.uint8) for out in self(batch)]
+
+
+def blocks(seed, size=(24, 32), cell=4, classes=range(19)):
+    """A class map of square cells."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.choice(np.array(list(classes), np.uint8), (size[0] // cell, size[1] // cell))
+    return coarse.repeat(cell, 0).repeat(cell, 1)
+
+
+def painted(classes):
+    return COLORS[classes]
+
+
+def write_cityscapes(root: Path, pairs, split="val"):
+    """Write (prediction, label) pairs of train-id maps as a Cityscapes split: painted image,
+    labelIds; 255 in a label becomes one of the void ids."""
+    for i, (prediction, label) in enumerate(pairs):
+        stem = f"{split}/ulm/ulm_{i:06}_000019"
+        raw = np.where(label == 255, 4, LABEL_IDS[np.minimum(label, 18)]).astype(np.uint8)
+        image = root / f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png"
+        ids = root / f"cityscapes/gtFine/{stem}_gtFine_labelIds.png"
+        for path, array in ((image, painted(prediction)), (ids, raw)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+
+
+def random_pairs(count, size=(24, 32)):
+    pairs = []
+    for i in range(count):
+        label = blocks(100 + i, size)
+        prediction = np.where(blocks(200 + i, size) < 9, label, blocks(300 + i, size))
+        label[:4] = 255
+        pairs.append((prediction, label))
+    return pairs

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from color_model import ColorModel, blocks, painted
+from PIL import Image
+
+from clouds.config import get_cfg
+from clouds.evaluation.protocols import PROTOCOLS, Native, Slide, build_protocol, windows
+
+
+def protocol_of(name, **keys):
+    cfg = get_cfg()
+    cfg.TEST.PROTOCOL = name
+    for key, value in keys.items():
+        cfg.merge_from_list([f"TEST.{key.replace('__', '.')}", value])
+    return build_protocol(cfg)
+
+
+def pair(height, width):
+    rng = np.random.default_rng(height)
+    return (
+        rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        rng.integers(0, 19, (height, width), dtype=np.uint8),
+    )
+
+
+# ------------------------------------------------------------------------ native
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((1024, 2048), (1024, 2048)),
+        ((720, 1280), (1024, 1820)),
+        ((1080, 1920), (1024, 1820)),
+        ((360, 480), (1024, 1365)),
+        ((3000, 4000), (1024, 1365)),
+        ((640, 480), (1365, 1024)),
+    ],
+)
+def test_the_short_side_becomes_1024(size, expected):
+    image = np.zeros((*size, 3), np.uint8)
+    label = np.zeros(size, np.uint8)
+    prepared, scored = protocol_of("native").prepare(image, label, "any_val")
+    assert prepared.shape == (*expected, 3)
+    assert scored is label
+
+
+def test_the_image_is_resized_as_pillow_does():
+    image, label = pair(90, 160)
+    prepared, _ = protocol_of("native", SHORT_SIDE=32).prepare(image, label, "bdd_val")
+    expected = Image.fromarray(image).resize((57, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(prepared, np.asarray(expected))
+
+
+def test_short_side_0_leaves_the_image_alone():
+    image, _ = pair(31, 50)
+    prepared, scored = protocol_of("native", SHORT_SIDE=0).prepare(image, None, "x_val")
+    assert prepared is image and scored is None
+
+
+@pytest.mark.parametrize("name", ["native", "clouds"])
+def test_the_prediction_is_the_models_class_map_at_the_labels_size(name):
+    classes = blocks(0, (32, 48), 8)
+    sample = {
+        "image": torch.from_numpy(painted(classes)).permute(2, 0, 1),
+        "height": 16,
+        "width": 24,
+    }
+    prediction = protocol_of(name).predict(ColorModel().eval(), sample)
+    assert prediction.dtype == torch.uint8
+    np.testing.assert_array_equal(prediction.numpy(), classes[::2, ::2])
+
+
+# ------------------------------------------------------------------------ clouds
+
+
+@pytest.mark.parametrize(
+    "name", ["bdd_val", "mapillary_val", "acdc_fog_val", "acdc_night_train", "bdd_train"]
+)
+def test_clouds_resizes_these_labels_with_the_image(name):
+    image, label = pair(75, 100)
+    prepared, scored = protocol_of("clouds", SHORT_SIDE=48).prepare(image, label, name)
+    assert prepared.shape == (48, 64, 3)
+    expected = Image.fromarray(label).resize((64, 48), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(scored, np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", ["cityscapes_val", "gta5", "synthia", "camvid_val", "sd_acdc"])
+def test_clouds_leaves_the_others_alone(name):
+    image, label = pair(75, 100)
+    prepared, scored = protocol_of("clouds", SHORT_SIDE=48).prepare(image, label, name)
+    assert prepared.shape == (48, 64, 3)
+    assert scored is label
+
+
+def test_clouds_without_a_label():
+    assert protocol_of("clouds").prepare(pair(20, 30)[0], None, "bdd_val")[1] is None
+
+
+# ------------------------------------------------------------------------- slide
+
+
+def starts(spans):
+    return [(span.start, span.stop) for span in spans]
+
+
+def columns(length, crop, stride):
+    found = [c for r, c in windows(crop, length, crop, stride)]
+    assert all(r == slice(0, crop) for r, _ in windows(crop, length, crop, stride))
+    return starts(found)
+
+
+def test_windows_by_hand():
+    assert columns(2048, 1024, 2 / 3) == [(0, 1024), (683, 1707), (1024, 2048)]
+    assert [a for a, _ in columns(1024, 512, 2 / 3)] == [0, 341, 512]
+    assert [a for a, _ in columns(2048, 512, 2 / 3)] == [0, 341, 682, 1023, 1364, 1536]
+    assert columns(96, 32, 1.0) == [(0, 32), (32, 64), (64, 96)]
+    assert columns(97, 32, 1.0) == [(0, 32), (32, 64), (64, 96), (65, 97)]
+    assert columns(32, 32, 0.5) == [(0, 32)]
+
+
+def test_windows_go_row_by_row():
+    order = [(r.start, c.start) for r, c in windows(50, 60, 40, 0.5)]
+    assert order == [(0, 0), (0, 20), (10, 0), (10, 20)]
+
+
+@pytest.mark.parametrize("stride", [0.1, 0.34, 2 / 3, 1.0])
+@pytest.mark.parametrize("size", [(32, 32), (33, 100), (64, 31), (20, 20), (127, 45)])
+def test_windows_cover_every_pixel_and_nothing_else(size, stride):
+    seen = np.zeros(size, int)
+    for rows, cols in windows(*size, 32, stride):
+        assert 0 <= rows.start < rows.stop <= size[0]
+        assert 0 <= cols.start < cols.stop <= size[1]
+        assert rows.stop - rows.start == min(32, size[0])
+        assert cols.stop - cols.start == min(32, size[1])
+        seen[rows, cols] += 1
+    assert seen.min() >= 1
+    found = list(windows(*size, 32, stride))
+    assert len(found) == len({(r.start, c.start) for r, c in found})
+
+
+class Scripted:
+    """Gives each window constant scores, in the order of the calls."""
+
+    def __init__(self, scores):
+        self.scores = iter(scores)
+        self.sizes = []
+
+    def __call__(self, batch):
+        (sample,) = batch
+        height, width = sample["image"].shape[1:]
+        assert (sample["height"], sample["width"]) == (height, width)
+        self.sizes.append((height, width))
+        return [
+            {"sem_seg": torch.tensor(next(self.scores))[:, None, None].expand(-1, height, width)}
+        ]
+
+
+def sample_of(height, width, out=None):
+    out = out or (height, width)
+    return {
+        "image": torch.zeros(3, height, width, dtype=torch.uint8),
+        "height": out[0],
+        "width": out[1],
+    }
+
+
+def test_scores_are_averaged_where_windows_overlap():
+    # windows at columns 0-40, 20-60 and 40-80; sums would choose class 1 in the overlaps
+    model = Scripted([[1.0, 0.9, 0.0], [0.0, 0.6, 0.5], [0.9, 0.0, 0.8]])
+    result = Slide(0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80))
+    assert model.sizes == [(40, 40)] * 3
+    # means: 1.0 .9 0 | .5 .75 .25 | .45 .3 .65 | .9 0 .8
+    expected = np.repeat([0, 1, 2, 0], 20)[None].repeat(40, 0)
+    np.testing.assert_array_equal(result.numpy(), expected)
+
+
+def test_a_small_image_is_one_window_of_its_own_size():
+    model = Scripted([[0.0, 1.0]])
+    result = Slide(0, crop_size=64, stride=0.5).predict(model, sample_of(20, 30))
+    assert model.sizes == [(20, 30)]
+    assert result.shape == (20, 30) and (result == 1).all()
+
+
+def test_sliding_a_model_that_looks_at_one_pixel_changes_nothing():
+    classes = blocks(3, (56, 88), 4)
+    image = torch.from_numpy(painted(classes)).permute(2, 0, 1)
+    sample = {"image": image, "height": 56, "width": 88}
+    result = Slide(0, crop_size=32, stride=2 / 3).predict(ColorModel().eval(), sample)
+    np.testing.assert_array_equal(result.numpy(), classes)
+
+
+def test_the_averaged_scores_are_resized_to_the_label():
+    classes = blocks(4, (32, 48), 8)
+    image = torch.from_numpy(painted(classes)).permute(2, 0, 1)
+    model = ColorModel().eval()
+    sample = {"image": image, "height": 64, "width": 96}
+    result = Slide(0, crop_size=16, stride=1.0).predict(model, sample)
+    expected = Native(0).predict(model, sample)
+    assert result.shape == (64, 96)
+    assert torch.equal(result, expected)
+
+
+def test_slide_takes_the_image_as_it_is_unless_told():
+    image, label = pair(90, 160)
+    assert protocol_of("slide").prepare(image, label, "bdd_val")[0] is image
+    prepared, scored = protocol_of("slide", SLIDE__SHORT_SIDE=45).prepare(image, label, "bdd_val")
+    assert prepared.shape == (45, 80, 3) and scored is label
+
+
+# ------------------------------------------------------------------------ by name
+
+
+def test_an_unknown_protocol():
+    with pytest.raises(ValueError, match=r"'natvie'; known: clouds, native, slide"):
+        protocol_of("natvie")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_travel_to_loader_processes(name):
+    protocol = protocol_of(name)
+    assert pickle.loads(pickle.dumps(protocol)) == protocol

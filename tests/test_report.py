@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import platform
+
+import numpy as np
+import PIL
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from clouds.config import get_cfg
+from clouds.evaluation import ConfusionMatrix, DatasetResult, Results
+from clouds.evaluation.report import describe_run, hash_file, hash_model, write_results
+
+EVERY = tuple(range(19))
+SIXTEEN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
+BUS, VEGETATION = 15, 8
+
+
+def result_of(name, counts, classes=EVERY, **options):
+    """Result of counts {(label, prediction): pixels}."""
+    matrix = ConfusionMatrix(19)
+    for (label, prediction), pixels in counts.items():
+        matrix.counts[label, prediction] = pixels
+    return DatasetResult.from_confusion(name, matrix, classes, **options)
+
+
+# buses half right, the rest taken for vegetation; roads all right; terrain always road
+COUNTS = {(0, 0): 60, (9, 0): 20, (15, 15): 10, (15, 8): 10, (8, 8): 30}
+
+
+def small(name="cityscapes_val", **options):
+    return result_of(name, COUNTS, **options)
+
+
+def test_scores_by_hand():
+    result = small(sixteen=SIXTEEN, images=4, seconds=2.0)
+    assert result.iou[0] == pytest.approx(100 * 60 / 80)
+    assert result.iou[9] == 0
+    assert result.iou[BUS] == pytest.approx(50)
+    assert result.iou[VEGETATION] == pytest.approx(75)
+    assert sum(map(math.isnan, result.iou)) == 15
+    assert result.miou == pytest.approx((75 + 0 + 50 + 75) / 4)
+    assert result.miou16 == pytest.approx((75 + 50 + 75) / 3)  # terrain is not among the 16
+    assert result.pixel_accuracy == pytest.approx(100 * 100 / 130)
+    assert result.mean_accuracy == pytest.approx((100 + 0 + 50 + 100) / 4)
+    assert result.images_per_second == 2.0
+
+
+def test_the_bus_is_the_bus():
+    # a class of its own by index, though the vegetation's synonyms hold "bushes"
+    flat = Results("native", (small(),)).flat()
+    assert flat["cityscapes_val/IoU-bus"] == pytest.approx(50)
+    assert flat["cityscapes_val/IoU-vegetation"] == pytest.approx(75)
+
+
+def test_classes_that_a_dataset_lacks_are_no_part_of_it():
+    result = result_of("synthia", COUNTS, SIXTEEN, sixteen=SIXTEEN)
+    assert math.isnan(result.iou[9])
+    assert result.miou == result.miou16 == pytest.approx((75 + 50 + 75) / 3)
+    camvid = result_of("camvid_val", {(0, 0): 3, (0, 14): 1}, (0, 1, 13), sixteen=SIXTEEN)
+    assert camvid.iou[0] == pytest.approx(75)
+    assert math.isnan(camvid.iou[14])  # predicted, but none of CamVid's
+    assert camvid.miou == camvid.miou16 == pytest.approx(75)
+
+
+def test_flat_names():
+    other = result_of("bdd_val", {(0, 0): 1}, sixteen=SIXTEEN)
+    results = Results("native", (small(sixteen=SIXTEEN), other))
+    flat = results.flat()
+    assert len(flat) == 2 * (4 + 19) + 2
+    assert flat["cityscapes_val/mIoU"] == pytest.approx(50)
+    assert flat["bdd_val/mIoU-16"] == pytest.approx(100)
+    assert flat["bdd_val/pixel-accuracy"] == pytest.approx(100)
+    assert flat["bdd_val/mean-accuracy"] == pytest.approx(100)
+    assert math.isnan(flat["bdd_val/IoU-traffic light"])
+    assert flat["mean/mIoU"] == pytest.approx(75)
+    assert flat["mean/mIoU-16"] == pytest.approx((200 / 3 + 100) / 2)
+    assert "mean/mIoU-16" not in Results("native", (small(),)).flat()
+
+
+def rows_of(table):
+    return [
+        [cell.strip() for cell in line.split("  ") if cell.strip()] for line in table.split("\n")
+    ]
+
+
+def test_table():
+    other = result_of("bdd_val", {(0, 0): 7, (0, 1): 1}, images=9)
+    rows = rows_of(Results("native", (small(images=4), other)).table())
+    assert rows[0] == ["IoU in %", "cityscapes_val", "bdd_val", "mean"]
+    assert rows[2] == ["road", "75.0", "87.5"]
+    assert rows[3] == ["sidewalk", "–", "0.0"]
+    assert rows[2 + BUS] == ["bus", "50.0", "–"]
+    assert rows[20][0] == "bicycle"
+    assert set(rows[21][0]) == {"-"}  # a rule before the means
+    assert rows[22] == ["mIoU", "50.0", "43.8", "46.9"]
+    assert rows[23] == ["pixel accuracy", "76.9", "87.5"]
+    assert rows[24] == ["mean accuracy", "62.5", "87.5"]
+    assert rows[25] == ["images", "4", "9"]
+    assert len(rows) == 26
+
+
+def test_table_of_one_dataset_has_no_mean_column():
+    rows = rows_of(Results("native", (small(sixteen=SIXTEEN),)).table())
+    assert rows[0] == ["IoU in %", "cityscapes_val"]
+    assert rows[22:24] == [["mIoU", "50.0"], ["mIoU (16 classes)", "66.7"]]
+
+
+def test_a_dataset_without_a_score_is_named_and_spoils_the_mean():
+    nothing = result_of("acdc_fog_val", {})
+    results = Results("native", (small(), nothing))
+    assert math.isnan(results.mean_miou)
+    assert results.without_score() == ["acdc_fog_val"]
+    assert results.table().split("\n")[-1].startswith("acdc_fog_val has no mIoU")
+    assert ["mIoU", "50.0", "–", "–"] in rows_of(results.table())
+    assert math.isnan(results.flat()["mean/mIoU"])
+    assert results.to_dict()["mean"]["mIoU"] is None
+
+
+def test_no_dataset():
+    assert math.isnan(Results("native", ()).mean_miou)
+    assert Results("native", ()).mean_miou16 is None
+
+
+# -------------------------------------------------------------------------- results.json
+
+
+def written(folder, cfg=None, **options):
+    results = Results("clouds", (small(images=3, seconds=1.5),))
+    run = describe_run(cfg or get_cfg(), nn.Linear(2, 2), **options)
+    path = write_results(results, run, folder)
+    # a file that any JSON reader takes: no NaN
+    return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+
+
+def test_results_file(tmp_path):
+    weights = tmp_path / "model.pth"
+    weights.write_bytes(b"abc")
+    cfg = get_cfg()
+    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.SEED = 7
+    content = written(tmp_path / "new/folder", cfg, iteration=12)
+    assert content["protocol"] == "clouds" and content["unit"] == "percent"
+    scores = content["datasets"]["cityscapes_val"]
+    assert scores["mIoU"] == pytest.approx(50) and scores["mIoU-16"] is None
+    assert scores["IoU"]["bus"] == pytest.approx(50) and scores["IoU"]["truck"] is None
+    assert scores["images"] == 3 and scores["images-per-second"] == 2.0
+    assert content["seed"] == 7 and content["iteration"] == 12
+    assert content["weights"]["file"] == str(weights)
+    # the SHA-256 of "abc" in FIPS 180-2
+    assert content["weights"]["sha256"] == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    versions = content["versions"]
+    assert versions["torch"] == torch.__version__
+    assert versions["torchvision"] == torchvision.__version__.split("+")[0]
+    assert versions["numpy"] == np.__version__
+    assert versions["pillow"] == PIL.__version__
+    assert versions["python"] == platform.python_version()
+    assert {"open_clip_torch", "backend", "backend_version", "commit"} <= set(versions)
+    assert content["date"].endswith("+00:00")
+
+
+def test_the_config_in_the_results_can_be_used_again(tmp_path):
+    cfg = get_cfg()
+    cfg.TEST.SHORT_SIDE = 321
+    node = written(tmp_path, cfg)["config"]
+    again = get_cfg()
+    again.merge_from_other_cfg(type(again)(node))
+    assert again == cfg
+
+
+def test_weights_named_by_the_caller_or_absent(tmp_path):
+    other = tmp_path / "b.pth"
+    other.write_bytes(b"b")
+    assert written(tmp_path, weights=str(other))["weights"]["file"] == str(other)
+    none = written(tmp_path)["weights"]
+    assert none["file"] is None and none["sha256"] is None and len(none["model_sha256"]) == 64
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    written(tmp_path)
+    before = (tmp_path / "results.json").read_text()
+
+    def full(*args, **kwargs):
+        args[1].write('{"half": ')
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("clouds.evaluation.report.json.dump", full)
+    with pytest.raises(OSError, match="no space"):
+        written(tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_file_hash_follows_the_file(tmp_path):
+    path = tmp_path / "w"
+    for content in (b"one", b"three"):
+        path.write_bytes(content)
+        assert hash_file(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_model_hash_is_of_names_and_values():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2)).to(torch.bfloat16)
+    same = copy.deepcopy(model)
+    assert hash_model(model) == hash_model(same)
+    with torch.no_grad():
+        same[0].bias[1] += 1
+    assert hash_model(model) != hash_model(same)
+    other = copy.deepcopy(model)
+    other[1].num_batches_tracked += 1
+    assert hash_model(model) != hash_model(other)
+    assert hash_model(nn.Linear(1, 1, bias=False)) != hash_model(nn.Sequential(nn.Linear(1, 1)))
