@@ -180,6 +180,14 @@ def test_scores_are_averaged_where_windows_overlap():
     np.testing.assert_array_equal(result.numpy(), expected)
 
 
+def test_the_mean_and_not_the_sum_is_resized():
+    # the two output columns lie at 19.5 and 59.5, half on a pixel of one window, half on one of two
+    model = Scripted([[1.0, 0.0], [0.0, 2.5], [0.0, 0.0]])
+    result = Slide(0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80, (1, 2)))
+    # 3/4 and 1/4 of the first two windows: .75 against .625; their sums: 1 against 1.25
+    assert result.tolist() == [[0, 1]]
+
+
 def test_a_small_image_is_one_window_of_its_own_size():
     model = Scripted([[0.0, 1.0]])
     result = Slide(0, crop_size=64, stride=0.5).predict(model, sample_of(20, 30))
