@@ -42,7 +42,8 @@ def class_map(
             stripe = F.interpolate(
                 stripe[None], (bottom - top, width), mode="bilinear", align_corners=False
             )[0]
-        result[top:bottom] = stripe.argmax(0)
+        # on a CPU several times faster than argmax
+        result[top:bottom] = stripe.max(0).indices
     return result
 
 
