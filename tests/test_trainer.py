@@ -276,20 +276,25 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path):
 
 
 class Evaluation:
-    """Stands in for an evaluation: its result is how often it was called."""
+    """Stands in for an evaluation: its result is how often it was called.
 
-    def __init__(self, fail_at=0):
+    At call `fail_at` a signal comes; with `broken` the loader then fails too.
+    """
+
+    def __init__(self, fail_at=0, broken=False):
         self.calls = 0
-        self.training = []
         self.fail_at = fail_at
-        self.model = None
+        self.broken = broken
 
     def __call__(self):
         self.calls += 1
-        self.training.append(self.model.training)
         if self.calls == self.fail_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            finally:
+                if self.broken:
+                    raise RuntimeError("a loader process was killed")
         metrics = {"toy/mIoU": float(self.calls), "toy/none": math.nan}
         picture = torch.zeros(4, 6, 3, dtype=torch.uint8).numpy()
         return SimpleNamespace(flat=lambda: metrics, pictures={"toy": picture})
@@ -301,16 +306,13 @@ def evaluations_of(folder):
 
 
 def with_evaluation(folder, evaluation, *overrides):
-    model = evaluation.model = Toy()
-    overrides = ("TEST.EVAL_PERIOD", "5", *overrides)
-    return trainer_of(folder, *overrides, evaluate=evaluation, model=model)
+    return trainer_of(folder, "TEST.EVAL_PERIOD", "5", *overrides, evaluate=evaluation)
 
 
 def test_evaluation_every_period_and_at_the_end(tmp_path):
     evaluation = Evaluation()
     results = with_evaluation(tmp_path, evaluation).train()
     assert evaluations_of(tmp_path) == [(4, 1.0, None), (9, 2.0, None), (11, 3.0, None)]
-    assert evaluation.training == [False] * 3
     assert results.flat()["toy/mIoU"] == 3.0
     trainer_of(tmp_path / "none").train()
     assert losses_of(tmp_path) == losses_of(tmp_path / "none")  # it leaves training alone
@@ -326,9 +328,10 @@ def test_a_period_that_ends_with_training_evaluates_once(tmp_path):
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [5, 11]
 
 
-def test_an_evaluation_that_was_broken_off_is_done_on_resuming(tmp_path):
+@pytest.mark.parametrize("broken", [False, True])
+def test_an_evaluation_that_was_broken_off_is_done_on_resuming(tmp_path, broken):
     with pytest.raises(Interrupted, match="after 10 of 12"):
-        with_evaluation(tmp_path, Evaluation(fail_at=2)).train()
+        with_evaluation(tmp_path, Evaluation(2, broken)).train()
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [4]
     evaluation = Evaluation()
     with_evaluation(tmp_path, evaluation).train(resume=True)

@@ -159,30 +159,25 @@ def train(cfg: CfgNode, resume: bool) -> None:
 
 def evaluate(cfg: CfgNode, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
-    import torch
-
     from clouds.d2 import resolve_device
     from clouds.engine import distributed
-    from clouds.engine.loop import autocast
     from clouds.engine.trainer import on_device
     from clouds.evaluation import evaluate as evaluate_model
 
     with user_errors_in_one_line():
-        device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
-        cfg = on_device(cfg, device)
-        model = load_model(cfg, resume)
-        with torch.no_grad(), autocast(cfg, device):
-            evaluate_model(cfg, model)
+        cfg = on_device(cfg, distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
+        model, weights = load_model(cfg, resume)
+        evaluate_model(cfg, model, weights=weights)
 
 
-def load_model(cfg: CfgNode, resume: bool) -> nn.Module:
-    """The config's model with the weights to evaluate."""
+def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
+    """The config's model, and the file whose weights it now has, empty for random ones."""
     from clouds.building import build_seeded
     from clouds.engine import Checkpointer
 
     model = build_seeded(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
-    weights = cfg.MODEL.WEIGHTS
+    weights = str(cfg.MODEL.WEIGHTS)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
     if weights:
@@ -193,7 +188,7 @@ def load_model(cfg: CfgNode, resume: bool) -> nn.Module:
             "MODEL.WEIGHTS is empty: what is evaluated now are RANDOM weights. Name a checkpoint "
             "with MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
         )
-    return model.eval()
+    return model, weights
 
 
 def log_once(level: int, message: str) -> None:

@@ -3,7 +3,7 @@
 A run is one process, N processes that `launch` starts on each machine (--num-gpus), or processes
 that torchrun started. All three look the same afterwards: torch.distributed is initialised when
 there is more than one process, and the environment variable LOCAL_RANK names the GPU.
-GPUs talk over NCCL (and gloo for what lies on the host), CPU processes over gloo.
+GPUs talk over NCCL, CPU processes over gloo.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def join_processes(device: str, init_method: str) -> None:
     if on_gpu and int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        "nccl" if on_gpu else "gloo",
         init_method=init_method,
         rank=int(os.environ["RANK"]),
         world_size=total,

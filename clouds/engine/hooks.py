@@ -16,6 +16,7 @@ from fvcore.common.history_buffer import HistoryBuffer
 
 from clouds.engine import distributed
 from clouds.engine.checkpoint import PeriodicCheckpointer
+from clouds.engine.interrupt import Interrupted
 from clouds.engine.loop import Step
 from clouds.engine.metrics import (
     MetricsFile,
@@ -184,7 +185,7 @@ class EvalHook(Hook):
 
     Args:
         period: iterations between evaluations; 0: only after the last.
-        evaluate: runs the evaluation on all processes, in evaluation mode.
+        evaluate: runs the evaluation on all processes and leaves the model as it was.
         metrics: its file and TensorBoard get the results.
     """
 
@@ -218,12 +219,19 @@ class EvalHook(Hook):
         trainer.results = self.run(trainer, trainer.completed)
 
     def run(self, trainer: Trainer, iteration: int) -> Results:
-        """Evaluate the weights after `iteration` and write down the results."""
-        was_training = trainer.model.training
-        trainer.model.eval()
-        with trainer.stop.at_once():
-            results = self.evaluate()
-        trainer.model.train(was_training)
+        """Evaluate the weights after `iteration` and write down the results.
+
+        Raises:
+            Interrupted: a signal came. Nothing is half done then, so it does not wait.
+        """
+        try:
+            with trainer.stop.at_once():
+                results = self.evaluate()
+        except Exception as error:
+            # The signal may have ended loader processes, which fails the loader in its own way.
+            if trainer.stop.requested and not isinstance(error, Interrupted):
+                raise trainer.stop.interruption() from error
+            raise
         if distributed.is_main():
             self.record(results, iteration)
         distributed.barrier()

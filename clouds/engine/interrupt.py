@@ -54,6 +54,7 @@ class StopRequest:
         self.signal_number = 0
         self._owner = os.getpid()
         previous: dict[signal.Signals, Any] = {s: signal.signal(s, self._on) for s in SIGNALS}
+        previous[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
         try:
             yield self
         finally:
@@ -77,10 +78,13 @@ class StopRequest:
         return Interrupted(f"stopped by {name}", self.signal_number or signal.SIGTERM)
 
     def _on(self, number: int, frame: FrameType | None) -> None:
-        # Loader workers are forks that inherit this handler, and a terminal sends Ctrl-C to them
-        # too. The main process still needs their batches; it ends them itself.
+        # Loader processes are forks that inherit this handler, and a terminal sends Ctrl-C to them
+        # too; the iteration at work still needs them.
         if os.getpid() != self._owner:
             return
+        # They do die of a SIGTERM to the whole process group. Torch raises that wherever this
+        # process happens to be, in the midst of the optimizer's step too; now it does not matter.
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if number == signal.SIGINT and self.signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number

@@ -92,6 +92,7 @@ class Iteration:
         autocast: makes the forward pass's autocast context.
         seed: SEED.
         stop_requested: whether this process was asked to stop.
+        stepping: the optimizer is changing the weights; still set when it failed in that.
     """
 
     model: nn.Module
@@ -102,6 +103,7 @@ class Iteration:
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
     seed: int
     stop_requested: Callable[[], bool]
+    stepping: bool = False
 
     def __call__(self, iteration: int, batch: Batch, started: float) -> Step:
         """Do iteration number `iteration` on `batch`.
@@ -128,7 +130,9 @@ class Iteration:
         # the step must not be taken on numbers that are not finite.
         values, grad_norm, stop = self.read(losses, norm)
         self.check(iteration, batch, values, grad_norm)
+        self.stepping = True
         self.scaler.step(self.optimizer)
+        self.stepping = False
         loss_scale = float(self.scaler.get_scale())
         self.scaler.update()
         return Step(

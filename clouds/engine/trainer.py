@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from clouds.engine.checkpoint import Checkpointer, changed_keys
 from clouds.engine.environment import provenance
 from clouds.engine.hooks import CheckpointHook, EvalHook, Hook, MetricsHook
 from clouds.engine.interrupt import Interrupted, StopRequest
-from clouds.engine.loop import Batch, Diverged, Iteration, autocast
+from clouds.engine.loop import Batch, Diverged, Iteration, Step, autocast
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.schedule import build_schedule
 
@@ -59,6 +59,7 @@ class Trainer:
 
     Raises:
         ValueError: a device, a batch size or an AMP type that cannot be; nothing to train.
+        FileNotFoundError, ValueError: data to evaluate on that is not there or unknown.
     """
 
     def __init__(
@@ -156,17 +157,26 @@ class Trainer:
             CheckpointHook(solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
         if evaluate is None and self.cfg.DATASETS.TEST:
+            self.check_test_data()
             evaluate = self.evaluate
         if evaluate is not None:
             hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate, metrics))
         return hooks
 
+    def check_test_data(self) -> None:
+        """Raise now what the first evaluation would: a dataset that is unknown or not there."""
+        from clouds.data.datasets import get_dataset
+
+        for name in self.cfg.DATASETS.TEST:
+            get_dataset(name).records()
+
     def evaluate(self) -> Results:
         """Evaluate the model on DATASETS.TEST."""
         from clouds.evaluation import evaluate
 
-        with autocast(self.cfg, self.device):
-            return evaluate(self.cfg, self.model)
+        on_disk = self.checkpointer.saved_iteration == self.completed
+        file = self.checkpointer.get_checkpoint_file() if on_disk else ""
+        return evaluate(self.cfg, self.model, weights=file, iteration=self.completed)
 
     def prepare(self, resume: bool = False) -> int:
         """Load what training starts from.
@@ -266,16 +276,27 @@ class Trainer:
         for iteration in range(self.start, self.max_iter):
             for hook in self.hooks:
                 hook.before_step(self, iteration)
-            started = perf_counter()
-            batch = next(batches, None)
-            if batch is None:
-                raise ValueError(f"the training data ended before iteration {iteration}")
-            step = self.iteration(iteration, batch, started)
+            step = self.iterate(iteration, batches)
             self.completed = iteration
             for hook in self.hooks:
                 hook.after_step(self, step)
             if step.stop:
                 raise self.stop.interruption()
+
+    def iterate(self, iteration: int, batches: Iterator[Batch]) -> Step:
+        """Fetch the next batch and do one iteration on it."""
+        started = perf_counter()
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f"the training data ended before iteration {iteration}")
+            return self.iteration(iteration, batch, started)
+        except Exception as error:
+            # A signal to the whole process group ends loader processes, and other ranks perhaps,
+            # before this one is done. The weights are still those of the last iteration.
+            if self.stop.requested and not self.iteration.stepping:
+                raise self.stop.interruption() from error
+            raise
 
     def save_and_stop(self, request: Interrupted) -> Interrupted:
         """Save after the last finished iteration, unless that is on disk already."""
