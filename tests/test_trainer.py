@@ -173,7 +173,9 @@ def test_a_killed_and_resumed_run_is_the_unbroken_one(tmp_path):
     assert equal(*map(weights_in, files))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, number):
     process = start_script("--slow", 0.15, tmp_path)
     wait_for(lambda: (tmp_path / "metrics.json").exists(), process)

@@ -55,6 +55,7 @@ class Trainer:
         batch_size: images of an iteration over all processes.
         hooks: called in this order; insert your own before `train`.
         checkpointer: saves and restores; takes further checkpointables before `prepare`.
+        batches: the training data from `start` on, from `prepare` on.
         results: of the last evaluation, once training is done.
 
     Raises:
@@ -101,7 +102,7 @@ class Trainer:
         self.start = 0
         self.completed = -1
         self.results: Results | None = None
-        self._prepared = False
+        self.batches: Iterable[Batch] | None = None
 
     def check_batch_size(self) -> None:
         """Reject a global batch that the processes cannot share evenly."""
@@ -179,7 +180,7 @@ class Trainer:
         return evaluate(self.cfg, self.model, weights=file, iteration=self.completed)
 
     def prepare(self, resume: bool = False) -> int:
-        """Load what training starts from.
+        """Load what training starts from, and find its data.
 
         Args:
             resume: go on from the newest checkpoint of OUTPUT_DIR when there is one. Otherwise,
@@ -189,7 +190,8 @@ class Trainer:
             The iteration that training starts with.
 
         Raises:
-            FileNotFoundError, ValueError: a checkpoint is missing, unreadable or of another model.
+            FileNotFoundError, ValueError: a checkpoint is missing, unreadable or of another model;
+                training data is missing or unusable.
         """
         rest = self.checkpointer.resume() if resume else None
         if rest is not None:
@@ -204,7 +206,7 @@ class Trainer:
                 f"OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' must be a folder that all machines share."
             )
         self.completed = self.start - 1
-        self._prepared = True
+        self.batches = self.loader(self.start)
         return self.start
 
     def start_afresh(self, resume: bool) -> None:
@@ -244,7 +246,7 @@ class Trainer:
             Diverged: a loss or gradient is not finite; nothing of it was saved.
             Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
         """
-        if not self._prepared:
+        if self.batches is None:
             self.prepare(resume)
         try:
             with self.stop.listening():
@@ -272,7 +274,8 @@ class Trainer:
             self.batch_size,
             groups,
         )
-        batches = iter(self.loader(self.start))
+        assert self.batches is not None, "prepare comes first"
+        batches = iter(self.batches)
         for iteration in range(self.start, self.max_iter):
             for hook in self.hooks:
                 hook.before_step(self, iteration)
