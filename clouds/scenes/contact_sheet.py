@@ -40,8 +40,10 @@ def contact_sheet(
         tiles = []
         for record in records[:columns]:
             label = CITYSCAPES_19.colorize(dataset.read_label(record))
-            both = np.vstack([_boxed(p, tile_width) for p in (read_image(record.image), label)])
-            tiles.append(Tile(record.image.name, both))
+            image = _boxed(read_image(record.image), tile_width, cv2.INTER_AREA)
+            # Colors of labels must not be averaged.
+            label = _boxed(label, tile_width, cv2.INTER_NEAREST)
+            tiles.append(Tile(record.image.name, np.vstack([image, label])))
         tiles += [Tile("", np.full((1, tile_width, 3), 255, np.uint8))] * (columns - len(tiles))
         legend = range(CITYSCAPES_19.num_classes) if name == names[-1] else ()
         title = f"{name}: {len(records)} pictures"
@@ -49,17 +51,13 @@ def contact_sheet(
     return np.vstack(panels)
 
 
-def _boxed(picture: Bytes, width: int) -> Bytes:
+def _boxed(picture: Bytes, width: int, interpolation: int) -> Bytes:
     """Scale to a width; a picture that is higher than 2:3 is scaled to fit and centered."""
     rows, columns = picture.shape[:2]
     scale = min(width / columns, width / 1.5 / rows)
     size = (round(columns * scale), round(rows * scale))
-    # Nearest keeps the colors of labels apart; pictures lose little by it.
-    smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    few = len(np.unique(picture.reshape(-1, 3)[:: max(1, rows * columns // 2000)], axis=0)) < 21
-    small = cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST if few else smooth)
-    margin = width - size[0]
-    return np.asarray(
-        cv2.copyMakeBorder(small, 0, 0, margin // 2, margin - margin // 2, cv2.BORDER_CONSTANT,
-                           value=(255, 255, 255))
-    )  # fmt: skip
+    small = cv2.resize(picture, size, interpolation=interpolation)
+    left = (width - size[0]) // 2
+    boxed = np.full((size[1], width, 3), 255, np.uint8)
+    boxed[:, left : left + size[0]] = small
+    return boxed

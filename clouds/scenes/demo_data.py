@@ -96,6 +96,8 @@ def plan(
     check_size(size)
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must not be negative")
+    if root.is_file():
+        raise FileExistsError(f"{root} is a file; --output must name a folder")
     root.mkdir(parents=True, exist_ok=True)
     made = read_record(root)
     asked = {name: Painted(seed, size, count) for name, count in wanted.items()}
@@ -106,7 +108,7 @@ def plan(
         del made[name]
         _write_record(root, made)
         for folder in _folders(root, name):
-            shutil.rmtree(folder, ignore_errors=False)
+            shutil.rmtree(folder)
     # Recorded before it is painted: an interrupted run is known as ours and goes on.
     _write_record(root, made | asked)
     jobs = []

@@ -100,23 +100,25 @@ def check_size(size: tuple[int, int]) -> None:
 
 def render(rng: np.random.Generator, layout: SceneLayout, look: Look) -> Painting:
     """Paint a given layout with a given look; `rng` chooses colors and small details."""
-    canvas = Canvas(look)
-    draw_sky(canvas, rng)
-    draw_horizon(canvas, rng, layout)
-    ground = draw_ground(canvas, rng, layout)
+    # Each part has a stream of its own: what one draws more, no other part notices.
+    streams = [np.random.default_rng(seed) for seed in rng.integers(0, 1 << 63, 6)]
+    sky, horizon, floor, hood, light, lens = streams
     base = int(rng.integers(0, 1 << 63))
+    canvas = Canvas(look)
+    draw_sky(canvas, sky)
+    draw_horizon(canvas, horizon, layout)
+    ground = draw_ground(canvas, floor, layout)
     for number, item in _back_to_front(layout, visible_blocks(canvas, layout)):
-        # Every item has a stream of its own: without it the others look the same.
-        stream = np.random.default_rng((base, number))
+        own = np.random.default_rng((base, number))
         if isinstance(item, SeenBlock):
-            draw_block(canvas, stream, layout, item)
+            draw_block(canvas, own, layout, item)
         elif isinstance(item, Barrier):
-            draw_barrier(canvas, stream, layout, item)
+            draw_barrier(canvas, own, layout, item)
         else:
-            draw_thing(canvas, stream, layout, item)
+            draw_thing(canvas, own, layout, item)
     if look.grade.hood:
-        _draw_hood(canvas, rng)
-    image = expose(rng, apply_light(canvas, rng, ground), look.grade)
+        _draw_hood(canvas, hood)
+    image = expose(lens, apply_light(canvas, light, ground), look.grade)
     numbers = np.ascontiguousarray(canvas.pixels[..., 3])
     labels, instances = np.full(256, IGNORE, np.uint8), np.zeros(256, np.uint16)
     for number, surface in enumerate(canvas.surfaces):

@@ -34,7 +34,7 @@ _JPEG_QUALITY = 92
 _PNG_OPTIONS = [
     cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY,
 ]  # fmt: skip
-"""Noise does not repeat: coding its values alone is faster, and smaller, than to look for matches."""
+"""Noise does not repeat: coding single values is faster, and smaller, than looking for matches."""
 
 _WEATHERS = ("fog", "night", "rain", "snow")
 FAMILIES: dict[str, tuple[str, ...]] = {
