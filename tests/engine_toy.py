@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from contextlib import contextmanager
@@ -91,6 +92,13 @@ def toy_sample(number, channels=3):
     generator = torch.Generator().manual_seed(1000 + number)
     image = torch.randn(channels, 6, 6, generator=generator)
     return {"image": image, "target": image.sum(0), "file_name": f"toy_{number:05d}.png"}
+
+
+def script_environment(*folders):
+    """Environment for a script that imports the project, and modules of `folders`."""
+    path = [Path(__file__).parents[1], *folders, os.environ.get("PYTHONPATH", "")]
+    python_path = os.pathsep.join(str(folder) for folder in path if str(folder))
+    return {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
 
 
 def losses_of(output_dir):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_toy import Toy, losses_of, toy_batches, toy_config
+from engine_toy import Toy, losses_of, script_environment, toy_batches, toy_config
 
 from clouds.engine import Diverged, Interrupted, Trainer, distributed
 from clouds.engine.distributed import check_launch, launch
@@ -200,15 +200,6 @@ def test_the_status_of_a_process_is_that_of_the_launch():
     assert leaving.value.code == 7
 
 
-def script_environment(**extra):
-    return {
-        **os.environ,
-        "PYTHONPATH": str(SCRIPT.parents[1]),
-        "OMP_NUM_THREADS": "1",
-        **extra,
-    }
-
-
 @pytest.mark.slow
 def test_torchrun(tmp_path, one_process):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -225,10 +216,9 @@ def test_two_machines(tmp_path, one_process):
         f"launch; launch(train_toy, ({str(tmp_path)!r}, False, 0.0, 0.0, []), num_machines=2, "
         f"machine_rank=int(sys.argv[1]), dist_url='tcp://127.0.0.1:{port}', device='cpu')"
     )
-    path = f"{SCRIPT.parents[1]}{os.pathsep}{SCRIPT.parent}"
     machines = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(rank)], env=script_environment(PYTHONPATH=path)
+            [sys.executable, "-c", program, str(rank)], env=script_environment(SCRIPT.parent)
         )
         for rank in (0, 1)
     ]

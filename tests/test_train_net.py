@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ import dataset_files
 import pytest
 import torch
 import yaml
-from engine_toy import loggers_as_before
+from engine_toy import loggers_as_before, script_environment
 from tiny_model import tiny_config
 
 import clouds
@@ -240,12 +239,11 @@ def test_data_that_is_not_there_is_told_before_training(fails, command, tmp_path
 
 @pytest.mark.slow
 def test_two_processes_of_the_real_model_are_one(command, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for processes in (1, 2):
         words = ["--num-gpus", str(processes), "MODEL.DEVICE", "cpu"]
         words += ["OUTPUT_DIR", str(tmp_path / str(processes))]
         program = [sys.executable, str(TOOL), *command, *words]
-        subprocess.run(program, env=environment, check=True, capture_output=True)
+        subprocess.run(program, env=script_environment(), check=True, capture_output=True)
     one, two = (records_of(tmp_path / str(processes)) for processes in (1, 2))
     assert len(one) == len(two) == 6
     for a, b in zip(one, two, strict=True):

@@ -14,7 +14,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from engine_toy import Toy, loggers_as_before, losses_of, toy_batches, toy_config
+from engine_toy import (
+    Toy,
+    loggers_as_before,
+    losses_of,
+    script_environment,
+    toy_batches,
+    toy_config,
+)
 
 from clouds.engine import Diverged, Hook, Interrupted, Trainer
 from clouds.engine.environment import check_writable, setup_logging
@@ -133,10 +140,9 @@ def test_dropout_matters_to_that_test(tmp_path):
 
 
 def start_script(*words):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, words)],
-        env=environment,
+        env=script_environment(),
         stderr=subprocess.PIPE,
         text=True,
     )

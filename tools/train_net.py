@@ -92,6 +92,8 @@ def user_errors_in_one_line() -> Iterator[None]:
             raise
         logger.debug("stopped by an error in the input", exc_info=True)
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        if isinstance(error, ModuleNotFoundError) and error.name == "clouds":
+            text += f". Install the project first: pip install -e {Path(__file__).parents[1]}"
         sys.stderr.write(f"error: {text}\n")
         raise SystemExit(USER_ERROR) from error
 
