@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -37,7 +37,12 @@ from clouds.engine.loop import Batch, autocast
 from clouds.engine.metrics import memory_gib
 from clouds.engine.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 UInt8Array = npt.NDArray[np.uint8]
+
+RESET_PEAK = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
 
 WAIT = "waiting for data"
 NETWORK = {
@@ -126,30 +131,33 @@ class PartClock:
 
 
 class PeakMemory:
-    """Peak memory of this process since `restart`.
+    """Peak memory of this process since `restart`: allocated by torch on a GPU, else resident.
 
-    On a GPU that which torch has allocated there; else resident memory, which on Linux alone can
-    be counted anew: elsewhere the peak is that of the process since its start.
+    Only Linux lets a process count its resident memory anew. Elsewhere, and where that is not
+    permitted, which is logged, the peak is that since the process began.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def restart(self) -> None:
-        """Forget the peak so far."""
+        """Forget the peak so far. On Linux the peak that `getrusage` tells is forgotten too."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        elif sys.platform == "linux":
-            # "5" sets the peak of resident memory to its present value (man 5 proc)
-            Path("/proc/self/clear_refs").write_text("5")
+            return
+        try:
+            RESET_PEAK.write_text("5")  # man 5 proc: the peak becomes the present value
+        except OSError as error:
+            logger.warning("peak memory is that since the process began: %s", error)
 
     def gib(self) -> float:
         """The peak in GiB."""
-        if self.device.type == "cuda" or sys.platform != "linux":
-            return memory_gib(self.device)
-        status = Path("/proc/self/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**20
+        if self.device.type != "cuda" and STATUS.exists():
+            # Not getrusage: a process that was just started has its parent's peak there.
+            for line in STATUS.read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**20
+        return memory_gib(self.device)
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
@@ -258,7 +266,8 @@ def measure_training(
     assert iterations > 0 and warmup >= 0
     memory = PeakMemory(trainer.device)
     synchronize = synchronizer(trainer.device)
-    batches = iter(trainer.loader(0))
+    assert trainer.batches is not None, "the trainer is to be prepared"
+    batches = iter(trainer.batches)
     steps = itertools.count()
     memory.restart()
 
