@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import textwrap
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
+REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
 
 
 @cache
@@ -29,7 +32,7 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
         pretrained: open_clip's tag of its weights, a weights file, or empty for random weights.
 
     Raises:
-        ValueError: the name or the tag is unknown.
+        ValueError: the name or the tag is unknown, or the file does not hold weights of the model.
         FileNotFoundError: the weights can neither be found nor downloaded.
     """
     import open_clip
@@ -42,35 +45,64 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             f"does not know. ConvNeXt and ResNet models it knows: "
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
         logger.warning(
             "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
         )
-        return _create(open_clip, name, None)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags and not Path(pretrained).is_file():
-        raise ValueError(
-            f"MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS is {pretrained!r}: neither a file nor one of "
-            f"open_clip's weights for {name} ({', '.join(tags) or 'it has none'}). "
-            "Leave it empty for random weights."
-        )
+        return _create(open_clip, name, None, tags)
+    if pretrained in tags:
+        return _from_tag(open_clip, name, pretrained)
+    if Path(pretrained).is_file():
+        return _from_file(open_clip, name, pretrained, tags)
+    raise ValueError(
+        f"MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS is {pretrained!r}: neither a file nor one of "
+        f"open_clip's weights for {name} ({', '.join(tags) or 'it has none'}). "
+        "Leave it empty for random weights."
+    )
+
+
+def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
     try:
-        return _create(open_clip, name, pretrained)
+        return _create(open_clip, name, tag, [tag])
     except (OSError, RuntimeError) as error:
-        if Path(pretrained).is_file():
-            raise ValueError(f"{pretrained} does not hold weights of {name}: {error}") from error
         raise FileNotFoundError(
-            f"The weights {pretrained!r} of CLIP {name} are not on this machine and could not be "
-            f"downloaded ({type(error).__name__}: {error}). On a machine with internet run "
-            f"`python -c \"import open_clip; open_clip.create_model('{name}', '{pretrained}')\"` "
+            f"The weights {tag!r} of CLIP {name} are not on this machine and could not be "
+            f"downloaded ({_reason(error)}). On a machine with internet run "
+            f"`python -c \"import open_clip; open_clip.create_model('{name}', '{tag}')\"` "
             "and copy its cache (~/.cache/huggingface, ~/.cache/clip), or set "
             "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or to '' when MODEL.WEIGHTS "
             "brings them."
         ) from error
 
 
-def _create(open_clip: Any, name: str, pretrained: str | None) -> nn.Module:
-    model: nn.Module = open_clip.create_model(name, pretrained=pretrained, precision="fp32")
+def _from_file(open_clip: Any, name: str, path: str, tags: Sequence[str]) -> nn.Module:
+    try:
+        return _create(open_clip, name, path, tags)
+    except Exception as error:  # a file that holds something else may raise anything
+        raise ValueError(
+            f"The file {path!r} (MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS) does not hold weights of "
+            f"CLIP {name} ({_reason(error)})."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {textwrap.shorten(str(error), REASON_LENGTH)}"
+
+
+def _create(open_clip: Any, name: str, pretrained: str | None, tags: Sequence[str]) -> nn.Module:
+    """Build the model with the activation that the weights `tags` of it were trained with.
+
+    open_clip only warns when weights want QuickGELU and the model's own config does not have it, as
+    with all weights of `RN50` and `RN101`; their text features would be wrong.
+    """
+    configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+    model: nn.Module = open_clip.create_model(
+        name,
+        pretrained=pretrained,
+        precision="fp32",
+        force_quick_gelu=bool(configs) and all(c.get("quick_gelu", False) for c in configs),
+    )
     return model
 
 

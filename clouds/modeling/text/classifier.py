@@ -63,7 +63,8 @@ class TextClassifier:
         device = backbone.logit_scale.device
         if self._features is None or self._features.device != device:
             tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms)).to(device)
-            rows = torch.cat([backbone.encode_text(t) for t in tokens.split(PROMPTS_AT_ONCE)])
+            with torch.autocast(device.type, enabled=False):  # once for all: in full precision
+                rows = torch.cat([backbone.encode_text(t) for t in tokens.split(PROMPTS_AT_ONCE)])
             rows = F.normalize(rows.float(), dim=-1)
             rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
             self._features = F.normalize(rows, dim=-1)
