@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_config
+from torch.nn import functional as F
+
+from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemble
+from clouds.modeling.inference.semantic import semantic_scores
+
+QUERIES, CLASSES = 23, 5
+
+
+def head_outputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(QUERIES, CLASSES, generator=generator).softmax(-1)
+    return probabilities, 3 * torch.randn(QUERIES, 8, 12, generator=generator)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, QUERIES, 100])
+@pytest.mark.parametrize("image_size", [(32, 48), (27, 48), (32, 33), (1, 1)])
+def test_scores_against_the_plain_formula(at_once, image_size):
+    probabilities, mask_logits = head_outputs()
+    full = F.interpolate(mask_logits[None].double(), (32, 48), mode="bilinear")[0].sigmoid()
+    expected = torch.einsum("qc,qhw->chw", probabilities.double(), full)
+    height, width = image_size
+    scores = semantic_scores(probabilities, mask_logits, (32, 48), image_size, at_once)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, expected[:, :height, :width].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_by_hand():
+    """Two queries, masks of constant logits: 0.5 * 0.2 + 0.9 * 0.6 of class 0."""
+    probabilities = torch.tensor([[0.2, 0.7], [0.6, 0.1]])
+    mask_logits = torch.tensor([0.0, np.log(9.0)]).float().view(2, 1, 1).expand(2, 3, 3)
+    scores = semantic_scores(probabilities, mask_logits, (6, 6), (4, 5), 1)
+    assert scores.shape == (2, 4, 5)
+    assert scores[0].flatten().tolist() == pytest.approx([0.64] * 20)
+    assert scores[1].flatten().tolist() == pytest.approx([0.44] * 20)
+
+
+def test_scores_of_half_precision_predictions_are_summed_in_float32():
+    probabilities, mask_logits = (t.bfloat16() for t in head_outputs())
+    expected = semantic_scores(probabilities.float(), mask_logits.float(), (32, 48), (32, 48), 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = semantic_scores(probabilities, mask_logits, (32, 48), (32, 48), 7)
+    assert torch.equal(scores, expected)
+
+
+# ------------------------------------------------------------------ geometric ensemble
+
+
+def class_logits(scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(2, 6, CLASSES + 1, generator=generator)
+
+
+SEEN = torch.tensor([True, False, True, True, False])
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.4, 0.8), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+def test_ensemble_against_the_product_of_probabilities(alpha, beta):
+    ours, clip = class_logits(2.0, 0), class_logits(2.0, 1)
+    combined = geometric_ensemble(ours, clip, SEEN, alpha, beta)
+    inside, outside = (softmax(t.double().numpy()[..., :-1]) for t in (ours, clip))
+    exponent = np.where(SEEN, alpha, beta)
+    product = inside ** (1 - exponent) * outside**exponent
+    product /= product.sum(-1, keepdims=True)
+    void = softmax(ours.double().numpy())[..., -1:]
+    expected = np.concatenate([product * (1 - void), void], -1)
+    np.testing.assert_allclose(combined.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_without_clip_the_ensemble_is_the_plain_softmax():
+    ours, clip = class_logits(2.0, 0), class_logits(2.0, 1)
+    combined = geometric_ensemble(ours, clip, SEEN, 0.0, 0.0)
+    torch.testing.assert_close(combined, ours.softmax(-1))
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.4, 0.8), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
+@pytest.mark.parametrize("scale", [100.0, 1e4, 1e30])
+def test_probabilities_that_underflow(scale, alpha, beta):
+    """No log(0), and no log(0) * 0: compared with sums of logarithms in double precision."""
+    ours, clip = class_logits(scale, 0), class_logits(scale, 1)
+    assert (ours.softmax(-1) == 0).any() and (clip.softmax(-1) == 0).any()
+    combined = geometric_ensemble(ours, clip, SEEN, alpha, beta)
+    inside, outside = (log_softmax(t.double().numpy()[..., :-1]) for t in (ours, clip))
+    exponent = np.where(SEEN, alpha, beta)
+    expected = softmax((1 - exponent) * inside + exponent * outside)
+    void = softmax(ours.double().numpy())[..., -1:]
+    np.testing.assert_allclose(combined[..., :-1].numpy(), expected * (1 - void), atol=1e-3)
+    np.testing.assert_allclose(combined[..., -1:].numpy(), void, atol=1e-6)
+    torch.testing.assert_close(combined.sum(-1), torch.ones(2, 6))
+
+
+def test_options_are_none_when_the_ensemble_is_off():
+    assert EnsembleOptions.from_config(tiny_config()) is None
+
+
+@pytest.mark.parametrize(
+    ("train", "unseen"), [(("gta5",), []), (("synthia",), [9, 14, 16]), (("synthia", "gta5"), [])]
+)
+def test_seen_classes_are_those_of_the_training_datasets(train, unseen):
+    cfg = tiny_config(
+        MODEL__CLOUDS__GEOMETRIC_ENSEMBLE=True,
+        MODEL__CLOUDS__GEOMETRIC_ENSEMBLE_ALPHA=0.25,
+        DATASETS__TRAIN=train,
+    )
+    options = EnsembleOptions.from_config(cfg)
+    assert [c for c, seen in enumerate(options.seen) if not seen] == unseen
+    assert len(options.seen) == 19
+    assert (options.alpha, options.beta) == (0.25, 0.8)
