@@ -10,7 +10,7 @@ from clouds.config import get_cfg
 from clouds.modeling.backbones.clip import CLIP
 from clouds.modeling.backbones.open_clip_model import create_clip
 
-CONVNEXT, RESNET = "clouds_test_convnext", "clouds_test_resnet"
+CONVNEXT, RESNET = "clouds_tiny", "clouds_tiny_resnet"
 
 
 def tiny_config(**settings):

@@ -51,7 +51,11 @@ def constant_map(sources: Sequence[DatasetSpec], side: int = 128) -> Predictor:
 
 
 def colour_and_row(sources: Sequence[DatasetSpec], pixels: int, seed: int) -> Predictor:
-    """A classifier of RGB and relative row, fitted on `pixels` random labelled pixels."""
+    """A classifier of RGB and relative row, fitted on `pixels` random labelled pixels.
+
+    It is asked once for each of 2^20 cells of colour and row (five bits each), whose answers are
+    then looked up.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     rng = np.random.default_rng(seed)
@@ -61,22 +65,24 @@ def colour_and_row(sources: Sequence[DatasetSpec], pixels: int, seed: int) -> Pr
     for spec, record in tqdm(records, desc="colour and row"):
         label = spec.read_label(record).ravel()
         chosen = rng.choice(np.flatnonzero(label != IGNORE), share)
-        inputs.append(_features(read_image(record.image))[chosen])
+        inputs.append(cells(read_image(record.image)).ravel()[chosen])
         classes.append(label[chosen])
-    model = HistGradientBoostingClassifier(max_iter=100, random_state=seed)
-    model.fit(np.concatenate(inputs), np.concatenate(classes))
-
-    def predict(image: UInt8Array) -> UInt8Array:
-        return model.predict(_features(image)).astype(np.uint8).reshape(image.shape[:2])
-
-    return predict
+    model = HistGradientBoostingClassifier(random_state=seed)
+    model.fit(features(np.concatenate(inputs)), np.concatenate(classes))
+    answers = model.predict(features(np.arange(1 << 20))).astype(np.uint8)
+    return lambda image: answers[cells(image)]
 
 
-def _features(image: UInt8Array) -> npt.NDArray[np.float32]:
-    """(H, W, 3) -> (H * W, 4): red, green, blue, row in 0..1."""
-    height, width = image.shape[:2]
-    row = np.broadcast_to(np.linspace(0, 1, height, dtype=np.float32)[:, None], (height, width))
-    return np.dstack((image.astype(np.float32), row)).reshape(-1, 4)
+def cells(image: UInt8Array) -> npt.NDArray[np.int64]:
+    """(H, W, 3) -> (H, W): number of the cell of red, green, blue and row, 0 to 2^20 - 1."""
+    red, green, blue = np.moveaxis(image.astype(np.int64) >> 3, -1, 0)
+    row = np.arange(len(image))[:, None] * 32 // len(image)
+    return ((red * 32 + green) * 32 + blue) * 32 + row
+
+
+def features(cell: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(N,) -> (N, 4): red, green, blue, row, 0 to 31 each."""
+    return np.stack([cell >> 15, cell >> 10 & 31, cell >> 5 & 31, cell & 31], axis=-1)
 
 
 def score(predict: Predictor, spec: DatasetSpec) -> float:
