@@ -50,13 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_data(cfg, args)
         if args.json is not None:
             check_writable(args.json)
-    jobs = {"train": training, "eval": evaluation}
-    found = {part: jobs[part](cfg, args) for part in args.parts}
     facts = describe(cfg, args, words)
-    print(report(facts, found))
-    if args.json is not None:
-        content = facts | {part: measurement.to_dict() for part, measurement in found.items()}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
+    print("\n".join(heading(facts)), flush=True)
+    jobs = {"train": training, "eval": evaluation}
+    for part in args.parts:
+        measurement = jobs[part](cfg, args)
+        print("\n" + report(measurement, facts["data"][part]), flush=True)
+        facts[part] = measurement.to_dict()
+        if args.json is not None:  # after each part: what was measured outlives an interruption
+            args.json.write_text(json.dumps(facts, indent=2) + "\n")
     return 0
 
 
@@ -246,22 +248,32 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def report(facts: dict[str, Any], found: dict[str, Measurement]) -> str:
-    """Everything as text."""
+def heading(facts: dict[str, Any]) -> list[str]:
+    """What is measured, where, and with what."""
     hardware, versions = facts["machine"], facts["versions"]
     busy = hardware["load_average"]
-    lines = [
+    return [
         facts["command"],
         f"{hardware['gpu'] or hardware['processor']}, device {hardware['device']}, "
         f"{hardware['cores']} cores, {facts['threads']} torch threads"
-        + (f", load average {busy[0]:.1f}" if busy else ""),
+        + (f", load average {busy[0]:.1f} before" if busy else ""),
         f"clouds {versions['version']} (commit {versions['commit'] or 'unknown'}), "
         f"torch {versions['torch']}, Python {versions['python']}",
     ]
-    for part, measurement in found.items():
-        lines += ["", f"{measurement.name}: {measurement.subject}; data: {facts['data'][part]}"]
-        lines += [table(measurement), *closing_lines(measurement)]
-    return "\n".join(lines)
+
+
+def report(measurement: Measurement, data: str) -> str:
+    """One measurement as text."""
+    memory = "allocated on the GPU" if measurement.on_gpu else "resident, of the process"
+    return "\n".join(
+        [
+            f"{measurement.name}: {measurement.subject}; data: {data}",
+            table(measurement),
+            f"sum / whole {measurement.total.median / measurement.whole.median:.3f}, "
+            f"{measurement.images_per_second:.4g} images/s, "
+            f"peak memory {measurement.peak_gib:.2f} GiB ({memory})",
+        ]
+    )
 
 
 def table(measurement: Measurement) -> str:
@@ -279,16 +291,6 @@ def table(measurement: Measurement) -> str:
     headers = ["", "median, s", "min", "max", "of the sum"]
     align = ("left", *["decimal"] * 3, "right")
     return tabulate(rows, headers, floatfmt=".4f", colalign=align)
-
-
-def closing_lines(measurement: Measurement) -> list[str]:
-    """What follows from the table, and what stands beside it."""
-    return [
-        f"sum / whole {measurement.total.median / measurement.whole.median:.3f}, "
-        f"{measurement.images_per_second:.4g} images/s, "
-        f"peak memory {measurement.peak_gib:.2f} GiB "
-        f"({'allocated on the GPU' if measurement.on_gpu else 'resident, of the process'})"
-    ]
 
 
 if __name__ == "__main__":
