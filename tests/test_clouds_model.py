@@ -315,3 +315,14 @@ def test_its_state_can_be_loaded_into_another():
         result = second.load_state_dict(first.state_dict())
         assert not result.missing_keys and not result.unexpected_keys
         assert torch.equal(second(batch)[0]["sem_seg"], expected)
+
+
+def test_a_label_of_another_size_than_its_image_is_refused():
+    model = tiny_model().train()
+    sample = {
+        "image": torch.zeros(3, 64, 64, dtype=torch.uint8),
+        "sem_seg": torch.zeros(32, 64, dtype=torch.uint8),
+        "file_name": "street.png",
+    }
+    with pytest.raises(ValueError, match=r"street\.png.*\(32, 64\).*\(64, 64\)"):
+        model([sample])

@@ -189,6 +189,11 @@ class CLOUDS(nn.Module):
     def _targets(self, sample: Sample, images: ImageList) -> Targets:
         """Targets on the padded image; the padding is in none of their masks."""
         label = sample["sem_seg"].to(self.device, non_blocking=True)
+        if label.shape != sample["image"].shape[-2:]:
+            raise ValueError(
+                f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
+                f"image {tuple(sample['image'].shape[-2:])}; they must be of one size"
+            )
         height, width = images.tensor.shape[-2:]
         padding = (0, width - label.shape[1], 0, height - label.shape[0])
         return masks_from_label(F.pad(label, padding, value=self.ignore_value), self.ignore_value)

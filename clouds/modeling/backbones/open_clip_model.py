@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
         logger.warning(
             "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
         )
-        return _create(open_clip, name, None, tags)
+        with _quiet():  # open_clip says the same, by way of the root logger
+            return _create(open_clip, name, None, tags)
     if pretrained in tags:
         return _from_tag(open_clip, name, pretrained)
     if Path(pretrained).is_file():
@@ -104,6 +106,18 @@ def _create(open_clip: Any, name: str, pretrained: str | None, tags: Sequence[st
         force_quick_gelu=bool(configs) and all(c.get("quick_gelu", False) for c in configs),
     )
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings of the root logger back."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def get_tokenizer(name: str) -> Any:
