@@ -197,9 +197,10 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, number):
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.hooks[:0] = [StopAfter(2, signal.SIGINT), StopAfter(2, signal.SIGINT)]
+    before = signal.getsignal(signal.SIGINT)  # ignored, where a shell runs the tests behind it
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_training_works_outside_the_main_thread(tmp_path):
