@@ -172,6 +172,7 @@ def test_check_datasets_finds_the_painted_data_whole(data):
     assert len(re.findall(r"^(gta5|\w+_val) +ok +", done.stdout, re.M)) == 4
 
 
+@pytest.mark.slow
 def test_trivial_baselines_print_a_row_each(data):
     done = tool("trivial_baselines.py", "--config-file", DEMO, "--pixels", 2000, data=data)
     assert done.returncode == 0, done.stderr

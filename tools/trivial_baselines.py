@@ -53,7 +53,7 @@ def constant_map(sources: Sequence[DatasetSpec], side: int = 128) -> Predictor:
 def colour_and_row(sources: Sequence[DatasetSpec], pixels: int, seed: int) -> Predictor:
     """A classifier of RGB and relative row, fitted on `pixels` random labelled pixels.
 
-    It is asked once for each of 2^16 cells of colour and row (four bits each), whose answers are
+    It is asked once for each of 2^20 cells of colour and row (five bits each), whose answers are
     then looked up.
     """
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -69,20 +69,20 @@ def colour_and_row(sources: Sequence[DatasetSpec], pixels: int, seed: int) -> Pr
         classes.append(label[chosen])
     model = HistGradientBoostingClassifier(random_state=seed)
     model.fit(features(np.concatenate(inputs)), np.concatenate(classes))
-    answers = model.predict(features(np.arange(1 << 16))).astype(np.uint8)
+    answers = model.predict(features(np.arange(1 << 20))).astype(np.uint8)
     return lambda image: answers[cells(image)]
 
 
 def cells(image: UInt8Array) -> npt.NDArray[np.int64]:
-    """(H, W, 3) -> (H, W): number of the cell of red, green, blue and row, 0 to 2^16 - 1."""
-    red, green, blue = np.moveaxis(image.astype(np.int64) >> 4, -1, 0)
-    row = np.arange(len(image))[:, None] * 16 // len(image)
-    return ((red * 16 + green) * 16 + blue) * 16 + row
+    """(H, W, 3) -> (H, W): number of the cell of red, green, blue and row, 0 to 2^20 - 1."""
+    red, green, blue = np.moveaxis(image.astype(np.int64) >> 3, -1, 0)
+    row = np.arange(len(image))[:, None] * 32 // len(image)
+    return ((red * 32 + green) * 32 + blue) * 32 + row
 
 
 def features(cell: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(N,) -> (N, 4): red, green, blue, row, 0 to 15 each."""
-    return np.stack([cell >> 12, cell >> 8 & 15, cell >> 4 & 15, cell & 15], axis=-1)
+    """(N,) -> (N, 4): red, green, blue, row, 0 to 31 each."""
+    return np.stack([cell >> 15, cell >> 10 & 31, cell >> 5 & 31, cell & 31], axis=-1)
 
 
 def score(predict: Predictor, spec: DatasetSpec) -> float:
