@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import yaml
 
 from clouds.config.check import ConfigError, describe, problems
 from clouds.config.defaults import KEYS, get_cfg
+from clouds.config.published import PUBLISHED_SECTIONS, translate
+from clouds.config.setting import Setting
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
 
@@ -24,21 +25,6 @@ _SECTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One value that somebody wrote down.
-
-    Attributes:
-        name: dotted name of the key.
-        value: as YAML reads it, or the text of an override.
-        origin: where it stands, for messages.
-    """
-
-    name: str
-    value: Any
-    origin: str
-
-
 def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -> CfgNode:
     """Defaults, then the files, base first, then the overrides; checked and frozen.
 
@@ -47,6 +33,9 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
             `_BASE_` names the file, or the list of files, that it changes, relative to itself.
         overrides: KEY VALUE KEY VALUE …; a later one wins.
 
+    Names of keys in published files are understood too (`clouds.config.published`); one warning
+    says which of them change nothing.
+
     Raises:
         FileNotFoundError: the file, or one that it is based on, is not there.
         ConfigError: everything else that is wrong with it.
@@ -54,7 +43,8 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
     settings = read_yaml(Path(config_file)) if config_file is not None else []
     settings += pair_up(overrides)
     cfg = get_cfg()
-    found = assign(cfg, settings)
+    settings, found = translate(settings)
+    found += assign(cfg, settings)
     # A value that could not be assigned keeps its default, so nothing is reported twice.
     origins = {setting.name: setting.origin for setting in settings}
     found += problems(cfg, origins)
@@ -189,7 +179,7 @@ def _flatten(
     value = loader.construct_object(node, deep=True)
     if not prefix:
         raise ConfigError([f"{origin}: a config file holds KEY: VALUE pairs, not {value!r}"])
-    if value is None and prefix in _SECTIONS:
+    if value is None and prefix in _SECTIONS | PUBLISHED_SECTIONS:
         return  # all its lines may be commented out
     yield Setting(prefix, value, origin)
 
