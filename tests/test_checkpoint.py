@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from engine_toy import Toy, toy_config
+from tiny_model import tiny_model
 from torch import nn
 
 from clouds.engine import checkpoint as checkpoint_module
@@ -257,6 +258,108 @@ def test_weights_beyond_the_model_are_told_and_load(tmp_path, caplog):
     Checkpointer(model).load_weights(str(tmp_path / "w.pth"))
     assert same_weights(model, other_model())
     assert "only in the file (1):\n    extra" in caplog.text
+
+
+# ------------------------------------------------------------------ files of other projects
+def filled(model, seed=1):
+    """The model with other values in all its floating-point tensors."""
+    generator = torch.Generator().manual_seed(seed)
+    for value in model.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=generator))
+    return model
+
+
+def as_pickle(weights, path):
+    """As model zoos of Detectron2 projects have them."""
+    arrays = {name: value.numpy() for name, value in weights.items()}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=2))
+
+
+def test_an_fc_clip_checkpoint_of_other_classes_fits_the_text_head(tmp_path, caplog):
+    there = filled(tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text"))
+    weights = dict(there.state_dict())
+    weights["criterion.empty_weight"] = torch.full((134,), 0.5)  # COCO's, and void
+    torch.save({"model": weights, "iteration": 7, "trainer": {}}, tmp_path / "fcclip.pth")
+    model = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text")
+    Checkpointer(model).load_weights(str(tmp_path / "fcclip.pth"))
+    loaded = model.state_dict()
+    for name, value in weights.items():
+        assert torch.equal(loaded[name], value) == (name != "criterion.empty_weight"), name
+    assert loaded["criterion.empty_weight"].tolist() == pytest.approx([1.0] * 19 + [0.1])
+    assert "(134,) in the file, (20,) here (made from the config instead)" in caplog.text
+
+
+def test_an_fc_clip_checkpoint_is_not_that_of_the_linear_head(tmp_path):
+    there = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text")
+    torch.save({"model": there.state_dict()}, tmp_path / "fcclip.pth")
+    with pytest.raises(ValueError, match="not this model's") as error:
+        Checkpointer(tiny_model()).load_weights(str(tmp_path / "fcclip.pth"))
+    assert "only in the model (2):\n    sem_seg_head.predictor.class_embed" in str(error.value)
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", ["pth", "pkl"])
+def test_a_mask2former_head_loads_where_it_fits(tmp_path, old, kind, caplog):
+    """Its head, over another backbone and with COCO's classes, under today's and older names."""
+    there = filled(tiny_model()).state_dict()
+    expected = {k: v for k, v in there.items() if k.startswith("sem_seg_head.")}
+    classes = {name for name in expected if ".class_embed." in name}
+    weights = {
+        "backbone.stem.conv1.weight": torch.ones(1),
+        "criterion.empty_weight": torch.ones(134),
+    }
+    for name, value in expected.items():
+        if name in classes:
+            value = torch.ones(134, *value.shape[1:])
+        if old:
+            name = name.replace(".query_feat.", ".static_query.").replace(".pixel_decoder.", ".")
+        weights[name] = value
+    path = tmp_path / f"m2f.{kind}"
+    if kind == "pkl":
+        as_pickle(weights, path)
+    else:
+        torch.save({"model": weights}, path)
+
+    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS_PARTIAL True") as error:
+        Checkpointer(tiny_model()).load_weights(str(path))
+    assert "predictor.class_embed.weight: (134, 32) in the file, (20, 32) here" in str(error.value)
+
+    model, fresh = tiny_model(), tiny_model().state_dict()
+    Checkpointer(model, partial=True).load_weights(str(path))
+    loaded = model.state_dict()
+    for name in loaded:
+        source = expected if name in expected.keys() - classes else fresh
+        assert torch.equal(loaded[name], source[name]), name
+    assert "of another shape (3)" in caplog.text  # class_embed twice, empty_weight
+
+
+def test_a_model_without_empty_weight_in_the_file_is_whole(tmp_path):
+    weights = filled(tiny_model()).state_dict()
+    del weights["criterion.empty_weight"]
+    torch.save(weights, tmp_path / "w.pth")
+    Checkpointer(tiny_model()).load_weights(str(tmp_path / "w.pth"))
+
+
+def test_a_pickle_of_arrays_runs_no_code(tmp_path):
+    path, trace = tmp_path / "evil.pkl", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"model": {}, "extra": RunsCode(trace)}, protocol=2))
+    with pytest.raises(ValueError, match=r"evil\.pkl.*could run code"):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_a_pickle_that_is_truncated(tmp_path):
+    as_pickle(other_model().state_dict(), tmp_path / "w.pkl")
+    content = (tmp_path / "w.pkl").read_bytes()
+    (tmp_path / "w.pkl").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"w\.pkl.*cannot be read"):
+        read_checkpoint(tmp_path / "w.pkl")
+
+
+def test_a_file_of_torch_save_may_be_called_pkl(tmp_path):
+    torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "w.pkl")
+    assert read_checkpoint(tmp_path / "w.pkl")["model"]["a"].tolist() == [1, 1]
 
 
 def test_resume_without_a_checkpoint(tmp_path):

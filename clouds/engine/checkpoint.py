@@ -15,6 +15,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,25 @@ HARMLESS_KEYS = (
 )
 """Configuration that may differ in a resumed run without changing what is trained."""
 
+DERIVED = ("criterion.empty_weight",)
+"""Tensors that the config determines: a file need not have them, nor in the model's shape."""
+
+OLDER_NAMES = (
+    (re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)"), "sem_seg_head.pixel_decoder."),
+    (re.compile(r"^sem_seg_head\.predictor\.static_query\."), "sem_seg_head.predictor.query_feat."),
+)
+"""Names in checkpoints of MaskFormer and of early Mask2Former, and what became of them."""
+
+PICKLED_ARRAYS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+}
+"""All that a pickle of NumPy arrays needs: modules and names."""
+
 
 @dataclass(frozen=True)
 class LoadReport:
@@ -70,18 +90,24 @@ class LoadReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the model came from the file."""
-        return not self.missing and not self.mismatched
+        """Whether every tensor of the model came from the file, or from the config alone."""
+        lacking = {*self.missing, *(name for name, _, _ in self.mismatched)}
+        return lacking <= set(DERIVED)
 
     def __str__(self) -> str:
         shapes = [
-            f"{name}: {there} in the file, {here} here" for name, there, here in self.mismatched
+            f"{name}: {there} in the file, {here} here{_comment(name)}"
+            for name, there, here in self.mismatched
         ]
         lines = [f"{self.path}: {self.matched} of the model's {self.total} tensors match."]
-        lines += section("only in the model", self.missing)
+        lines += section("only in the model", [name + _comment(name) for name in self.missing])
         lines += section("of another shape", shapes)
         lines += section("only in the file", self.unexpected)
         return "\n".join(lines)
+
+
+def _comment(name: str) -> str:
+    return " (made from the config instead)" if name in DERIVED else ""
 
 
 def section(title: str, names: tuple[str, ...] | list[str]) -> list[str]:
@@ -112,12 +138,30 @@ def compare(path: str, there: Mapping[str, torch.Tensor], model: nn.Module) -> L
     )
 
 
+def with_present_names(
+    weights: Mapping[str, torch.Tensor], model: nn.Module
+) -> dict[str, torch.Tensor]:
+    """`weights`, those under an older name of one of the model's tensors under its present name."""
+    here = set(model.state_dict())
+    present: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        candidates = (pattern.sub(new, name) for pattern, new in OLDER_NAMES)
+        renamed = [c for c in candidates if c in here and c not in weights]
+        present[name if name in here or not renamed else renamed[0]] = value
+    count = len(present.keys() - weights.keys())
+    if count:
+        logger.info("%d tensors have older names in the file and were renamed", count)
+    return present
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code that it may hold.
 
     Args:
         path: a `.safetensors` file, or one that `torch.save` wrote: `{"model": weights, …}`,
-            `{"state_dict": weights, …}` or the weights alone. A prefix `module.` on all names goes.
+            `{"state_dict": weights, …}` or the weights alone; or a `.pkl` of NumPy arrays in the
+            same forms, as model zoos of Detectron2 projects have them. A prefix `module.` on all
+            names goes.
 
     Returns:
         Its entries; `model` is the state dict.
@@ -130,7 +174,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    readers = {".safetensors": read_safetensors, ".pkl": read_pickle}
+    content = readers.get(path.suffix, read_torch)(path)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"checkpoint '{path}' holds a {type(content).__name__}, not a dictionary of weights."
@@ -164,14 +209,42 @@ def read_torch(path: Path) -> Any:
         except Exception as error:
             # On damaged bytes torch.load raises whatever its parsers stumble over, KeyError and
             # OSError included, so the kinds cannot be listed.
-            forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-            if not isinstance(error, pickle.UnpicklingError) or forbidden is None:
-                raise ValueError(broken_message(path)) from error
-            raise ValueError(
-                f"checkpoint '{path}' is refused: it is a pickle with '{forbidden[1]}' in it, and "
-                "loading that could run code. Allowed are tensors and plain values, as torch.save "
-                "writes them from state dicts, or a .safetensors file."
-            ) from error
+            raise ValueError(_why_unreadable(path, error)) from error
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of NumPy arrays and plain values, and no others."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in PICKLED_ARRAYS:
+            raise pickle.UnpicklingError(f"GLOBAL {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+def read_pickle(path: Path) -> Any:
+    """A pickle of NumPy arrays and plain values; one of `torch.save` with that ending too."""
+    if zipfile.is_zipfile(path):
+        return read_torch(path)
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's modules were renamed
+        try:
+            return ArrayUnpickler(file, encoding="latin1").load()
+        except MemoryError:
+            raise
+        except Exception as error:  # as in read_torch
+            raise ValueError(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """Message for a file that a loader of pickles gave up on."""
+    forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    if not isinstance(error, pickle.UnpicklingError) or forbidden is None:
+        return broken_message(path)
+    return (
+        f"checkpoint '{path}' is refused: it is a pickle with '{forbidden[1]}' in it, and "
+        "loading that could run code. Allowed are tensors and plain values, as torch.save "
+        "writes them from state dicts, NumPy arrays in a .pkl, or a .safetensors file."
+    )
 
 
 def broken_message(path: Path) -> str:
@@ -338,6 +411,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
 
     def load_model(self, path: str, weights: Mapping[str, torch.Tensor]) -> None:
         """Give the model `weights`, which came from `path`, if they are its own."""
+        weights = with_present_names(weights, self.model)
         report = compare(path, weights, self.model)
         if not (report.complete or (self.partial and report.matched > 0)):
             hint = (
@@ -346,7 +420,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
                 else "To start from what matches, set MODEL.WEIGHTS_PARTIAL True."
             )
             raise ValueError(f"these weights are not this model's.\n{report}\n{hint}")
-        clean = report.complete and not report.unexpected
+        clean = report.matched == report.total and not report.unexpected
         logger.log(logging.INFO if clean else logging.WARNING, "%s", report)
         unusable = {name for name, _, _ in report.mismatched}.union(report.unexpected)
         self.model.load_state_dict(
