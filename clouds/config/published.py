@@ -64,6 +64,7 @@ _OWN_SCALING = (
     "published training scales by 0.5 to 2 and crops 768x768 whatever they say; here "
     "INPUT.SCALE_RANGE and INPUT.CROP.SIZE set that"
 )
+_NEVER_READ = "published code never reads it"
 _SEMANTIC = "they filter instance and panoptic output, and there is none"
 _WEIGHTS_AND_BIASES = "metrics go to metrics.json and TensorBoard, not to Weights & Biases"
 _OTHER_DECODERS = "decoders that are not here read it"
@@ -103,7 +104,11 @@ _TABLE: tuple[PublishedKey, ...] = (
         Fate.NO_EFFECT,
         "published training takes each crop at its first try",
     ),
+    *_many("INPUT", "RESIZE_HEIGHT RESIZE_WIDTH PL_THRESHOLD", Fate.NO_EFFECT, _NEVER_READ),
+    PublishedKey("INPUT.RESIZE.SIZE_TRAIN", Fate.NO_EFFECT, _NEVER_READ),
     # backbone and head
+    PublishedKey("MODEL.FLASH", Fate.NO_EFFECT, _NEVER_READ),
+    _kept("MODEL.SAVE_PSEUDO_LABELS", False, "evaluation writes scores and pictures, no labels"),
     PublishedKey(
         "MODEL.BACKBONE.FREEZE_AT",
         Fate.NO_EFFECT,
