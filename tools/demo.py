@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("datasets/demo"), help="painted here")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--config-file", default="configs/demo/warmup.yaml")
-    parser.add_argument("--train", type=int, default=400, help="training pictures")
-    parser.add_argument("--val", type=int, default=30, help="pictures of each unseen domain")
+    parser.add_argument("--train", type=int, default=500, help="training pictures")
+    parser.add_argument("--val", type=int, default=40, help="pictures of each unseen domain")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of the config")
     args = parser.parse_args()
 
