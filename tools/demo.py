@@ -53,6 +53,7 @@ def page(commands: list[str], results: dict[str, object], pictures: list[Path], 
         "domains that training never saw.</p>"
         f"<table><tr><th>unseen domain<th>mIoU, %</tr>{rows}</table>"
         f"<pre>{html.escape(chr(10).join(commands))}</pre>{shown}"
+        '<h2>What the domains look like</h2><img src="scenes.png" alt="contact sheet">'
     )
 
 
@@ -68,7 +69,8 @@ def main() -> None:
 
     started = time.monotonic()
     data = {"DETECTRON2_DATASETS": str(args.data)}
-    print(f"$ export DETECTRON2_DATASETS={shlex.quote(str(args.data))}")
+    export = f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"
+    print(f"$ {export}")
     tool = os.path.relpath(HERE)
     paint = [f"{tool}/make_demo_data.py", "--output", str(args.data), "--datasets", *DATASETS]
     paint += ["--train", str(args.train), "--val", str(args.val)]
@@ -77,7 +79,7 @@ def main() -> None:
     train += ["OUTPUT_DIR", str(args.output), *args.opts]
     baselines = [f"{tool}/trivial_baselines.py", "--config-file", args.config_file]
     args.output.mkdir(parents=True, exist_ok=True)
-    commands = [run(command, data) for command in (paint, train, baselines)]
+    commands = [export, *(run(command, data) for command in (paint, train, baselines))]
 
     results = json.loads((args.output / "results.json").read_text())
     pictures = sorted((args.output / "pictures").glob("*/*.png"))
