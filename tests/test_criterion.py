@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from transformers_weights import mask2former, mask2former_config
 
 from clouds.data.targets import Targets, masks_from_label
+from clouds.engine import distributed
 from clouds.modeling.criterion import set_criterion
 from clouds.modeling.criterion.matcher import CostWeights, match, matching_costs
 from clouds.modeling.criterion.points import PointSampler, sample_at
@@ -423,7 +424,7 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
     ranks = []
     for rank in range(2):
         fake = TwoRanks(totals[1 - rank])
-        monkeypatch.setattr(set_criterion, "dist", fake)
+        monkeypatch.setattr(distributed, "dist", fake)
         criterion = build(normalize_class_loss_over=over)
         ranks.append(criterion(parts(made, rank), [targets[rank]], [seeds[rank]]))
         torch.testing.assert_close(fake.sent, totals[rank])

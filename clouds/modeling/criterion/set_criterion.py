@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from clouds.data.targets import Targets
+from clouds.engine.distributed import mean_over_ranks
 from clouds.modeling.criterion.matcher import CostWeights, Match, match, matching_costs
 from clouds.modeling.criterion.points import (
     Generator,
@@ -88,7 +88,7 @@ class SetCriterion(nn.Module):
         points = [self.sampler.draw(counts, generators, device) for _ in layers]
         masks = [t.masks.float() for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
-        masks_norm, class_norm = self._normalizers(sum(counts), len(targets) * queries, targets)
+        masks_norm, class_norm = self._normalizers(sum(counts), len(targets) * queries)
         losses = {}
         for i, suffix in enumerate(layers):
             losses["loss_ce" + suffix] = self.weights.classes * (
@@ -136,9 +136,7 @@ class SetCriterion(nn.Module):
         ]
         return match(torch.stack(costs), [len(t.labels) for t in targets])
 
-    def _normalizers(
-        self, matched: int, queries: int, targets: Sequence[Targets]
-    ) -> tuple[Tensor, Tensor]:
+    def _normalizers(self, matched: int, queries: int) -> tuple[Tensor, Tensor]:
         """Number of matched masks and total weight in the class loss, averaged over ranks.
 
         DistributedDataParallel averages gradients over ranks, so these averages make the sum over
@@ -147,10 +145,7 @@ class SetCriterion(nn.Module):
         device = self.empty_weight.device
         void = float(queries - matched) * self.empty_weight[-1]
         totals = torch.stack([torch.tensor(float(matched), device=device), matched + void])
-        over_ranks = totals.clone()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(over_ranks)
-            over_ranks /= dist.get_world_size()
+        over_ranks = mean_over_ranks(totals)
         class_norm = (over_ranks if self.normalize_class_loss_over == "batch" else totals)[1]
         return over_ranks[0].clamp(min=1), class_norm
 

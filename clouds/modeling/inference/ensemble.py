@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clouds.d2 import CfgNode
+from clouds.data.datasets import get_dataset
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,6 @@ class EnsembleOptions:
         options = cfg.MODEL.CLOUDS
         if not options.GEOMETRIC_ENSEMBLE:
             return None
-        from clouds.data.datasets import get_dataset
-
         present = {c for name in cfg.DATASETS.TRAIN for c in get_dataset(name).classes_present}
         seen = tuple(c in present for c in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
         return cls(seen, options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA)
