@@ -246,12 +246,129 @@ KEYS: tuple[Key, ...] = (
         "Exponent of CLIP's probability for classes not seen in training.",
         within(0, 1),
     ),
+    # ---------------------------------------------------------- self-training
+    Key(
+        "MODEL.CLOUDS.SAM.ALPHA_EMA",
+        0.999,
+        "Momentum of the teacher: the share of its weights that stays at an update.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.ITERATION_UPDATE",
+        100,
+        "Iterations between updates of the teacher.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA",
+        False,
+        "Average the teacher's class probabilities with CLIP's zero-shot ones.",
+    ),
+    Key(
+        "MODEL.CLOUDS.REFINER",
+        "sam",
+        "What improves the teacher's labels: 'sam', 'superpixel' (majority vote, no weights), "
+        "'none', or a registered name.",
+        not_empty,
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.ENABLED",
+        True,
+        "False leaves the teacher's label as it is where REFINER is 'sam'.",
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.MODEL",
+        "vit_h",
+        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is one for tests.",
+        one_of("vit_b", "vit_l", "vit_h", "mobile", "tiny"),
+    ),
+    Key("MODEL.CLOUDS.SAM.WEIGHTS", "", "File with SAM's weights; empty: random ones."),
+    Key(
+        "MODEL.CLOUDS.SAM.SIZE_THRESHOLD",
+        5000,
+        "Connected components of at most so many pixels get no mask.",
+        at_least(0),
+    ),
+    Key("MODEL.CLOUDS.SAM.EROSION", False, "Erode components before points are chosen."),
+    Key("MODEL.CLOUDS.SAM.EROSION_SIZE", 3, "Side of the eroding square, pixels.", at_least(1)),
+    Key("MODEL.CLOUDS.SAM.NUM_POINTS", 5, "Points per component.", at_least(1)),
+    Key(
+        "MODEL.CLOUDS.SAM.SELECTION_MODE",
+        "random",
+        "Where they lie: 'random' in the component, at its 'center', or random in its "
+        "'largest_component' once it is eroded.",
+        one_of("random", "center", "largest_component"),
+    ),
+    Key("MODEL.CLOUDS.SAM.RM_INTERSECTION", True, "Drop pixels that several masks cover."),
+    Key(
+        "MODEL.CLOUDS.SAM.OVERLAP",
+        "classes",
+        "Which pixels those are: covered by masks of different 'classes', or by any two masks "
+        "('published', where a class that loses all its pixels also stays as an empty target).",
+        one_of("classes", "published"),
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.REFINEMENT",
+        False,
+        "Run SAM's decoder again on the points and the best mask's logits.",
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.COMPONENTS_AT_ONCE",
+        64,
+        "Components that SAM's decoder takes at a time: bounds its memory.",
+        at_least(1),
+    ),
+    Key("MODEL.CLOUDS.SUPERPIXEL.SIZE", 16, "Side of a superpixel, pixels.", at_least(2)),
+    Key(
+        "MODEL.CLOUDS.SUPERPIXEL.RULER",
+        10.0,
+        "Smoothness of superpixels; larger ones are squarer.",
+        above(0),
+    ),
+    Key(
+        "MODEL.CLOUDS.UNCOVERED",
+        "negative",
+        "Pixels of a generated image that no refined mask covers: 'negative' for every mask "
+        "(published), 'ignore' in all losses, or the 'teacher' has the say.",
+        one_of("negative", "ignore", "teacher"),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.MIN_CONFIDENCE",
+        0.0,
+        "Pixels where the teacher is less confident do not count; 0: all do.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.MIN_AGREEMENT",
+        0.0,
+        "Pixels of refined segments that agree less with the teacher do not count; 0: all do.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.WEIGHT",
+        "none",
+        "Weigh the losses of a pseudo-label's pixels by the teacher's 'confidence', by 'agreement' "
+        "between teacher and refined segment, by 'both' (their product), or not.",
+        one_of("none", "confidence", "agreement", "both"),
+    ),
     # ------------------------------------------------------------------- data
     Key("DATASETS.TRAIN", ("gta5",), "Names of the training datasets."),
     Key(
         "DATASETS.TEST",
         ("mapillary_val", "bdd_val", "cityscapes_val"),
         "Names of the datasets that are evaluated, each on its own.",
+    ),
+    Key(
+        "DATASETS.SOURCE_FACTOR",
+        1.0,
+        "How often a source image comes up in an epoch, on average.",
+        above(0),
+    ),
+    Key(
+        "DATASETS.TARGET_FACTOR",
+        1.0,
+        "How often a generated image does. (The published name calls generated images target.)",
+        above(0),
     ),
     Key(
         "INPUT.INITIAL_HEIGHT",
@@ -276,6 +393,12 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("INPUT.FLIP", True, "Flip half of the training images left to right."),
     Key("INPUT.COLOR_AUG_SSD", True, "Jitter brightness, contrast, saturation and hue (SSD)."),
+    Key(
+        "DATALOADER.SAMPLER_TRAIN",
+        "WeightedTrainingSampler",
+        "'WeightedTrainingSampler' heeds the two factors below DATASETS, 'TrainingSampler' does not.",
+        one_of("WeightedTrainingSampler", "TrainingSampler"),
+    ),
     Key("DATALOADER.NUM_WORKERS", 4, "Loader processes per GPU; 0: in the main one.", at_least(0)),
     # ----------------------------------------------------------------- solver
     Key("SOLVER.OPTIMIZER", "ADAMW", "Optimizer.", one_of("ADAMW", "SGD")),
@@ -358,6 +481,13 @@ KEYS: tuple[Key, ...] = (
         10,
         "Query masks held at full size at a time: bounds the memory of segmenting an image.",
         at_least(1),
+    ),
+    Key(
+        "TEST.GENERATED_IMAGES",
+        50,
+        "Labelled generated images on which teacher, refined label and student are scored at each "
+        "evaluation in joint training; 0: none.",
+        at_least(0),
     ),
     Key("TEST.PICTURES", 4, "Pictures per dataset drawn at each evaluation.", at_least(0)),
 )
