@@ -14,10 +14,13 @@ class Targets:
     Attributes:
         labels: int64 (K,), train ids, ascending.
         masks: bool (K, H, W), where each of them is.
+        weights: float32 (H, W) in [0, 1], how much each pixel counts in matching and in the mask
+            losses; None: all of them fully. What masks say of a pixel of weight 0 has no effect.
     """
 
     labels: torch.Tensor
     masks: torch.Tensor
+    weights: torch.Tensor | None = None
 
 
 def masks_from_label(sem_seg: torch.Tensor, ignore: int = 255) -> Targets:
