@@ -215,10 +215,9 @@ def test_unknown_dataset(cfg):
         build_train_loader(cfg)
 
 
-@pytest.mark.parametrize("name,what", [("bdd_val", "target"), ("sd_x", "generated")])
-def test_dataset_that_is_not_for_training(cfg, name, what):
-    cfg.DATASETS.TRAIN = ("gta5", name)
-    with pytest.raises(ValueError, match=f"{name}, a {what} dataset"):
+def test_dataset_that_is_not_for_training(cfg):
+    cfg.DATASETS.TRAIN = ("gta5", "bdd_val")
+    with pytest.raises(ValueError, match="bdd_val, a target dataset"):
         build_train_loader(cfg)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Domain(str, Enum):
@@ -31,34 +32,60 @@ class Record:
             turns them into train ids); None when there is none.
         domain: the part it plays.
         dataset: name of the dataset that it belongs to.
+        painted_size: height and width in pixels that a manifest says the image has; None when
+            none does.
     """
 
     image: Path
     label: Path | None
     domain: Domain
     dataset: str
+    painted_size: tuple[int, int] | None = None
 
 
-class TrainSample(TypedDict):
-    """What the model gets of one picture in training; Detectron2's keys and four of our own.
+class TrainInput(TypedDict):
+    """What the model gets of any picture in training; Detectron2's keys and three of our own.
 
-    image: uint8 (3, H, W) RGB.
-    sem_seg: uint8 (H, W) train ids, 255 where a pixel does not count.
+    image: uint8 (3, H, W) RGB, what the student sees.
     height, width: size of the picture on disk, pixels.
     file_name: that picture.
     domain, dataset: where it comes from.
-    seed: this visit's own seed, in [0, 2**63), a function of SEED, epoch and index; whatever is
-        drawn at random for this sample is drawn from it.
+    seed: this visit's own seed, in [0, 2**63), a function of SEED, epoch and the place in it;
+        whatever is drawn at random for this sample is drawn from it.
     """
 
     image: torch.Tensor
-    sem_seg: torch.Tensor
     height: int
     width: int
     file_name: str
     domain: Domain
     dataset: str
     seed: int
+
+
+class SourceSample(TrainInput):
+    """A labelled one.
+
+    sem_seg: uint8 (H, W) train ids, 255 where a pixel does not count.
+    """
+
+    sem_seg: torch.Tensor
+
+
+class GeneratedSample(TrainInput):
+    """A painted one, which has no label; teacher and refiner give it one.
+
+    clean_image: uint8 (3, H, W) RGB, what they see: the geometry of `image`, the colors of the
+        file. A picture has two clean views, as painted and flipped.
+    flipped: whether this is the flipped one.
+    """
+
+    clean_image: torch.Tensor
+    flipped: bool
+
+
+TrainSample = SourceSample | GeneratedSample
+"""What the model gets of one picture in training; its `domain` says which."""
 
 
 class EvalInput(TypedDict):

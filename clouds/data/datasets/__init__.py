@@ -11,6 +11,7 @@ from clouds.data.datasets.spec import (
     dataset_root,
     get_dataset,
 )
+from clouds.data.datasets.table import generated, is_generated
 
 __all__ = [
     "ROOT_VARIABLE",
@@ -19,6 +20,8 @@ __all__ = [
     "dataset_names",
     "dataset_root",
     "forget_listings",
+    "generated",
     "get_dataset",
+    "is_generated",
     "register_all",
 ]

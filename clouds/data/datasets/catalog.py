@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from clouds.d2 import DatasetCatalog, MetadataCatalog
 from clouds.data.datasets.spec import get_dataset
 from clouds.data.datasets.table import ROWS
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
@@ -17,6 +16,8 @@ def register_all() -> None:
     An entry is a list of dicts with `file_name`, `sem_seg_file_name` (the dataset's own ids; read
     it with `get_dataset(name).read_label`), `domain` and `dataset`.
     """
+    from clouds.d2 import DatasetCatalog, MetadataCatalog  # takes torch's seconds to import
+
     for name in ROWS:
         if name in DatasetCatalog:
             continue

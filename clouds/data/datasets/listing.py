@@ -1,7 +1,8 @@
 """What of a dataset is on disk: pairs of image and label, and what has no partner.
 
 A listing is kept in memory and made anew when a folder that it looked into has changed: the
-modification time of a folder, in nanoseconds, changes when an entry is added, removed or renamed.
+modification time of a folder, in nanoseconds, changes when an entry is added, removed or renamed,
+that of a manifest when a line is added.
 The contents of the files have no part in a listing, save the sizes of images and labels where a
 row says that pairs that differ are skipped; who overwrites such a file in place while the process
 runs calls `forget_listings`.
@@ -11,21 +12,46 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clouds.data.datasets.table import Folders, Row
 from clouds.data.reading import read_size
 from clouds.data.sample import Record
+from clouds.generation.manifest import Entry, read_manifest
 
 logger = logging.getLogger(__name__)
 
 _HEADER_THREADS = 8  # reading headers waits for the disk, not for the processor
 
 _Fingerprint = tuple[tuple[str, int], ...]
-"""Each folder looked into, with its modification time in ns, or -1 when it does not exist."""
+"""Each folder looked into, and a manifest, with its modification time in ns, or -1 when it does not
+exist."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder's manifest says, and where the folder differs.
+
+    Attributes:
+        path: the file.
+        entries: by `Entry.file`; empty when the file cannot be read.
+        error: why it cannot; empty when it can.
+        unknown: images that have no entry, sorted.
+        gone: `file` of the entries whose image is not there, sorted.
+    """
+
+    path: Path
+    entries: Mapping[str, Entry]
+    error: str
+    unknown: tuple[Path, ...]
+    gone: tuple[str, ...]
+
+    def entry(self, image: Path, images: Path) -> Entry | None:
+        """The entry of a file in the folder `images`, if it has one."""
+        return self.entries.get(image.relative_to(images).as_posix())
 
 
 @dataclass(frozen=True)
@@ -38,6 +64,7 @@ class Listing:
         records: complete pairs (all images, when labels are not required), sorted by path.
         images_without_label, labels_without_image: files that have no partner, sorted.
         skipped: images left out because their label has another size, sorted.
+        manifest: of generated images; None when there is none.
     """
 
     images: Path
@@ -48,6 +75,7 @@ class Listing:
     images_without_label: tuple[Path, ...]
     labels_without_image: tuple[Path, ...]
     skipped: tuple[Path, ...]
+    manifest: Manifest | None = None
 
 
 _listings: dict[tuple[Path, str], tuple[_Fingerprint, Listing]] = {}
@@ -78,8 +106,11 @@ def _look(row: Row, root: Path) -> tuple[_Fingerprint, Listing]:
     folders = _choose(row.folders, root)
     looked_into = [str(root / f) for both in row.folders for f in (both.images, both.labels)]
     images_dir, labels_dir = root / folders.images, root / folders.labels
+    manifest_path = root / row.manifest if row.manifest else None
     # taken before listing, so that a file which comes in meanwhile makes the listing stale
     before = {folder: _modified(folder) for folder in looked_into}
+    if manifest_path is not None:
+        before[str(manifest_path)] = _modified(str(manifest_path))
     images = _by_key(images_dir, row.image_suffixes, before)
     labels = _by_key(labels_dir, [kind.suffix for kind in row.label_files], before)
 
@@ -91,6 +122,11 @@ def _look(row: Row, root: Path) -> tuple[_Fingerprint, Listing]:
     skipped: list[Path] = []
     if row.size_mismatch == "skip":
         records, skipped = _skip_mismatches(row.name, records)
+    manifest = None
+    if manifest_path is not None and manifest_path.is_file():
+        # read after the images were listed, since a line is written after its image
+        manifest = _read_manifest(manifest_path, images_dir, [record.image for record in records])
+        records = [_with_size(record, manifest, images_dir) for record in records]
     listing = Listing(
         images=images_dir,
         labels=labels_dir,
@@ -100,6 +136,7 @@ def _look(row: Row, root: Path) -> tuple[_Fingerprint, Listing]:
         images_without_label=tuple(images[key] for key in sorted(images.keys() - labels.keys())),
         labels_without_image=tuple(labels[key] for key in sorted(labels.keys() - images.keys())),
         skipped=tuple(skipped),
+        manifest=manifest,
     )
     return tuple(before.items()), listing
 
@@ -167,6 +204,23 @@ def _same_size(record: Record) -> bool:
     except ValueError:
         # a broken file is not a pair of two sizes: it stays, and reading it raises
         return True
+
+
+def _read_manifest(path: Path, images: Path, found: Sequence[Path]) -> Manifest:
+    try:
+        entries = read_manifest(path)
+    except ValueError as error:
+        return Manifest(path, {}, str(error), (), ())
+    files = {image.relative_to(images).as_posix(): image for image in found}
+    unknown = sorted(files.keys() - entries.keys())
+    # an image may have come since the folder was listed
+    gone = sorted(f for f in entries.keys() - files.keys() if not (images / f).is_file())
+    return Manifest(path, entries, "", tuple(files[f] for f in unknown), tuple(gone))
+
+
+def _with_size(record: Record, manifest: Manifest, images: Path) -> Record:
+    entry = manifest.entry(record.image, images)
+    return record if entry is None else replace(record, painted_size=(entry.height, entry.width))
 
 
 def some(items: Sequence[object], most: int = 5) -> str:

@@ -92,12 +92,38 @@ class DatasetSpec:
             gaps.append(f"no image {names} in {listing.images} that can be used.")
         return gaps
 
+    def manifest_gaps(self, listing: Listing) -> list[str]:
+        """Where the images in the folder are not those of its manifest, a sentence each.
+
+        Empty when there is no manifest: anybody's own pictures may be used as generated ones.
+        """
+        manifest = listing.manifest
+        if manifest is None:
+            return []
+        again = "run the generator again with the same options: it paints what is missing"
+        gaps = [manifest.error] if manifest.error else []
+        if manifest.unknown:
+            gaps.append(
+                f"{len(manifest.unknown)} images have no entry in {manifest.path}: "
+                f"{some(manifest.unknown)}. A generator was stopped before it wrote their entry, "
+                f"or is still at work, or they are not its own. Delete them, or {again}."
+            )
+        if manifest.gone:
+            gaps.append(
+                f"{len(manifest.gone)} images of {manifest.path} are gone from {listing.images}: "
+                f"{some(manifest.gone)}. To have them, {again}."
+            )
+        return gaps
+
     def hint(self) -> str:
         """Where the files are expected, and where to get them."""
         row = self.row
         images = " or ".join(f"*{suffix}" for suffix in row.image_suffixes)
         labels = " or ".join(f"*{kind.suffix}" for kind in row.label_files)
-        places = " or ".join(f"{f.images}/**/{images}, {f.labels}/**/{labels}" for f in row.folders)
+        places = " or ".join(
+            f"{f.images}/**/{images}" + f", {f.labels}/**/{labels}" * row.labels_required
+            for f in row.folders
+        )
         return f"Expected under {self.root.absolute()}: {places}. To get it: {row.how_to_get}."
 
     def read_raw(self, label: Path) -> npt.NDArray[np.integer]:

@@ -7,7 +7,7 @@ the images' and the labels' folder and without the suffixes named here, are the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ from clouds.data.label_space import (
 )
 from clouds.data.reading import Channel
 from clouds.data.sample import Domain
+from clouds.generation.manifest import MANIFEST_NAME
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Row:
         size_mismatch: what becomes of a pair whose image and label differ in size: 'error' when
             it is read, or 'skip' when the dataset is listed.
         labels_required: whether an image without label, or the reverse, is an error.
+        manifest: file that says how each image was painted, relative to the dataset root; empty:
+            there is none.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Row:
     classes: tuple[int, ...] = ()
     size_mismatch: Literal["error", "skip"] = "error"
     labels_required: bool = True
+    manifest: str = ""
 
     @property
     def classes_present(self) -> tuple[int, ...]:
@@ -224,8 +228,19 @@ def generated_row(folder: str) -> Row:
         image_suffixes=(".png", ".jpg", ".jpeg", ".webp"),
         label_files=(_CONVERTED, LabelFile(".png", TRAIN_IDS)),
         labels_required=False,
+        manifest=f"{top}/{MANIFEST_NAME}",
         how_to_get=f"paint it with `python tools/generate_images.py` into {top}",
     )
+
+
+def is_generated(name: str) -> bool:
+    """Whether a dataset of this name is one of generated images; it need not be there."""
+    return name not in ROWS and name.startswith(GENERATED_PREFIX) and name != GENERATED_PREFIX
+
+
+def generated(names: Sequence[str]) -> list[str]:
+    """Those of the names that are generated datasets. Any in DATASETS.TRAIN: joint training."""
+    return [name for name in names if is_generated(name)]
 
 
 def get_row(name: str) -> Row:
@@ -236,9 +251,8 @@ def get_row(name: str) -> Row:
     """
     if name in ROWS:
         return ROWS[name]
-    folder = name.removeprefix(GENERATED_PREFIX)
-    if folder not in ("", name):
-        return generated_row(folder)
+    if is_generated(name):
+        return generated_row(name.removeprefix(GENERATED_PREFIX))
     raise ValueError(
         f"unknown dataset {name!r}. Known: {', '.join(ROWS)}, and {GENERATED_PREFIX}<folder> for "
         f"generated images in {GENERATED_ROOT}/<folder>/images"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clouds.data.mappers.pair import read_pair, to_tensor
-from clouds.data.sample import Record, TrainSample
+from clouds.data.sample import Record, SourceSample
 from clouds.data.transforms import GeometryRange, JitterRange
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class SourceMapper:
         )
         return cls(geometry, JitterRange() if keys.COLOR_AUG_SSD else None)
 
-    def __call__(self, record: Record, seed: int) -> TrainSample:
+    def __call__(self, record: Record, seed: int) -> SourceSample:
         """The sample of one visit; the same record and seed give the same sample.
 
         Args:
