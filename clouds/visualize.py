@@ -115,6 +115,17 @@ def side_by_side(
     return np.asarray(panel)
 
 
+def mark_points(
+    picture: UInt8Array, points: npt.NDArray[np.float32], radius: int = 2
+) -> UInt8Array:
+    """A copy of a picture (H, W, 3) with a ringed dot at each point (M, 2), (x, y) pixels."""
+    marked: UInt8Array = np.ascontiguousarray(picture).copy()
+    for x, y in np.rint(points).astype(int).tolist():
+        cv2.circle(marked, (x, y), radius + 1, _INK, cv2.FILLED, cv2.LINE_AA)
+        cv2.circle(marked, (x, y), radius, (255, 214, 0), cv2.FILLED, cv2.LINE_AA)
+    return marked
+
+
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font: the same on every machine."""
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))

@@ -104,12 +104,25 @@ def test_probabilities_that_underflow(scale, alpha, beta):
     torch.testing.assert_close(combined.sum(-1), torch.ones(2, 6))
 
 
-def test_options_are_none_when_the_ensemble_is_off():
-    assert EnsembleOptions.from_config(tiny_config()) is None
+def test_queries_left_out_keep_their_probabilities():
+    torch.manual_seed(3)
+    ours, clips = torch.randn(2, 6, 20), torch.randn(2, 6, 20)
+    seen = torch.arange(19) % 2 == 0
+    valid = torch.rand(2, 6) > 0.5
+    everywhere = geometric_ensemble(ours, clips, seen, 0.4, 0.8)
+    some = geometric_ensemble(ours, clips, seen, 0.4, 0.8, valid)
+    torch.testing.assert_close(some[valid], everywhere[valid])
+    torch.testing.assert_close(some[~valid], ours.softmax(-1)[~valid])
 
 
 @pytest.mark.parametrize(
-    ("train", "unseen"), [(("gta5",), []), (("synthia",), [9, 14, 16]), (("synthia", "gta5"), [])]
+    ("train", "unseen"),
+    [
+        (("gta5",), []),
+        (("synthia",), [9, 14, 16]),
+        (("synthia", "sd_a"), [9, 14, 16]),
+        (("synthia", "gta5"), []),
+    ],
 )
 def test_seen_classes_are_those_of_the_training_datasets(train, unseen):
     cfg = tiny_config(

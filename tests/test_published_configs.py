@@ -42,17 +42,8 @@ ELSEWHERE = {
             "GEOMETRIC_ENSEMBLE_BETA ENSEMBLE_ON_VALID_MASK"
         ).split()
     ),
-    *(
-        f"MODEL.CLOUDS.SAM.{name}"
-        for name in (
-            "MOBILE SIZE_THRESHOLD EROSION EROSION_SIZE NUM_POINTS SELECTION_MODE "
-            "RM_INTERSECTION REFINEMENT"
-        ).split()
-    ),
-    "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA",
+    "MODEL.CLOUDS.SAM.MOBILE",
     "MODEL.CLOUDS.OVERWRITING",
-    "MODEL.CLOUDS.ITERATION_UPDATE",
-    "DATASETS.SOURCE_FACTOR",
     "INPUT.SIZE_DIVISIBILITY",
     "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
     "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS",
@@ -141,9 +132,7 @@ def test_one_warning_names_what_changes_nothing(name, tmp_path, caplog):
     words = text.replace(",", " ").replace(":", " ").split()
     for key in FILES[name]:
         if key in PUBLISHED:
-            said = PUBLISHED[key].fate in (Fate.NO_EFFECT, Fate.JOINT)
-            assert words.count(key) == int(said), key
-    assert ("Joint training itself is not there yet" in text) == name.startswith("joint_training")
+            assert words.count(key) == int(PUBLISHED[key].fate is Fate.NO_EFFECT), key
 
 
 @needs_files
@@ -192,7 +181,8 @@ def test_no_key_of_the_table_is_invented_or_one_of_ours():
     assert {key.note for key in PUBLISHED.values() if key.fate is Fate.RENAMED} <= OURS.keys()
     assert {name for name, _ in OTHER_NETWORKS} <= OURS.keys()
     for key in PUBLISHED.values():
-        assert key.note or key.fate is Fate.JOINT, key.name
+        assert key.note, key.name
+        assert not key.here or len(key.here) == len(key.allowed), key.name
         assert key.allowed or key.fate is not Fate.KEPT, key.name
 
 
@@ -204,6 +194,16 @@ def test_names_of_fc_clip_are_ours(tmp_path):
     # A later setting of the key's own name counts, as always.
     again = load_config(path, ["MODEL.CLOUDS.CLIP_MODEL_NAME", "RN101"])
     assert again.MODEL.CLOUDS.CLIP_MODEL_NAME == "RN101"
+
+
+@pytest.mark.parametrize(("mobile", "ours"), [("True", "mobile"), ("False", "vit_h")])
+def test_a_renamed_key_may_have_other_values_here(mobile, ours):
+    assert load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", mobile]).MODEL.CLOUDS.SAM.MODEL == ours
+
+
+def test_a_wrong_value_of_a_renamed_key_is_an_error():
+    with pytest.raises(ConfigError, match=r"SAM.MOBILE = 'vit_b' .*its name here is .*SAM.MODEL"):
+        load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", "vit_b"])
 
 
 @pytest.mark.parametrize("key", [k for k in PUBLISHED.values() if k.fate is Fate.KEPT])
@@ -242,10 +242,27 @@ def test_a_model_is_built_from_a_published_file(name, clip, tmp_path):
 
 
 @needs_files
-def test_joint_training_is_not_run_as_something_else(tmp_path):
-    from clouds.data.loaders import build_train_loader
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_another_network_build_with_the_overrides_that_the_error_asks_for(name, tmp_path):
+    overrides = [
+        *("MODEL.META_ARCHITECTURE", "CLOUDS"),
+        *("MODEL.BACKBONE.NAME", "CLIP"),
+        *("MODEL.SEM_SEG_HEAD.NAME", "CLOUDSHead"),
+        *("MODEL.CLOUDS.CLIP_MODEL_NAME", "clouds_tiny"),
+        *("MODEL.MASK_FORMER.TEST.INSTANCE_ON", "False"),
+        *("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", "False"),
+    ]
+    model = clouds.build(write(tmp_path, name), [*SMALL, *overrides], weights="")
+    classes = FILES[name].get("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 19)
+    assert model.sem_seg_head.predictor.class_embed.out_features == classes + 1
 
-    cfg = load_config(write(tmp_path, "joint_training/gta/train_jt_gta.yaml"))
-    assert cfg.DATASETS.TRAIN == ("gta5", "sd_llama70b_v2")
-    with pytest.raises(ValueError, match="sd_llama70b_v2, a generated dataset"):
-        build_train_loader(cfg)
+
+@needs_files
+@pytest.mark.parametrize("name", [n for n in NAMES if str(n).startswith("joint_training")])
+def test_joint_training_files_have_a_teacher(name, tmp_path):
+    overrides = [*SMALL, "MODEL.CLOUDS.CLIP_MODEL_NAME", "clouds_tiny"]
+    model = clouds.build(write(tmp_path, name), overrides, weights="")
+    teacher = model.self_training.teacher
+    assert (teacher.momentum, teacher.interval) == (0.999, 100)
+    warmup = write(tmp_path, name.replace("joint_training", "warmup").replace("_jt", ""))
+    assert set(model.state_dict()) == set(clouds.build(warmup, overrides, weights="").state_dict())

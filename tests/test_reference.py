@@ -95,7 +95,7 @@ def inference(model, reference):
     """Features, pixel decoder's outputs, predictions and scores of the reference's image."""
     sample = {"image": torch.from_numpy(reference["in/image"])}
     with torch.no_grad():
-        images = model._images([sample]).tensor
+        images = model._images([sample["image"]]).tensor
         features = model.backbone(images)
         mask_features, maps = model.sem_seg_head.pixel_decoder(features)
         predictions = model.sem_seg_head.predictor(maps, mask_features)

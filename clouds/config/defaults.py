@@ -246,6 +246,12 @@ KEYS: tuple[Key, ...] = (
         "Exponent of CLIP's probability for classes not seen in training.",
         within(0, 1),
     ),
+    Key(
+        "MODEL.CLOUDS.ENSEMBLE_ON_VALID_MASK",
+        False,
+        "Ensemble only queries whose mask has a pixel at CLIP's stride; others keep their own "
+        "probabilities.",
+    ),
     # ---------------------------------------------------------- self-training
     Key(
         "MODEL.CLOUDS.SAM.ALPHA_EMA",
@@ -282,7 +288,11 @@ KEYS: tuple[Key, ...] = (
         "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is one for tests.",
         one_of("vit_b", "vit_l", "vit_h", "mobile", "tiny"),
     ),
-    Key("MODEL.CLOUDS.SAM.WEIGHTS", "", "File with SAM's weights; empty: random ones."),
+    Key(
+        "MODEL.CLOUDS.SAM.WEIGHTS",
+        "weights/sam_vit_h_4b8939.pth",
+        "File with SAM's weights; empty: random ones.",
+    ),
     Key(
         "MODEL.CLOUDS.SAM.SIZE_THRESHOLD",
         5000,
@@ -396,7 +406,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",
-        "'WeightedTrainingSampler' heeds the two factors below DATASETS, 'TrainingSampler' does not.",
+        "'WeightedTrainingSampler' heeds DATASETS.SOURCE_FACTOR and TARGET_FACTOR, "
+        "'TrainingSampler' does not.",
         one_of("WeightedTrainingSampler", "TrainingSampler"),
     ),
     Key("DATALOADER.NUM_WORKERS", 4, "Loader processes per GPU; 0: in the main one.", at_least(0)),

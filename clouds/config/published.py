@@ -2,8 +2,8 @@
 
 Most published keys are keys here too, with the same meaning; `clouds.config.defaults` has them.
 The table below holds the others, so that a published file loads as it is: a key that has another
-name here, a key of which one value is what the code here does, a key that changes nothing, and
-the keys of joint training. Names that stand in neither table are errors.
+name here, a key of which one value is what the code here does, and a key that changes nothing.
+Names that stand in neither table are errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class Fate(Enum):
     RENAMED = "it has another name"
     KEPT = "some of its values are what the code here does; others are errors"
     NO_EFFECT = "it changes nothing"
-    JOINT = "it belongs to joint training"
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,15 @@ class PublishedKey:
         name: its dotted name there.
         fate: what becomes of it here.
         note: RENAMED: the name here. KEPT: what to do about other values. NO_EFFECT: why.
-        allowed: values that are accepted; empty: all. A JOINT key warns unless it has the first.
+        allowed: values that are accepted; empty: all.
+        here: RENAMED: what each allowed value is under the name here; empty: the same.
     """
 
     name: str
     fate: Fate
     note: str = ""
     allowed: tuple[Any, ...] = ()
+    here: tuple[Any, ...] = ()
 
 
 def _many(section: str, names: str, fate: Fate, note: str = "") -> Iterable[PublishedKey]:
@@ -79,6 +80,7 @@ _TABLE: tuple[PublishedKey, ...] = (
             "CLIP_PRETRAINED_WEIGHTS",
             "GEOMETRIC_ENSEMBLE_ALPHA",
             "GEOMETRIC_ENSEMBLE_BETA",
+            "ENSEMBLE_ON_VALID_MASK",
         )
     ),
     # input
@@ -132,18 +134,6 @@ _TABLE: tuple[PublishedKey, ...] = (
         PublishedKey(name, Fate.NO_EFFECT, "the width is read from the CLIP model itself")
         for name in ("MODEL.CLOUDS.EMBED_DIM", "MODEL.FC_CLIP.EMBED_DIM")
     ),
-    *(
-        PublishedKey(
-            name,
-            Fate.NO_EFFECT,
-            "it is about the geometric ensemble, which the published files leave off and which "
-            "here covers every query",
-        )
-        for name in (
-            "MODEL.CLOUDS.ENSEMBLE_ON_VALID_MASK",
-            "MODEL.FC_CLIP.ENSEMBLE_ON_VALID_MASK",
-        )
-    ),
     PublishedKey(
         "MODEL.SEM_SEG_HEAD.LOSS_WEIGHT",
         Fate.NO_EFFECT,
@@ -194,21 +184,22 @@ _TABLE: tuple[PublishedKey, ...] = (
     *_many("WANDB", "PROJECT NAME", Fate.NO_EFFECT, _WEIGHTS_AND_BIASES),
     # joint training
     PublishedKey(
-        "DATALOADER.SAMPLER_TRAIN",
-        Fate.JOINT,
-        "leave it out",
-        ("TrainingSampler", "WeightedTrainingSampler"),
+        "MODEL.CLOUDS.SAM.MOBILE",
+        Fate.RENAMED,
+        "MODEL.CLOUDS.SAM.MODEL",
+        allowed=(True, False),
+        here=("mobile", "vit_h"),
     ),
-    *_many("DATASETS", "SOURCE_FACTOR TARGET_FACTOR", Fate.JOINT),
-    PublishedKey("MODEL.CLOUDS.SAM.ENABLED", Fate.JOINT, "write True or False", (False, True)),
-    PublishedKey("MODEL.CLOUDS.SAM.MINIBATCH", Fate.JOINT, "write True or False", (False, True)),
-    *_many(
-        "MODEL.CLOUDS.SAM",
-        "MOBILE SIZE_THRESHOLD EROSION EROSION_SIZE NUM_POINTS SELECTION_MODE RM_INTERSECTION "
-        "REFINEMENT ALPHA_EMA",
-        Fate.JOINT,
+    PublishedKey(
+        "MODEL.CLOUDS.SAM.MINIBATCH",
+        Fate.NO_EFFECT,
+        "there is a teacher wherever DATASETS.TRAIN names a generated dataset",
     ),
-    *_many("MODEL.CLOUDS", "GEOMETRIC_ENSEMBLE_EMA OVERWRITING ITERATION_UPDATE", Fate.JOINT),
+    PublishedKey(
+        "MODEL.CLOUDS.OVERWRITING",
+        Fate.NO_EFFECT,
+        "it is about pictures that published training writes, and here TEST.PICTURES sets those",
+    ),
 )
 
 PUBLISHED: dict[str, PublishedKey] = {key.name: key for key in _TABLE}
@@ -251,8 +242,9 @@ def translate(settings: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
     last: dict[str, Setting] = {}
     for setting in settings:
         key = PUBLISHED.get(setting.name)
-        if key is not None and key.fate is Fate.RENAMED:
-            setting = replace(setting, name=key.note)
+        if key is not None and key.fate is Fate.RENAMED and not _problems(setting):
+            value = dict(zip(key.allowed, key.here, strict=True)).get(_value(key, setting))
+            setting = replace(setting, name=key.note, value=value if key.here else setting.value)
         last[setting.name] = setting
         if setting.name not in PUBLISHED:
             ours.append(setting)
@@ -269,7 +261,8 @@ def _problems(setting: Setting) -> list[str]:
         part = OTHER_NETWORKS.get((setting.name, str(setting.value)))
         message = "" if part is None else _BASE_HINT.format(ours=part)
     elif key.allowed and _value(key, setting) not in key.allowed:
-        message = f"allowed is {' or '.join(map(repr, key.allowed))}; {key.note}"
+        hint = f"its name here is {key.note}" if key.fate is Fate.RENAMED else key.note
+        message = f"allowed is {' or '.join(map(repr, key.allowed))}; {hint}"
     else:
         message = ""
     return [describe(setting.name, setting.value, message, origins)] if message else []
@@ -277,6 +270,8 @@ def _problems(setting: Setting) -> list[str]:
 
 def _value(key: PublishedKey, setting: Setting) -> Any:
     """The value in the type of the allowed ones, or None if it cannot be had."""
+    if not key.allowed:
+        return None
     try:
         return coerce(Key(key.name, key.allowed[0], ""), setting.value)
     except ValueError:
@@ -284,26 +279,13 @@ def _value(key: PublishedKey, setting: Setting) -> Any:
 
 
 def _warn(settings: Sequence[Setting]) -> None:
-    """Say which published keys change nothing, and that joint training is not here."""
+    """Say which published keys change nothing."""
     reasons: dict[str, list[str]] = {}
-    joint = []
     for setting in settings:
         key = PUBLISHED[setting.name]
         if key.fate is Fate.NO_EFFECT:
             reasons.setdefault(key.note, []).append(key.name)
-        elif key.fate is Fate.JOINT and not (
-            key.allowed and _value(key, setting) == key.allowed[0]
-        ):
-            joint.append(key.name)
-    lines = []
     if reasons:
-        lines += ["These keys of published files change nothing:"]
+        lines = ["These keys of published files change nothing:"]
         lines += [f"  {', '.join(names)}: {why}" for why, names in reasons.items()]
-    if joint:
-        lines += ["These keys of published files are about joint training:"]
-        lines += [
-            f"  {', '.join(joint)}: Joint training itself is not there yet. The network is built "
-            "and evaluated as they mean it, but training with generated images cannot be run."
-        ]
-    if lines:
         logger.warning("%s", "\n".join(lines))

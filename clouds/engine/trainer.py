@@ -26,6 +26,7 @@ from clouds.engine.schedule import build_schedule
 
 if TYPE_CHECKING:
     from clouds.evaluation import Results
+    from clouds.self_training.self_training import SelfTraining
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class Trainer:
         solver = self.cfg.SOLVER
         hooks: list[Hook] = [
             metrics,
+            *self.build_teacher_hooks(),
             CheckpointHook(solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
         if evaluate is None and self.cfg.DATASETS.TEST:
@@ -163,6 +165,21 @@ class Trainer:
         if evaluate is not None:
             hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate, metrics))
         return hooks
+
+    def build_teacher_hooks(self) -> list[Hook]:
+        """In joint training, the hook that averages the teacher, whose state goes into files."""
+        from clouds.self_training.hooks import TeacherHook
+
+        if self.self_training is None:
+            return []
+        teacher = self.self_training.teacher
+        self.checkpointer.add_checkpointable("teacher", teacher)
+        return [TeacherHook(teacher)]
+
+    @property
+    def self_training(self) -> SelfTraining | None:
+        """The model's, None when it trains on labelled images alone."""
+        return getattr(self.model, "self_training", None)
 
     def check_test_data(self) -> None:
         """Raise now what the first evaluation would: a dataset that is unknown or not there."""
@@ -177,7 +194,13 @@ class Trainer:
 
         on_disk = self.checkpointer.saved_iteration == self.completed
         file = self.checkpointer.get_checkpoint_file() if on_disk else ""
-        return evaluate(self.cfg, self.model, weights=file, iteration=self.completed)
+        return evaluate(
+            self.cfg,
+            self.model,
+            weights=file,
+            iteration=self.completed,
+            pseudo_labels=self.self_training is not None,
+        )
 
     def prepare(self, resume: bool = False) -> int:
         """Load what training starts from, and find its data.
@@ -218,6 +241,11 @@ class Trainer:
             logger.warning("'%s' has checkpoints of an earlier run; --resume continues it", folder)
         if self.cfg.MODEL.WEIGHTS:
             self.checkpointer.load_weights(self.cfg.MODEL.WEIGHTS)
+        elif self.self_training is not None:
+            logger.warning(
+                "joint training starts without MODEL.WEIGHTS: the teacher is random, and so are "
+                "its labels. Name the checkpoint of a warm-up run (model_final.pth)."
+            )
         self.start = 0
 
     def tell_changes(self, saved: dict[str, Any]) -> None:

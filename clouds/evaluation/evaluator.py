@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,13 @@ from clouds.engine import distributed
 from clouds.engine.loop import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.protocols import Segmenter, build_protocol
+from clouds.evaluation.pseudo_labels import PseudoLabelResult, inspect_pseudo_labels
 from clouds.evaluation.report import DatasetResult, Results, describe_run, write_results
 from clouds.modeling.inference.class_map import class_map
 from clouds.visualize import compare
+
+if TYPE_CHECKING:
+    from clouds.modeling.clouds_model import CLOUDS
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ def evaluate(
     *,
     weights: str | None = None,
     iteration: int | None = None,
+    pseudo_labels: bool = False,
 ) -> Results:
     """Score a model on several datasets; log the table and write OUTPUT_DIR/results.json.
 
@@ -58,6 +63,7 @@ def evaluate(
         weights: file that the model's weights were read from, for results.json; None:
             MODEL.WEIGHTS.
         iteration: training iteration after which this is, for results.json.
+        pseudo_labels: look at what teacher and refiner make of the generated images too.
 
     Returns:
         The same results on every process.
@@ -75,7 +81,11 @@ def evaluate(
     for name in names:
         _labelled_records(get_dataset(name))  # before hours go into the datasets in front of it
     datasets = tuple(evaluate_dataset(cfg, model, name) for name in names)
-    results = Results(protocol=cfg.TEST.PROTOCOL, datasets=datasets)
+    inspected: tuple[PseudoLabelResult, ...] = ()
+    if pseudo_labels:
+        with _evaluating(cfg, model) as segmenter:
+            inspected = inspect_pseudo_labels(cfg, cast("CLOUDS", segmenter))
+    results = Results(cfg.TEST.PROTOCOL, datasets, inspected)
     if distributed.is_main():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         bare = model.module if isinstance(model, DistributedDataParallel) else model

@@ -30,6 +30,7 @@ from clouds.data.label_space import CITYSCAPES_19
 from clouds.engine.checkpoint import written_whole
 from clouds.engine.environment import provenance
 from clouds.evaluation.confusion import ConfusionMatrix
+from clouds.evaluation.pseudo_labels import PseudoLabelResult
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -125,10 +126,12 @@ class Results:
     Attributes:
         protocol: name of the protocol (TEST.PROTOCOL).
         datasets: in the order in which they were asked for.
+        pseudo_labels: in joint training, one for each generated dataset.
     """
 
     protocol: str
     datasets: tuple[DatasetResult, ...]
+    pseudo_labels: tuple[PseudoLabelResult, ...] = ()
 
     @property
     def mean_miou(self) -> float:
@@ -144,8 +147,12 @@ class Results:
     @cached_property
     def pictures(self) -> dict[str, UInt8Array]:
         """Panels by name, `<dataset>/<number>`."""
+        panels = {result.name: result.pictures for result in self.datasets}
+        panels |= {result.name: result.pictures for result in self.pseudo_labels}
         return {
-            f"{r.name}/{i}": picture for r in self.datasets for i, picture in enumerate(r.pictures)
+            f"{name}/{i}": picture
+            for name, pictures in panels.items()
+            for i, picture in enumerate(pictures)
         }
 
     def without_score(self) -> list[str]:
@@ -163,6 +170,8 @@ class Results:
         flat["mean/mIoU"] = self.mean_miou
         if self.mean_miou16 is not None:
             flat["mean/mIoU-16"] = self.mean_miou16
+        for labels in self.pseudo_labels:
+            flat |= labels.flat()
         return flat
 
     def table(self) -> str:
@@ -197,6 +206,12 @@ class Results:
         lines.insert(2 + len(per_class), lines[1])  # a rule between the classes and their means
         for name in self.without_score():
             lines.append(f"{name} has no mIoU: none of its classes is labelled or predicted in it.")
+        for labels in self.pseudo_labels:
+            scores = ", ".join(f"{what} {_percent(v)}" for what, v in labels.miou.items())
+            lines.append(
+                f"{labels.name} ({labels.images} images), mIoU: {scores}; "
+                f"{_percent(labels.covered)} % of the pixels are in refined masks."
+            )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -219,6 +234,10 @@ class Results:
                     }
                 )
                 for r in self.datasets
+            },
+            "pseudo-labels": {
+                r.name: _plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
+                for r in self.pseudo_labels
             },
         }
 

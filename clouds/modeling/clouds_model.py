@@ -18,8 +18,9 @@ from clouds.d2 import (
     configurable,
 )
 from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.sample import Domain
 from clouds.data.targets import Targets, masks_from_label
-from clouds.modeling.backbones.clip import CLIP
+from clouds.modeling.backbones.clip import CLIP, masks_at
 from clouds.modeling.criterion.matcher import CostWeights
 from clouds.modeling.criterion.points import PointSampler
 from clouds.modeling.criterion.set_criterion import SetCriterion
@@ -29,9 +30,15 @@ from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemb
 from clouds.modeling.inference.semantic import semantic_scores
 from clouds.modeling.mask_decoder.predictions import Predictions
 from clouds.modeling.text.classifier import TextClassifier, TextRows
+from clouds.self_training.ema_teacher import label_from_scores
+from clouds.self_training.pseudo_label import PseudoLabel
+from clouds.self_training.self_training import SelfTraining
 
 Sample = Mapping[str, Any]
 """Detectron2's input: `image` uint8 (3, H, W) RGB, and what `clouds.data.sample` adds to it."""
+
+Features = Mapping[str, Tensor]
+"""Name -> (N, C, H / stride, W / stride), from the backbone."""
 
 
 @META_ARCH_REGISTRY.register()
@@ -48,6 +55,11 @@ class CLOUDS(nn.Module):
         synonyms: per class, the words for the text classifier.
         masks_at_once: see `semantic_scores`.
         ensemble: how to average with CLIP's zero-shot classes when segmenting; None: not at all.
+        self_training: teacher and refiner, which label generated images; None: source alone.
+        teacher_ensemble: as `ensemble`, for the teacher.
+
+    Attributes:
+        self_training: as above. It is no module: nothing of it is in the state dict.
     """
 
     pixel_mean: Tensor
@@ -67,6 +79,8 @@ class CLOUDS(nn.Module):
         synonyms: Sequence[Sequence[str]],
         masks_at_once: int,
         ensemble: EnsembleOptions | None = None,
+        self_training: SelfTraining | None = None,
+        teacher_ensemble: EnsembleOptions | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -81,6 +95,8 @@ class CLOUDS(nn.Module):
         self.ignore_value = ignore_value
         self.masks_at_once = masks_at_once
         self.ensemble = ensemble
+        self.self_training = self_training
+        self.teacher_ensemble = teacher_ensemble
         self.text_classifier = TextClassifier(synonyms)
 
     @classmethod
@@ -89,6 +105,7 @@ class CLOUDS(nn.Module):
         head = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(
             cfg, backbone.output_shape(), backbone.embed_dim
         )
+        clouds = cfg.MODEL.CLOUDS
         return {
             "backbone": backbone,
             "sem_seg_head": head,
@@ -99,7 +116,11 @@ class CLOUDS(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "synonyms": CITYSCAPES_19.synonyms,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
-            "ensemble": EnsembleOptions.from_config(cfg),
+            "ensemble": EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE else None,
+            "self_training": SelfTraining.from_config(cfg, head),
+            "teacher_ensemble": (
+                EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE_EMA else None
+            ),
         }
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,9 +135,11 @@ class CLOUDS(nn.Module):
     def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """
         Args:
-            batch: per image `image` uint8 (3, H, W) RGB; in training also `sem_seg` (H, W) train
-                ids and, for points that do not depend on torch's global generator, `seed`; in
-                evaluation `height` and `width` of the wanted output (the image's own, if left out).
+            batch: per image `image` uint8 (3, H, W) RGB. In training also `sem_seg` (H, W) train
+                ids, or for a generated image (`domain` GENERATED) `clean_image`, the same picture
+                without color jitter; and, for points that do not depend on torch's global
+                generator, `seed`. In evaluation `height` and `width` of the wanted output (the
+                image's own, if left out).
 
         Returns:
             in training the weighted losses by name; in evaluation, per image, `sem_seg`: float32
@@ -127,18 +150,30 @@ class CLOUDS(nn.Module):
                 {"sem_seg": _resize(scores, _output_size(sample))}
                 for scores, sample in self._scores(batch)
             ]
-        images = self._images(batch)
-        targets = [self._targets(sample, images) for sample in batch]
+        views = self._images([sample["image"] for sample in batch])
+        painted = [sample for sample in batch if sample.get("domain") == Domain.GENERATED]
+        clean = self._images([sample["clean_image"] for sample in painted]) if painted else None
+        features, clean_features = self._features_of(views, clean)
+        pseudo_targets = iter(self._pseudo_targets(painted, clean, clean_features))
+        targets = [
+            _padded(
+                next(pseudo_targets)
+                if sample.get("domain") == Domain.GENERATED
+                else self._targets(sample),
+                views,
+            )
+            for sample in batch
+        ]
         seeds = [sample["seed"] for sample in batch] if "seed" in batch[0] else None
-        predictions, _ = self.predict(images.tensor)
-        losses: dict[str, Tensor] = self.criterion(predictions, targets, seeds)
+        losses: dict[str, Tensor] = self.criterion(
+            self._head_on(self.sem_seg_head, features), targets, seeds
+        )
         return losses
 
-    def predict(self, images: Tensor) -> tuple[Predictions, Mapping[str, Tensor]]:
+    def predict(self, images: Tensor) -> tuple[Predictions, Features]:
         """The head's predictions of normalized, padded images (N, 3, H, W), and the features."""
         features = self.backbone(images)
-        text = self._text_rows() if self.sem_seg_head.needs_text else None
-        return self.sem_seg_head(features, text), features
+        return self._head_on(self.sem_seg_head, features), features
 
     @torch.no_grad()
     def segment(self, batch: Sequence[Sample]) -> list[Tensor]:
@@ -148,55 +183,135 @@ class CLOUDS(nn.Module):
         """
         return [class_map(scores, _output_size(sample)) for scores, sample in self._scores(batch)]
 
+    @torch.no_grad()
+    def teach(self, images: Sequence[Tensor]) -> list[PseudoLabel]:
+        """The teacher's labels of clean images, uint8 (3, H, W) RGB each, at their size.
+
+        Raises:
+            ValueError: the config has no generated dataset, so there is no teacher.
+        """
+        padded = self._images(images)
+        return self._teacher_labels(self.backbone(padded.tensor), padded)
+
+    def _features_of(
+        self, views: ImageList, clean: ImageList | None
+    ) -> tuple[Features, Features | None]:
+        """Features of the student's views and of the clean ones, in one pass where one will do."""
+        if clean is None:
+            return self.backbone(views.tensor), None
+        if not self.backbone.frozen or views.tensor.shape[1:] != clean.tensor.shape[1:]:
+            with torch.no_grad():
+                clean_features = self.backbone(clean.tensor)
+            return self.backbone(views.tensor), clean_features
+        both = self.backbone(torch.cat((views.tensor, clean.tensor)))
+        count = len(views.tensor)
+        return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
+
+    @torch.no_grad()
+    def _pseudo_targets(
+        self, painted: Sequence[Sample], clean: ImageList | None, features: Features | None
+    ) -> list[Targets]:
+        """What teacher and refiner make of the clean views of generated images."""
+        if clean is None or features is None:
+            return []
+        labels = self._teacher_labels(features, clean)
+        images = [sample["clean_image"] for sample in painted]
+        seeds = [int(sample.get("seed", 0)) for sample in painted]
+        return self._teaching().targets(images, labels, seeds)
+
+    def _teaching(self) -> SelfTraining:
+        if self.self_training is None:
+            raise ValueError(
+                "a generated image needs a teacher to label it, and this model has none: name the "
+                "generated dataset (sd_<folder>) in DATASETS.TRAIN"
+            )
+        return self.self_training
+
+    def _teacher_labels(self, features: Features, images: ImageList) -> list[PseudoLabel]:
+        predictions = self._head_on(self._teaching().teacher.head, features)
+        scores = self._semantic_scores(predictions, features, images, self.teacher_ensemble)
+        return [label_from_scores(one) for one in scores]
+
+    def _head_on(self, head: nn.Module, features: Features) -> Predictions:
+        predictions: Predictions = head(
+            features, self._text_rows() if self.sem_seg_head.needs_text else None
+        )
+        return predictions
+
     def _scores(self, batch: Sequence[Sample]) -> Iterator[tuple[Tensor, Sample]]:
         """Per image the scores (C, H, W) at its own size."""
-        images = self._images(batch)
+        images = self._images([sample["image"] for sample in batch])
         predictions, features = self.predict(images.tensor)
+        scores = self._semantic_scores(predictions, features, images, self.ensemble)
+        return zip(scores, batch, strict=True)
+
+    def _semantic_scores(
+        self,
+        predictions: Predictions,
+        features: Features,
+        images: ImageList,
+        ensemble: EnsembleOptions | None,
+    ) -> Iterator[Tensor]:
+        """Per image (C, H, W), at its own size."""
         class_logits, mask_logits = predictions.final
-        probabilities = self._probabilities(class_logits, mask_logits, features)
+        probabilities = self._probabilities(class_logits, mask_logits, features, ensemble)
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
-        for i, sample in enumerate(batch):
-            scores = semantic_scores(
-                probabilities[i, :, :-1],
-                mask_logits[i],
-                padded,
-                images.image_sizes[i],
-                self.masks_at_once,
+        for i, size in enumerate(images.image_sizes):
+            yield semantic_scores(
+                probabilities[i, :, :-1], mask_logits[i], padded, size, self.masks_at_once
             )
-            yield scores, sample
 
     def _probabilities(
-        self, class_logits: Tensor, mask_logits: Tensor, features: Mapping[str, Tensor]
+        self,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        features: Features,
+        ensemble: EnsembleOptions | None,
     ) -> Tensor:
         """(N, Q, C + 1), void last."""
-        if self.ensemble is None:
+        if ensemble is None:
             return class_logits.float().softmax(-1)
-        embeddings = self.backbone.embed_masks(features["clip_vis_dense"], mask_logits)
+        dense = features["clip_vis_dense"]
+        embeddings = self.backbone.embed_masks(dense, mask_logits)
         zero_shot = self._text_rows().logits(embeddings, self.backbone.logit_scale)
-        seen = torch.tensor(self.ensemble.seen, device=class_logits.device)
+        seen = torch.tensor(ensemble.seen, device=class_logits.device)
+        inside = masks_at(dense, mask_logits)
+        valid = inside.flatten(2).any(-1) if ensemble.valid_masks_only else None
         return geometric_ensemble(
-            class_logits.float(), zero_shot.float(), seen, self.ensemble.alpha, self.ensemble.beta
+            class_logits.float(), zero_shot.float(), seen, ensemble.alpha, ensemble.beta, valid
         )
 
     def _text_rows(self) -> TextRows:
         return self.text_classifier.rows(self.backbone, self.void_embedding.weight)
 
-    def _images(self, batch: Sequence[Sample]) -> ImageList:
-        images = [sample["image"].to(self.device, non_blocking=True) for sample in batch]
-        normalized = [(image - self.pixel_mean) / self.pixel_std for image in images]
+    def _images(self, images: Sequence[Tensor]) -> ImageList:
+        on_device = [image.to(self.device, non_blocking=True) for image in images]
+        normalized = [(image - self.pixel_mean) / self.pixel_std for image in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
-    def _targets(self, sample: Sample, images: ImageList) -> Targets:
-        """Targets on the padded image; the padding is in none of their masks."""
+    def _targets(self, sample: Sample) -> Targets:
+        """The targets of a labelled image."""
         label = sample["sem_seg"].to(self.device, non_blocking=True)
         if label.shape != sample["image"].shape[-2:]:
             raise ValueError(
                 f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
                 f"image {tuple(sample['image'].shape[-2:])}; they must be of one size"
             )
-        height, width = images.tensor.shape[-2:]
-        padding = (0, width - label.shape[1], 0, height - label.shape[0])
-        return masks_from_label(F.pad(label, padding, value=self.ignore_value), self.ignore_value)
+        return masks_from_label(label, self.ignore_value)
+
+
+def _padded(targets: Targets, images: ImageList) -> Targets:
+    """Targets on the padded image; the padding is in none of their masks."""
+    height, width = images.tensor.shape[-2:]
+    padding = (0, width - targets.masks.shape[-1], 0, height - targets.masks.shape[-2])
+    if not any(padding):
+        return targets
+    weights = targets.weights
+    return Targets(
+        targets.labels,
+        F.pad(targets.masks, padding),
+        None if weights is None else F.pad(weights, padding, value=1.0),
+    )
 
 
 def _criterion(cfg: CfgNode) -> SetCriterion:

@@ -120,10 +120,7 @@ class CLIP(Backbone):
             (N, Q, embed_dim), not normalized. A mask without a pixel is described by zeros
             (ConvNeXt) or by the whole image (ResNet).
         """
-        mask_logits = F.interpolate(
-            mask_logits, size=dense.shape[-2:], mode="bilinear", align_corners=False
-        )
-        inside = mask_logits > 0
+        inside = masks_at(dense, mask_logits)
         if self.is_convnext:
             return self._project_convnext(pool_masks(dense, inside))
         return self._attention_pool(dense, inside)
@@ -201,6 +198,14 @@ class CLIP(Backbone):
         )
         embedding: Tensor = pool.c_proj(out.transpose(1, 2).flatten(2))
         return embedding
+
+
+def masks_at(dense: Tensor, mask_logits: Tensor) -> Tensor:
+    """Where mask logits (N, Q, h, w) are > 0 at the size of a map (N, C, H, W): (N, Q, H, W)."""
+    resized = F.interpolate(
+        mask_logits, size=dense.shape[-2:], mode="bilinear", align_corners=False
+    )
+    return resized > 0
 
 
 def pool_masks(features: Tensor, inside: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clouds.d2 import CfgNode
 from clouds.data.datasets import get_dataset
+from clouds.data.sample import Domain
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,28 @@ class EnsembleOptions:
     Attributes:
         seen: per class, whether it occurs in a training dataset.
         alpha, beta: exponents of CLIP's probability for seen and for other classes.
+        valid_masks_only: leave queries alone whose mask has no pixel.
     """
 
     seen: tuple[bool, ...]
     alpha: float
     beta: float
+    valid_masks_only: bool = False
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> EnsembleOptions | None:
-        """The options, or None where the ensemble is off."""
+    def from_config(cls, cfg: CfgNode) -> EnsembleOptions:
+        """Exponents as configured; seen are the classes of the labelled training datasets."""
         options = cfg.MODEL.CLOUDS
-        if not options.GEOMETRIC_ENSEMBLE:
-            return None
-        present = {c for name in cfg.DATASETS.TRAIN for c in get_dataset(name).classes_present}
+        datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
+        labelled = [dataset for dataset in datasets if dataset.domain is not Domain.GENERATED]
+        present = {c for dataset in labelled for c in dataset.classes_present}
         seen = tuple(c in present for c in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
-        return cls(seen, options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA)
+        return cls(
+            seen,
+            options.GEOMETRIC_ENSEMBLE_ALPHA,
+            options.GEOMETRIC_ENSEMBLE_BETA,
+            options.ENSEMBLE_ON_VALID_MASK,
+        )
 
 
 def geometric_ensemble(
@@ -41,6 +49,7 @@ def geometric_ensemble(
     seen: Tensor,
     alpha: float,
     beta: float,
+    ensembled: Tensor | None = None,
 ) -> Tensor:
     """Combine what was learned with what CLIP knows, per query and class.
 
@@ -50,12 +59,16 @@ def geometric_ensemble(
         seen: bool (C,), the classes that occur in training.
         alpha: exponent of CLIP's probability for seen classes; the head's has 1 - alpha.
         beta: the same for the others.
+        ensembled: bool (N, Q), queries to combine; the others keep the head's probabilities, void
+            and all. None: every query.
 
     Returns:
         (N, Q, C + 1) probabilities; void keeps the head's.
     """
     void = in_vocabulary.softmax(-1)[..., -1:]
     exponent = torch.where(seen, alpha, beta)
+    if ensembled is not None:
+        exponent = exponent * ensembled[..., None]
     # Sums of log-probabilities stay finite where products of probabilities underflow.
     combined = (1 - exponent) * in_vocabulary[..., :-1].log_softmax(-1)
     combined = combined + exponent * out_of_vocabulary[..., :-1].log_softmax(-1)
