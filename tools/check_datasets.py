@@ -3,6 +3,7 @@
 
     python tools/check_datasets.py                         all datasets, a few files of each
     python tools/check_datasets.py --datasets gta5 bdd_val --full
+    python tools/check_datasets.py --datasets sd_<folder>  a folder of generated images
 
 The exit code is 1 when a dataset that was asked for by name is missing or broken.
 """
@@ -73,7 +74,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="only these (default: all that are known)"
     )
-    parser.add_argument("--full", action="store_true", help="open every file")
+    parser.add_argument(
+        "--full", action="store_true", help="open every file; compare generated ones' hashes"
+    )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)"
     )

@@ -11,6 +11,7 @@ from clouds.data.datasets import DatasetSpec, Listing
 from clouds.data.datasets.listing import some
 from clouds.data.reading import read_image
 from clouds.data.sample import Record
+from clouds.generation.manifest import file_sha256
 
 State = Literal["ok", "broken", "missing"]
 
@@ -26,6 +27,7 @@ class Health:
         broken_files: what reading said about each file that cannot be read.
         size_mismatches: a line per pair, read, whose image and label differ in size.
         unknown_ids: a line per label, read, that holds ids which the dataset does not define.
+        not_as_painted: a line per generated image, read, that is not what its manifest says.
     """
 
     dataset: DatasetSpec
@@ -34,6 +36,7 @@ class Health:
     broken_files: list[str] = field(default_factory=list)
     size_mismatches: list[str] = field(default_factory=list)
     unknown_ids: list[str] = field(default_factory=list)
+    not_as_painted: list[str] = field(default_factory=list)
 
     @property
     def state(self) -> State:
@@ -45,13 +48,16 @@ class Health:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each; empty when nothing is."""
         missing = [f"no folder {path}" for path in self.dataset.missing_folders(self.listing)]
-        gaps = [] if missing else self.dataset.gaps(self.listing)
+        gaps = []
+        if not missing:
+            gaps = self.dataset.gaps(self.listing) + self.dataset.manifest_gaps(self.listing)
         found = [
             f"{len(lines)} {what}: {some(lines, 3)}"
             for what, lines in (
                 ("files cannot be read", self.broken_files),
                 ("labels of another size than their image", self.size_mismatches),
                 ("labels with unknown ids", self.unknown_ids),
+                ("images are not as the manifest says", self.not_as_painted),
             )
             if lines
         ]
@@ -66,6 +72,8 @@ def check_dataset(
 ) -> Health:
     """List a dataset and open some or all of its pairs.
 
+    Where all are opened, the contents of generated images are held against their manifest too.
+
     Args:
         dataset: which.
         sample: how many pairs to open, spread evenly over the list; None: all.
@@ -79,11 +87,12 @@ def check_dataset(
     health = Health(dataset, listing)
     chosen = _spread(listing.records, sample)
     with ThreadPoolExecutor(workers) as pool:
-        for finding in pool.map(lambda record: _open(dataset, record), chosen):
+        for finding in pool.map(lambda r: _open(dataset, r, listing, sample is None), chosen):
             health.opened += 1
             health.broken_files += finding.broken
             health.size_mismatches += finding.mismatch
             health.unknown_ids += finding.unknown
+            health.not_as_painted += finding.not_as_painted
             progress(health.opened, len(chosen))
     return health
 
@@ -102,15 +111,19 @@ class _Finding:
     broken: list[str] = field(default_factory=list)
     mismatch: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    not_as_painted: list[str] = field(default_factory=list)
 
 
-def _open(dataset: DatasetSpec, record: Record) -> _Finding:
+def _open(dataset: DatasetSpec, record: Record, listing: Listing, contents: bool) -> _Finding:
+    """Read one pair; `contents`: and compare the image's hash with the manifest's."""
     finding = _Finding()
     shapes = []
     try:
         shapes.append(read_image(record.image).shape[:2])
     except (OSError, ValueError) as error:
         finding.broken.append(str(error))
+    else:
+        finding.not_as_painted += _differences(listing, record, shapes[0], contents)
     if record.label is None:
         return finding
     try:
@@ -126,3 +139,18 @@ def _open(dataset: DatasetSpec, record: Record) -> _Finding:
     if unknown:
         finding.unknown.append(f"{record.label} (ids {some(unknown)})")
     return finding
+
+
+def _differences(
+    listing: Listing, record: Record, size: tuple[int, ...], contents: bool
+) -> list[str]:
+    """How an image of this height and width differs from what its manifest says, if it does."""
+    entry = listing.manifest and listing.manifest.entry(record.image, listing.images)
+    if not entry:
+        return []
+    if size != (entry.height, entry.width):
+        sizes = f"{size[1]}x{size[0]}, painted {entry.width}x{entry.height}"
+        return [f"{record.image} ({sizes})"]
+    if contents and file_sha256(record.image) != entry.sha256:
+        return [f"{record.image} (other contents than were painted)"]
+    return []

@@ -124,7 +124,10 @@ class DatasetSpec:
             f"{f.images}/**/{images}" + f", {f.labels}/**/{labels}" * row.labels_required
             for f in row.folders
         )
-        return f"Expected under {self.root.absolute()}: {places}. To get it: {row.how_to_get}."
+        hint = f"Expected under {self.root.absolute()}: {places}. To get it: {row.how_to_get}."
+        names = dataset_names(self.root)[len(ROWS) :] if row.manifest else []
+        others = [name for name in names if name != row.name]
+        return hint + (f" Generated datasets that are there: {some(others)}." if others else "")
 
     def read_raw(self, label: Path) -> npt.NDArray[np.integer]:
         """A label file's own ids, (H, W); raises as `reading.read_label`."""
