@@ -1,0 +1,178 @@
+"""Building Segment Anything (Kirillov et al., 2023), frozen, from its own packages."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clouds.d2 import CfgNode
+
+logger = logging.getLogger(__name__)
+
+OFFICIAL = "https://dl.fbaipublicfiles.com/segment_anything/"
+DOWNLOADS = {
+    "vit_h": OFFICIAL + "sam_vit_h_4b8939.pth",
+    "vit_l": OFFICIAL + "sam_vit_l_0b3195.pth",
+    "vit_b": OFFICIAL + "sam_vit_b_01ec64.pth",
+    "mobile": "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+}
+WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""Channels of the image encoder's position embedding, by which a weights file shows its size."""
+POSITIONS = "image_encoder.pos_embed"
+MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
+
+TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
+
+
+def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
+    """The SAM that MODEL.CLOUDS.SAM.MODEL names, in evaluation mode, without gradients.
+
+    Random weights, where MODEL.CLOUDS.SAM.WEIGHTS is empty, are a function of SEED; the global
+    generator stays as it is.
+
+    Returns:
+        A `segment_anything.modeling.Sam` (for 'mobile', mobile_sam's, which has the same parts).
+
+    Raises:
+        ImportError: the package that the model comes from is not installed.
+        FileNotFoundError: there is no such weights file.
+        ValueError: the file does not hold weights of this model.
+    """
+    node = cfg.MODEL.CLOUDS.SAM
+    state = read_weights(node.WEIGHTS, node.MODEL) if node.WEIGHTS else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.SEED)
+        sam = _build(node.MODEL)
+    if state is None:
+        logger.warning(
+            "SAM %s has random weights (MODEL.CLOUDS.SAM.WEIGHTS is empty): its masks mean nothing",
+            node.MODEL,
+        )
+    else:
+        _load(sam, state, node.WEIGHTS, node.MODEL)
+    return sam.requires_grad_(False).eval().to(device)
+
+
+def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
+    """Weights from a file, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, holds no SAM, or one of another size than `model`.
+    """
+    if not Path(path).is_file():
+        official = f" They are at {DOWNLOADS[model]}" if model in DOWNLOADS else ""
+        raise FileNotFoundError(
+            f"MODEL.CLOUDS.SAM.WEIGHTS: there is no file {path}. Name a file with the weights of "
+            f"SAM {model}, or set the key to '' for random ones.{official}"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} is not a file of weights that torch.load reads "
+            f"({type(error).__name__}). Is it complete?"
+        ) from error
+    found = _size_of(state)
+    if found is None:
+        raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {path} does not hold the weights of a SAM")
+    if found != model:
+        raise ValueError(
+            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} seems to hold {found}, but MODEL.CLOUDS.SAM.MODEL "
+            f"is {model}. Set that to {found}, or name a file of {model}."
+        )
+    weights: dict[str, torch.Tensor] = state
+    return weights
+
+
+def _size_of(state: Any) -> str | None:
+    """Which model's weights these seem to be; None: none of SAM's."""
+    if not isinstance(state, dict):
+        return None
+    if MOBILE_STEM in state:
+        return "mobile"
+    if POSITIONS not in state:
+        return None
+    width = state[POSITIONS].shape[-1]
+    if width == TINY_WIDTH:
+        return "tiny"
+    return WIDTHS.get(width, f"a SAM with {width} channels")
+
+
+def _load(sam: nn.Module, state: dict[str, torch.Tensor], path: str, model: str) -> None:
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} does not fit {model}: {error}"
+        ) from error
+
+
+def _build(model: str) -> Any:
+    if model == "mobile":
+        return _mobile()
+    try:
+        from segment_anything import sam_model_registry
+    except ImportError as error:
+        raise ImportError(
+            f"MODEL.CLOUDS.SAM.MODEL {model} needs the package segment-anything: "
+            "pip install segment-anything"
+        ) from error
+    return _tiny() if model == "tiny" else sam_model_registry[model]()
+
+
+def _mobile() -> Any:
+    try:
+        registry = importlib.import_module("mobile_sam").sam_model_registry
+    except ImportError as error:
+        raise ImportError(
+            "MODEL.CLOUDS.SAM.MODEL mobile needs the package mobile_sam: "
+            "pip install git+https://github.com/ChaoningZhang/MobileSAM"
+        ) from error
+    return registry["vit_t"]()
+
+
+def _tiny() -> Any:
+    """A SAM with all parts of the real one, long side 128, for tests and for demos on a CPU."""
+    from segment_anything.modeling import (
+        ImageEncoderViT,
+        MaskDecoder,
+        PromptEncoder,
+        Sam,
+        TwoWayTransformer,
+    )
+
+    cells = TINY_SIDE // TINY_PATCH
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=TINY_SIDE,
+            patch_size=TINY_PATCH,
+            embed_dim=TINY_WIDTH,
+            depth=2,
+            num_heads=2,
+            out_chans=TINY_PROMPT,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=4,
+            global_attn_indexes=(1,),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=TINY_PROMPT,
+            image_embedding_size=(cells, cells),
+            input_image_size=(TINY_SIDE, TINY_SIDE),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer_dim=TINY_PROMPT,
+            transformer=TwoWayTransformer(
+                depth=2, embedding_dim=TINY_PROMPT, mlp_dim=128, num_heads=8
+            ),
+        ),
+    )
