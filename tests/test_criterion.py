@@ -13,7 +13,7 @@ from clouds.data.targets import Targets, masks_from_label
 from clouds.engine import distributed
 from clouds.modeling.criterion import set_criterion
 from clouds.modeling.criterion.matcher import CostWeights, match, matching_costs
-from clouds.modeling.criterion.points import PointSampler, sample_at
+from clouds.modeling.criterion.points import Points, PointSampler, sample_at
 from clouds.modeling.criterion.set_criterion import SetCriterion
 from clouds.modeling.mask_decoder.predictions import Predictions
 
@@ -310,23 +310,26 @@ def test_the_least_certain_candidates_are_taken():
     plane = torch.arange(8).float().sub(3.5).expand(1, 1, 4, 8)
     x = torch.tensor([0.1, 0.45, 0.9, 0.52, 0.7, 0.56, 0.3, 0.2])
     sampler = PointSampler(points=4, oversample=2.0, importance=0.75)
-    drawn = sampler.draw([1], [None], torch.device("cpu"))
-    candidates = torch.stack((x, torch.full_like(x, 0.5)), -1)[None]
-    points = type(drawn)(drawn.matching, candidates, drawn.random)
+    (drawn,) = sampler.draw(1, [1], [None], torch.device("cpu"))
+    candidates = torch.stack((x, torch.full_like(x, 0.5)), -1)[None, None]
+    points = Points(drawn.matching, candidates, drawn.random)
     chosen = sampler.choose(plane, points)
     assert chosen.shape == (1, 4, 2)
     assert sorted(round(v, 2) for v in chosen[0, :3, 0].tolist()) == [0.45, 0.52, 0.56]
-    assert torch.equal(chosen[0, 3:], drawn.random[0])
+    assert torch.equal(chosen[0, 3:], drawn.random[0, 0])
 
 
 def test_how_many_points_are_drawn():
     sampler = PointSampler(points=10, oversample=2.5, importance=0.75)
-    points = sampler.draw([2, 0, 1], [torch.Generator().manual_seed(i) for i in range(3)], "cpu")
-    assert points.matching.shape == (3, 10, 2)
-    assert points.candidates.shape == (3, 25, 2)
-    assert points.random.shape == (3, 3, 2)  # 7 uncertain ones are taken
-    for p in (points.matching, points.candidates, points.random):
-        assert p.min() >= 0 and p.max() < 1
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    images = sampler.draw(4, [2, 0, 1], generators, "cpu")
+    for points, masks in zip(images, [2, 0, 1], strict=True):
+        assert points.matching.shape == (4, 10, 2)
+        assert points.candidates.shape == (4, masks, 25, 2)
+        assert points.random.shape == (4, masks, 3, 2)  # 7 uncertain ones are taken
+        for p in (points.matching, points.candidates, points.random):
+            assert p.numel() == 0 or (p.min() >= 0 and p.max() < 1)
+            assert len(p.unique()) == p.numel()
 
 
 # ------------------------------------------------------------------ corners

@@ -10,6 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
+from clouds.modeling.criterion.mask_losses import dice_loss
+
 Match = tuple[Tensor, Tensor]
 """Query indices and target indices of the matched pairs of one image, int64 (M,) each."""
 
@@ -24,7 +26,12 @@ class CostWeights:
 
 
 def matching_costs(
-    class_logits: Tensor, mask_logits: Tensor, labels: Tensor, masks: Tensor, weights: CostWeights
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    masks: Tensor,
+    weights: CostWeights,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """The cost of giving each target to each query.
 
@@ -32,7 +39,9 @@ def matching_costs(
         class_logits: (N, Q, C + 1)
         mask_logits: at the sampled points (N, Q, P).
         labels: (N, K) classes of the targets.
-        masks: at the same points (N, K, P), in [0, 1].
+        masks: at the same points (N, K, P), in [0, 1], times `pixel_weights`.
+        weights: of the three costs.
+        pixel_weights: at the same points (N, P); None: 1. See `mask_losses`.
 
     Returns:
         (N, Q, K)
@@ -40,13 +49,18 @@ def matching_costs(
     probability = class_logits.softmax(-1)
     labels = labels[:, None].expand(-1, class_logits.shape[1], -1)
     cost = -weights.classes * probability.gather(-1, labels)
-    overlap = mask_logits @ masks.mT
+    softplus, inside = F.softplus(mask_logits), mask_logits.sigmoid()
+    if pixel_weights is None:
+        strength = None
+        outside, size = softplus.sum(-1, keepdim=True), inside.sum(-1, keepdim=True)
+    else:
+        strength = pixel_weights.mean(-1)[:, None, None]
+        outside, size = softplus @ pixel_weights[..., None], inside @ pixel_weights[..., None]
     # BCE of a pair: sum softplus(x) - x t, over points.
-    entropy = F.softplus(mask_logits).sum(-1, keepdim=True) - overlap
+    entropy = outside - mask_logits @ masks.mT
     cost = cost + weights.mask * entropy / mask_logits.shape[-1]
-    inside = mask_logits.sigmoid()
-    sizes = inside.sum(-1)[:, :, None] + masks.sum(-1)[:, None]
-    return cost + weights.dice * (1 - (2 * (inside @ masks.mT) + 1) / (sizes + 1))
+    sizes = size + masks.sum(-1)[:, None]
+    return cost + weights.dice * dice_loss(inside @ masks.mT, sizes, strength)
 
 
 def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:

@@ -11,19 +11,27 @@ from torch.nn.utils.rnn import pad_sequence
 
 from clouds.data.targets import Targets
 from clouds.engine.distributed import mean_over_ranks
+from clouds.modeling.criterion.mask_losses import pair_losses
 from clouds.modeling.criterion.matcher import CostWeights, Match, match, matching_costs
+from clouds.modeling.criterion.pairs import Pairs
 from clouds.modeling.criterion.points import (
     Generator,
-    LayerPoints,
+    Points,
     PointSampler,
     generators_from,
     sample_at,
+    weights_at,
 )
 from clouds.modeling.mask_decoder.predictions import Predictions
 
 
 class SetCriterion(nn.Module):
     """Matches predictions with targets and takes class, mask and dice losses of the pairs.
+
+    Weights of pixels (`Targets.weights`) reach the mask and the dice loss, and the same terms of
+    matching, as `mask_losses` says. The class loss does not know them: a query that is matched with
+    no target should say void, even if it covers only pixels that do not count, and a target should
+    be found, even if none of its pixels counts.
 
     Args:
         classes: the void class not counted.
@@ -78,25 +86,25 @@ class SetCriterion(nn.Module):
         self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
     ) -> dict[str, Tensor]:
         layers = self._supervised_layers(len(predictions.class_logits))
-        class_logits = [predictions.class_logits[i].float() for i in layers.values()]
+        class_logits = torch.stack([predictions.class_logits[i].float() for i in layers.values()])
         mask_logits = [predictions.mask_logits[i].float() for i in layers.values()]
-        device, queries = mask_logits[0].device, mask_logits[0].shape[1]
+        device, queries = class_logits.device, class_logits.shape[2]
         counts = [min(len(t.labels), queries) for t in targets]
         generators: Sequence[Generator] = (
             [None] * len(targets) if seeds is None else generators_from(seeds, device)
         )
-        points = [self.sampler.draw(counts, generators, device) for _ in layers]
-        masks = [t.masks.float() for t in targets]
+        points = self.sampler.draw(len(layers), counts, generators, device)
+        masks = [_weighed_masks(t) for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
+        pairs = Pairs.of(matches, queries, device)
         masks_norm, class_norm = self._normalizers(sum(counts), len(targets) * queries)
+        classes = self._class_losses(class_logits, targets, pairs) / class_norm
+        bce, dice = self._mask_losses(mask_logits, targets, masks, pairs, points) / masks_norm
         losses = {}
         for i, suffix in enumerate(layers):
-            losses["loss_ce" + suffix] = self.weights.classes * (
-                self._class_loss(class_logits[i], targets, matches[i]) / class_norm
-            )
-            bce, dice = self._mask_losses(mask_logits[i], masks, matches[i], points[i])
-            losses["loss_mask" + suffix] = self.weights.mask * bce / masks_norm
-            losses["loss_dice" + suffix] = self.weights.dice * dice / masks_norm
+            losses["loss_ce" + suffix] = self.weights.classes * classes[i]
+            losses["loss_mask" + suffix] = self.weights.mask * bce[i]
+            losses["loss_dice" + suffix] = self.weights.dice * dice[i]
         return losses
 
     def _supervised_layers(self, count: int) -> dict[str, int]:
@@ -109,21 +117,21 @@ class SetCriterion(nn.Module):
     @torch.no_grad()
     def _match(
         self,
-        class_logits: list[Tensor],
+        class_logits: Tensor,
         mask_logits: list[Tensor],
         targets: Sequence[Targets],
         masks: list[Tensor],
-        points: list[LayerPoints],
+        points: list[Points],
     ) -> list[list[Match]]:
-        places = torch.stack([p.matching for p in points], dim=1)  # (N, L, P, 2)
+        places = torch.stack([p.matching for p in points])  # (N, L, P, 2)
         n, layers, count, _ = places.shape
         at_points = [
-            sample_at(m[:, None], p.reshape(1, -1, 2).expand(len(m), -1, -1))[:, 0]
-            for m, p in zip(masks, places, strict=True)
+            sample_at(m[None], p.reshape(1, -1, 2))[0] for m, p in zip(masks, places, strict=True)
         ]
         target_masks = pad_sequence(at_points, batch_first=True)  # (N, K, L * P)
         target_masks = target_masks.view(n, -1, layers, count)
         labels = pad_sequence([t.labels for t in targets], batch_first=True)
+        weights = _matching_weights(targets, places)
         costs = [
             matching_costs(
                 class_logits[i],
@@ -131,6 +139,7 @@ class SetCriterion(nn.Module):
                 labels,
                 target_masks[:, :, i],
                 self.weights,
+                None if weights is None else weights[:, i],
             )
             for i in range(layers)
         ]
@@ -144,45 +153,85 @@ class SetCriterion(nn.Module):
         """
         device = self.empty_weight.device
         void = float(queries - matched) * self.empty_weight[-1]
-        totals = torch.stack([torch.tensor(float(matched), device=device), matched + void])
+        totals = torch.stack([torch.full((), float(matched), device=device), matched + void])
         over_ranks = mean_over_ranks(totals)
         class_norm = (over_ranks if self.normalize_class_loss_over == "batch" else totals)[1]
         return over_ranks[0].clamp(min=1), class_norm
 
-    def _class_loss(
-        self, logits: Tensor, targets: Sequence[Targets], matches: list[Match]
-    ) -> Tensor:
-        """Weighted sum of the cross-entropies of all queries; unmatched ones should say void."""
-        wanted = torch.full(logits.shape[:2], self.classes, device=logits.device)
-        for row, target, (query, index) in zip(wanted, targets, matches, strict=True):
-            row[query.to(row.device)] = target.labels[index.to(row.device)]
-        return F.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), self.empty_weight, reduction="sum"
+    def _class_losses(self, logits: Tensor, targets: Sequence[Targets], pairs: Pairs) -> Tensor:
+        """Weighted sums of the cross-entropies of all queries; unmatched ones should say void.
+
+        Args:
+            logits: (L, N, Q, C + 1)
+
+        Returns:
+            (L,)
+        """
+        layers, n, queries, _ = logits.shape
+        labels = [t.labels[index] for t, index in zip(targets, pairs.targets, strict=True)]
+        wanted = torch.full((layers, n * queries), self.classes, device=logits.device)
+        wanted.scatter_(1, pairs.queries, torch.cat(labels, dim=1))
+        entropy = F.cross_entropy(
+            logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none"
         )
+        return entropy.view(layers, -1).sum(1)
 
     def _mask_losses(
-        self, logits: Tensor, masks: list[Tensor], matches: list[Match], points: LayerPoints
-    ) -> tuple[Tensor, Tensor]:
-        """Sums over the matched masks of mean binary cross-entropy and of dice loss."""
-        if not len(points.candidates):  # nothing but void: zero, with a gradient of zero
-            return logits.sum() * 0, logits.sum() * 0
-        predicted = torch.cat(
+        self,
+        logits: list[Tensor],
+        targets: Sequence[Targets],
+        masks: list[Tensor],
+        pairs: Pairs,
+        points: list[Points],
+    ) -> Tensor:
+        """Sums over the matched masks of binary cross-entropy and of dice loss: (2, L)."""
+        if not sum(pairs.counts):  # nothing but void: zero, with a gradient of zero
+            return torch.stack([layer.sum() * 0 for layer in logits]).expand(2, -1)
+        matched = torch.stack(
             [
-                image[query.to(image.device)]
-                for image, (query, _) in zip(logits, matches, strict=True)
+                layer.flatten(0, 1).index_select(0, queries)
+                for layer, queries in zip(logits, pairs.queries, strict=True)
             ]
-        )[:, None]
-        chosen = self.sampler.choose(predicted, points)
-        wanted = torch.cat(
-            [
-                image[index.to(image.device)]
-                for image, (_, index) in zip(masks, matches, strict=True)
-            ]
-        )[:, None]
-        wanted = sample_at(wanted, chosen)[:, 0]
-        at_points = sample_at(predicted, chosen)[:, 0]
-        bce = F.binary_cross_entropy_with_logits(at_points, wanted, reduction="none")
-        inside = at_points.sigmoid()
-        overlap = (inside * wanted).sum(1)
-        dice = 1 - (2 * overlap + 1) / (inside.sum(1) + wanted.sum(1) + 1)
-        return bce.mean(1).sum(), dice.sum()
+        )
+        images = enumerate(
+            zip(torch.split(matched, pairs.counts, 1), targets, masks, points, strict=True)
+        )
+        losses = []
+        for i, (predicted, target, whole, drawn) in images:
+            chosen = self.sampler.choose(predicted, drawn, target.weights)
+            of_image = pair_losses(
+                sample_at(predicted.flatten(0, 1)[:, None], chosen)[:, 0],
+                _read_matched(whole, chosen, pairs.targets[i], pairs.by_target[i]),
+                None if target.weights is None else weights_at(target.weights, chosen),
+            )
+            losses.append(of_image.view(2, *pairs.targets[i].shape).sum(2))
+        return torch.stack(losses).sum(0)
+
+
+@torch.no_grad()
+def _read_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: Tensor) -> Tensor:
+    """Masks of targets (L, m) among (K, H, W) at points (L * m, P, 2) of each: (L * m, P)."""
+    layers, matched = targets.shape
+    if matched < len(masks):  # more targets than queries: other ones in each prediction
+        return sample_at(masks[targets.flatten()][:, None], points)[:, 0]
+    # All places at which a mask is needed are read at once, and it is never copied.
+    sorted_points = points[by_target].view(matched, layers * points.shape[1], 2)
+    read = sample_at(masks[:, None], sorted_points).view(points.shape[:2])
+    return torch.empty_like(read).index_copy_(0, by_target, read)
+
+
+def _weighed_masks(target: Targets) -> Tensor:
+    masks = target.masks.float()
+    return masks if target.weights is None else masks * target.weights
+
+
+def _matching_weights(targets: Sequence[Targets], places: Tensor) -> Tensor | None:
+    """Weights of pixels at points (N, L, P, 2) of all images; None where all are 1."""
+    if all(t.weights is None for t in targets):
+        return None
+    return torch.stack(
+        [
+            torch.ones_like(p[..., 0]) if t.weights is None else weights_at(t.weights, p)
+            for t, p in zip(targets, places, strict=True)
+        ]
+    )
