@@ -88,6 +88,12 @@ def read_scene(text: str) -> SceneWords:
     )
 
 
+def content_words(text: str) -> frozenset[str]:
+    """The words that say what is seen: lower case, plurals as singulars, no articles and such."""
+    words = (_forms(token)[-1] for token in _tokens(text) if token not in _EMPTY_WORDS)
+    return frozenset(word for word in words if word[0].isalnum())
+
+
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -99,11 +105,16 @@ _SEASONS: tuple[Season, ...] = get_args(Season)
 _VIEWPOINTS: tuple[Viewpoint, ...] = get_args(Viewpoint)
 _BUSTLES: tuple[Bustle, ...] = get_args(Bustle)
 
+_EMPTY_WORDS = _words(
+    """a an the and or of in on at by to from with under over into as is are its it his her their
+    this that photo picture image view scene"""
+)
+
 _IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "policemen": "policeman",
     "policewomen": "policewoman", "fishermen": "fisherman", "businessmen": "businessman",
     "businesswomen": "businesswoman", "postmen": "postman", "gentlemen": "gentleman",
-    "schoolchildren": "schoolchild", "buses": "bus", "busses": "bus", "leaves": "leaves",
+    "schoolchildren": "schoolchild", "busses": "bus", "leaves": "leaves",
 }  # fmt: skip
 
 
@@ -172,7 +183,7 @@ def _forms(token: str) -> tuple[str, ...]:
         forms += [token[:-3] + "y", token[:-1]]
     elif token.endswith("s") and not token.endswith("ss"):
         forms.append(token[:-1])
-        if token.endswith(("ches", "shes", "xes", "sses", "zes")):
+        if token.endswith(("ches", "shes", "xes", "sses", "zes", "buses")):
             forms.append(token[:-2])
     return tuple(forms)
 
@@ -261,11 +272,15 @@ def _list_goes_on(tokens: list[str], start: int, joins: tuple[str, ...]) -> bool
 
 
 _PARKED = _words("parked chained locked leaning propped row rows")
+_ON_THE_MOVE = _words(
+    """weave weaving stream streaming buzz buzzing squeeze squeezing thread threading cut cutting
+    flood flooding swarm swarming rush rushing filtering overtaking abreast"""
+)
 _RIDING = _words("riding rides ride rode pedals pedalling pedaling astride")
 
 
 def _split_riders(tokens: list[str], things: list[_Match]) -> tuple[list[_Match], list[_Match]]:
-    """Find "a man on a bicycle" and "riding a motorbike".
+    """Find "a man on a bicycle", "riding a motorbike" and "scooters stream past".
 
     Returns:
         The matches without the people who sit in a saddle, and the two-wheelers that are ridden.
@@ -275,6 +290,9 @@ def _split_riders(tokens: list[str], things: list[_Match]) -> tuple[list[_Match]
     ridden: list[_Match] = []
     for match in things:
         if not {"bicycle", "motorcycle"} & set(match.values):
+            continue
+        if _ON_THE_MOVE & set(tokens[match.end : match.end + 2]):
+            ridden.append(match)
             continue
         clause = _clause_start(tokens, match.start)
         first = max(clause, match.start - 4)

@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Show what a prompt file covers, what it repeats, and what CLIP would not read of it.
+
+    python tools/check_prompts.py prompts/street_scenes.txt
+    python tools/check_prompts.py mine.txt --strict --at-least 5
+
+The exit code is 0; with --strict it is 1 when a class is named too seldom, or a prompt is
+repeated, nearly repeated, too long, or names nothing of a street. It is 2 for a file that cannot
+be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clouds.generation.prompts import Prompt
+
+# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the report; returns the exit code."""
+    args = parse(argv)
+    from clouds.generation.prompts import coverage, read_prompts
+
+    try:
+        prompts = read_prompts(args.file)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    counts = coverage(prompts)
+    print(f"{args.file}: {len(prompts)} prompts\n")
+    print(class_table(counts["class"], len(prompts)))
+    for topic, values in counts.items():
+        if topic != "class":
+            said = ", ".join(f"{value} {count}" for value, count in values.items())
+            print(f"\n{topic}: {said}", end="")
+    print("\n")
+    wrong = problems(prompts, counts["class"], args)
+    for line in wrong:
+        print(line)
+    if not wrong:
+        print(
+            f"No near-duplicate (similarity {args.similarity} or more), none too long for CLIP, "
+            f"every class in at least {args.at_least}."
+        )
+    return int(args.strict and bool(wrong))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="one prompt a line")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if something is wrong")
+    parser.add_argument(
+        "--similarity",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="share of common words from which two prompts are near-duplicates (default: 0.5)",
+    )
+    parser.add_argument(
+        "--at-least",
+        type=int,
+        default=1,
+        metavar="K",
+        help="prompts that must name each class (default: 1)",
+    )
+    args = parser.parse_args(argv)
+    if not 0 < args.similarity <= 1:
+        parser.error("--similarity must be above 0 and at most 1")
+    if args.at_least < 0:
+        parser.error("--at-least must not be negative")
+    return args
+
+
+def class_table(counts: Mapping[str, int], total: int) -> str:
+    """How many prompts name each class."""
+    from tabulate import tabulate
+
+    rows = [[name, count, f"{100 * count / total:.0f} %"] for name, count in counts.items()]
+    return tabulate(rows, headers=["class", "prompts", "share"])
+
+
+def problems(
+    prompts: Sequence[Prompt], classes: Mapping[str, int], args: argparse.Namespace
+) -> list[str]:
+    """What is wrong with the prompts, one line each."""
+    from clouds.generation.prompts import near_duplicates, over_long, read_scene
+
+    found = [
+        f"class {name}: {count} of at least {args.at_least} prompts name it"
+        for name, count in classes.items()
+        if count < args.at_least
+    ]
+    for first, second, similarity in near_duplicates(prompts, args.similarity):
+        one, other = prompts[first], prompts[second]
+        how = "equal" if one == other else f"nearly equal ({similarity:.2f})"
+        found.append(f"lines {one.line} and {other.line} are {how}:\n  {one}\n  {other}")
+    found += over_long(prompts)
+    found += [
+        f"line {prompt.line} names no class: {prompt.text!r}"
+        for prompt in prompts
+        if not read_scene(prompt).classes
+    ]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
