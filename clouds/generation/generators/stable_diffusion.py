@@ -1,0 +1,360 @@
+"""Pictures by a text-to-image diffusion model: Stable Diffusion 1.5, 2, XL, 3, FLUX and others.
+
+Whatever diffusers' `AutoPipelineForText2Image` loads can paint: a model of the hub or a local
+folder. The defaults are those of the paper (section 4.1): Stable Diffusion 2, Euler steps.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clouds.generation.generators.registry import (
+    GENERATOR_REGISTRY,
+    LARGEST_SEED,
+    Picture,
+    Setting,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "stabilityai/stable-diffusion-2"
+DTYPES = ("float16", "bfloat16", "float32")
+USUAL_GUIDANCE = 7.5
+OWN_SCHEDULER = "own"
+SCHEDULERS: Mapping[str, tuple[str, ...]] = {
+    "euler": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler",),
+    "heun": ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    "ddim": ("DDIMScheduler",),
+    "dpm++": ("DPMSolverMultistepScheduler",),
+    "unipc": ("UniPCMultistepScheduler",),
+}
+"""Short names of schedulers, and diffusers' classes: the first that fits the model is taken."""
+
+
+def stable_diffusion(
+    *,
+    model: str = DEFAULT_MODEL,
+    scheduler: str = "euler",
+    steps: int = 50,
+    guidance: float | None = None,
+    negative_prompt: str = "",
+    height: int = 768,
+    width: int = 768,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int = 4,
+    offline: bool = False,
+) -> StableDiffusion:
+    """Load a diffusion model.
+
+    Args:
+        model: id on the Hugging Face hub, or a folder that `save_pretrained` has written.
+        scheduler: a short name of `SCHEDULERS`, a class of diffusers that fits the model, or
+            'own' for the one that the model comes with.
+        steps: denoising steps.
+        guidance: scale of the guidance; None means 7.5 where it is classifier-free, else what is
+            usual for the model.
+        negative_prompt: what should not be in the pictures.
+        height, width: of a picture, pixels.
+        dtype: one of `DTYPES`; 'auto' means float16 on a GPU and float32 on a CPU.
+        device: 'cpu', 'cuda', 'cuda:1', …; 'auto' prefers a GPU.
+        batch_size: pictures that are painted at once.
+        offline: take only what is on this machine.
+
+    Raises:
+        ValueError: a value that is not allowed, or that the model cannot take.
+        FileNotFoundError: the model is not there.
+        ImportError: diffusers is not installed.
+    """
+    _check_numbers(steps=steps, batch_size=batch_size, height=height, width=width)
+    torch_device = _resolve_device(device)
+    dtype = _resolve_dtype(dtype, torch_device)
+    pipeline = _load(model, dtype, offline).to(torch_device)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = _call_arguments(pipeline, steps, guidance, negative_prompt, (height, width))
+    settings: dict[str, Setting] = {
+        "scheduler": _set_scheduler(pipeline, scheduler),
+        "steps": steps,
+        "guidance": arguments.get("guidance_scale", "none"),
+        "negative_prompt": negative_prompt,
+        "dtype": dtype,
+    }
+    return StableDiffusion(pipeline, model, arguments, settings, (height, width), batch_size)
+
+
+GENERATOR_REGISTRY.register(stable_diffusion)
+
+
+class StableDiffusion:
+    """A loaded diffusion model; see `Generator`.
+
+    Every picture has a random generator of its own on the CPU, so its noise is the same on every
+    device and beside any neighbours. A batch that is not full is filled up with copies, whose
+    pictures are thrown away: matrix products of another size round differently. So pictures are
+    the same bytes for one machine, version of torch and batch size; beyond that they agree up to
+    rounding, which is seldom more than one grey level in float32.
+
+    A safety checker is left out: it would turn harmless street scenes that it mistakes black.
+
+    Args:
+        pipeline: of diffusers, on its device.
+        model: id or folder it came from.
+        arguments: of each call of the pipeline, apart from prompts and random generators.
+        settings: see `Generator`.
+        size: (rows, columns).
+        batch_size: pictures at once.
+    """
+
+    name = "stable_diffusion"
+    labelled = False
+
+    def __init__(
+        self,
+        pipeline: Any,
+        model: str,
+        arguments: Mapping[str, Any],
+        settings: Mapping[str, Setting],
+        size: tuple[int, int],
+        batch_size: int,
+    ) -> None:
+        self.pipeline = pipeline
+        self.model = model
+        self.arguments = dict(arguments)
+        self.settings = settings
+        self.size = size
+        self.batch_size = batch_size
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
+        """Paint one picture for each prompt; see `Generator.generate`.
+
+        Raises:
+            ValueError: the model made no numbers, or pictures of another size.
+            MemoryError: the GPU's memory is too small.
+        """
+        import torch
+
+        assert 0 < len(prompts) == len(seeds) <= self.batch_size
+        assert all(0 <= seed <= LARGEST_SEED for seed in seeds)
+        copies = self.batch_size - len(prompts)
+        texts = [*prompts, *[prompts[-1]] * copies]
+        noise = [torch.Generator("cpu").manual_seed(s) for s in [*seeds, *[seeds[-1]] * copies]]
+        arguments = self.arguments
+        if "negative_prompt" in arguments:
+            arguments = arguments | {"negative_prompt": [arguments["negative_prompt"]] * len(texts)}
+        try:
+            # The pipelines themselves switch gradients off.
+            painted = self.pipeline(texts, generator=noise, output_type="np", **arguments).images
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"the GPU's memory is too small for {self.batch_size} pictures of {self.size[0]}x"
+                f"{self.size[1]} at once. Use a smaller --batch-size, or --dtype float16."
+            ) from error
+        return [Picture(self._to_bytes(image)) for image in painted[: len(prompts)]]
+
+    def remarks(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts that are too long for all text encoders of the model."""
+        from clouds.generation.prompts import cut_prompts
+
+        return cut_prompts(prompts, self._tokenizers())
+
+    def _to_bytes(self, image: Any) -> Any:
+        """(H, W, 3) numbers 0 to 1 -> uint8."""
+        values = np.asarray(image, np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{self.model} made NaN instead of a picture in {self.settings['dtype']}. Use "
+                "--dtype bfloat16 or --dtype float32."
+            )
+        if values.shape != (*self.size, 3):
+            raise ValueError(
+                f"{self.model} made a picture of shape {values.shape}; asked for were "
+                f"{self.size[0]}x{self.size[1]} pixels. Use a size that the model supports."
+            )
+        return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+
+    def _tokenizers(self) -> list[Any]:
+        parts = self.pipeline.components
+        return [parts[name] for name in sorted(parts) if name.startswith("tokenizer")]
+
+
+# ---------------------------------------------------------------------- checks of options
+def _check_numbers(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+def _resolve_device(name: str) -> Any:
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device is {name!r}, but torch {torch.__version__} sees no GPU here")
+    return device
+
+
+def _resolve_dtype(name: str, device: Any) -> str:
+    if name == "auto":
+        return "float16" if device.type == "cuda" else "float32"
+    if name not in DTYPES:
+        raise ValueError(f"--dtype is {name!r}; use auto, {', '.join(DTYPES)}")
+    return name
+
+
+# ---------------------------------------------------------------------- loading
+def _load(model: str, dtype: str, offline: bool) -> Any:
+    """The pipeline, on the CPU."""
+    try:
+        import torch
+        from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(
+            f"the generator 'stable_diffusion' needs diffusers and transformers ({error}). Install "
+            "them with `pip install -e '.[generate]'`, or use --generator procedural"
+        ) from error
+    _check_folder(model)
+    local = offline or Path(model).is_dir()
+    with _told_how_to_get(model, offline):
+        parts = DiffusionPipeline.load_config(model, local_files_only=local)
+        kind = str(parts.get("_class_name"))
+        options: dict[str, Any] = {_dtype_argument(): getattr(torch, dtype)}
+        options["local_files_only"] = local
+        if "safety_checker" in parts:
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        try:
+            return AutoPipelineForText2Image.from_pretrained(model, **options)
+        except ValueError as error:
+            if "AutoPipeline can't find" not in str(error):
+                raise
+            raise ValueError(
+                f"{model} is a {kind}, and diffusers knows no text-to-image pipeline for it. Use a "
+                "model that paints from text, such as Stable Diffusion or FLUX."
+            ) from error
+
+
+def _dtype_argument() -> str:
+    """How this version of diffusers calls it: `torch_dtype` was renamed to `dtype`."""
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
+def _check_folder(model: str) -> None:
+    """Raise FileNotFoundError for a folder that is not there or holds no pipeline."""
+    path = Path(model)
+    # An id of the hub is 'owner/name' at most.
+    looks_local = path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{model} is a folder without model_index.json, so it is no diffusers pipeline. A "
+            "single .safetensors or .ckpt file becomes one with StableDiffusionPipeline."
+            "from_single_file(FILE).save_pretrained(FOLDER)."
+        )
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{model} is a file; --model needs a folder or an id of the hub. Convert it with "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
+        )
+    if looks_local and not path.is_dir():
+        raise FileNotFoundError(f"--model: there is no folder {model}")
+
+
+@contextmanager
+def _told_how_to_get(model: str, offline: bool) -> Iterator[None]:
+    """Turn what the hub says of a model that is not there into advice."""
+    try:
+        yield
+    except OSError as error:
+        if Path(model).is_dir():
+            raise FileNotFoundError(
+                f"the pipeline in {model} is not complete: {_first_line(error)}. Copy or download "
+                "the whole folder again."
+            ) from error
+        advice = (
+            f"Download it where there is a network, `hf download {model} --local-dir FOLDER`, "
+            "and name that folder with --model"
+        )
+        if offline:
+            advice = f"It is not in this machine's cache, and --offline allows no other. {advice}"
+        else:
+            advice += "; a gated model needs `hf auth login` first"
+        if model.startswith("stabilityai/stable-diffusion-2"):
+            copy = model.replace("stabilityai/", "sd2-community/", 1)
+            advice += f". Its makers took it off the hub in November 2025; a copy is {copy}"
+        raise FileNotFoundError(
+            f"the model {model} cannot be loaded: {_first_line(error)}. {advice}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------------- fitting to the model
+def _set_scheduler(pipeline: Any, name: str) -> str:
+    """Give the pipeline a scheduler and return the name of its class."""
+    own = type(pipeline.scheduler)
+    if name == OWN_SCHEDULER:
+        return str(own.__name__)
+    fitting = {kind.__name__: kind for kind in [own, *pipeline.scheduler.compatibles]}
+    for class_name in SCHEDULERS.get(name, (name,)):
+        if class_name in fitting:
+            if class_name != own.__name__:
+                pipeline.scheduler = fitting[class_name].from_config(pipeline.scheduler.config)
+            return class_name
+    short = [short for short, names in SCHEDULERS.items() if set(names) & set(fitting)]
+    raise ValueError(
+        f"--scheduler is {name!r}, which {type(pipeline).__name__} cannot use. Use "
+        f"{', '.join([OWN_SCHEDULER, *short])} or one of {', '.join(sorted(fitting))}"
+    )
+
+
+def _call_arguments(
+    pipeline: Any, steps: int, guidance: float | None, negative_prompt: str, size: tuple[int, int]
+) -> dict[str, Any]:
+    """What each call of the pipeline gets; ValueError for an option that it does not take."""
+    known = inspect.signature(pipeline.__call__).parameters
+    kind = type(pipeline).__name__
+    # FLUX and others have the argument, but heed it only beside another kind of guidance.
+    classifier_free = "negative_prompt" in known and "true_cfg_scale" not in known
+    arguments: dict[str, Any] = {"num_inference_steps": steps}
+    if negative_prompt:
+        if not classifier_free:
+            raise ValueError(f"{kind} does not heed a --negative-prompt; leave it out")
+        arguments["negative_prompt"] = negative_prompt
+    if "guidance_scale" in known:
+        usual = USUAL_GUIDANCE if classifier_free else float(known["guidance_scale"].default)
+        arguments["guidance_scale"] = usual if guidance is None else guidance
+    elif guidance is not None:
+        raise ValueError(f"{kind} takes no --guidance; leave it out")
+    return arguments | _size_arguments(pipeline, known, size)
+
+
+def _size_arguments(
+    pipeline: Any, known: Mapping[str, Any], size: tuple[int, int]
+) -> dict[str, int]:
+    if not {"height", "width"} <= set(known):
+        raise ValueError(f"{type(pipeline).__name__} takes no --height and --width")
+    # Models with a transformer cut the latent into patches of 2x2.
+    step = int(getattr(pipeline, "vae_scale_factor", 8))
+    step *= 2 if "transformer" in pipeline.components else 1
+    for name, value in zip(("height", "width"), size, strict=True):
+        if value % step:
+            raise ValueError(
+                f"--{name} is {value}, but {type(pipeline).__name__} needs a multiple of {step}"
+            )
+    return dict(zip(("height", "width"), size, strict=True))
