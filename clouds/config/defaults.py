@@ -151,6 +151,14 @@ KEYS: tuple[Key, ...] = (
         at_least(1),
     ),
     Key(
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION",
+        "auto",
+        "How deformable attention is computed: 'torch', 'triton' (needs CUDA), or 'auto' (Triton "
+        "on CUDA where it works). They differ by rounding; Triton's gradients vary by it from run "
+        "to run.",
+        one_of("auto", "torch", "triton"),
+    ),
+    Key(
         "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
         "OriginalMultiScaleMaskedTransformerDecoder",
         "Selects the class head: Original… is a linear classifier on the query (published CLOUDS), "

@@ -41,6 +41,7 @@ class CLOUDSHead(nn.Module):
             points=head.TRANSFORMER_ENC_POINTS,
             hidden=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
             dropout=former.DROPOUT,
+            implementation=head.DEFORMABLE_ATTENTION,
         )
         predictor = CLASS_HEADS[former.TRANSFORMER_DECODER_NAME](
             in_channels=head.CONVS_DIM,

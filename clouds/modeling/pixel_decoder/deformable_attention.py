@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
 import math
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-Size = tuple[int, int]
+from clouds.modeling.pixel_decoder.attention_op import Size
+from clouds.modeling.pixel_decoder.deformable_attention_cpu import (
+    compute_type,
+    deformable_attention_cpu,
+)
+
+IMPLEMENTATIONS = ("auto", "torch", "triton")
+
+logger = logging.getLogger(__name__)
 
 
 def deformable_attention(
-    value: Tensor, sizes: Sequence[Size], locations: Tensor, weights: Tensor
+    value: Tensor,
+    sizes: Sequence[Size],
+    locations: Tensor,
+    weights: Tensor,
+    implementation: str = "auto",
 ) -> Tensor:
     """Sum values sampled bilinearly at given places of several feature maps.
+
+    All forms compute in float32 at least and keep nothing but the three tensors for the backward
+    pass. They differ by rounding. Triton's adds up the gradient of `value` in no fixed order, so
+    that its last bits vary, unless `torch.use_deterministic_algorithms` asks for one.
 
     Args:
         value: (N, S, M, D), the maps flattened one after another, M heads of D channels.
@@ -23,27 +44,89 @@ def deformable_attention(
         locations: (N, Q, M, L, P, 2) as (x, y), 0 the left or upper edge of a map and 1 the
             opposite one; outside of it values are zero.
         weights: (N, Q, M, L, P), the attention of each sample.
+        implementation: 'torch'; 'triton', for tensors on CUDA; or 'auto', which is Triton on CUDA
+            where it works.
 
     Returns:
         (N, Q, M * D), of the type of `value`.
+
+    Raises:
+        ValueError: 'triton' was asked for and cannot be had.
     """
+    if choose(implementation, value.device) == "triton":
+        from clouds.modeling.pixel_decoder.deformable_attention_triton import (
+            deformable_attention_triton,
+        )
+
+        return deformable_attention_triton(value, sizes, locations, weights)
+    if value.device.type == "cpu":
+        return deformable_attention_cpu(value, sizes, locations, weights)
+    # Sampled again in the backward pass: the samples would be most of what the model keeps.
+    out: Tensor = checkpoint(
+        sample_level_by_level,
+        value,
+        sizes,
+        locations,
+        weights,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
+    return out
+
+
+def sample_level_by_level(
+    value: Tensor, sizes: Sequence[Size], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """See `deformable_attention`; for any device that has `grid_sample`."""
     n, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, NM, Q, P, 2)
-    levels = torch.split(value, [h * w for h, w in sizes], dim=1)
-    # Places rounded to half precision would be off by up to a pixel on a map of 256 columns.
-    dtype = torch.promote_types(value.dtype, locations.dtype)
-    sampled = [
-        F.grid_sample(
-            level.permute(0, 2, 3, 1).reshape(n * heads, channels, h, w).to(dtype),
-            grid.to(dtype),
-            align_corners=False,
-        )  # (NM, D, Q, P)
-        for level, grid, (h, w) in zip(levels, grids, sizes, strict=True)
-    ]
-    attention = weights.permute(0, 2, 1, 3, 4).reshape(n * heads, 1, queries, -1)
-    out = (torch.cat(sampled, dim=-1) * attention).sum(-1)  # (NM, D, Q)
+    queries, dtype = locations.shape[1], compute_type(value, locations)
+    grids = (2 * locations.to(dtype) - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+    attention = weights.to(dtype).permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, NM, Q, P)
+    levels = torch.split(value.to(dtype), [height * width for height, width in sizes], dim=1)
+    out = value.new_zeros((n * heads, channels, queries), dtype=dtype)
+    for level, size, grid, share in zip(levels, sizes, grids, attention, strict=True):
+        maps = level.permute(0, 2, 3, 1).reshape(n * heads, channels, *size)
+        samples = F.grid_sample(maps, grid, align_corners=False)  # (NM, D, Q, P)
+        out = out + (samples * share[:, None]).sum(-1)
     return out.reshape(n, heads * channels, queries).transpose(1, 2).to(value.dtype)
+
+
+@functools.cache
+def choose(implementation: str, device: torch.device) -> str:
+    """'torch' or 'triton', whichever is used for tensors on `device`; the choice is logged once.
+
+    Raises:
+        ValueError: 'triton' was asked for and cannot be had.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"deformable attention {implementation!r}: allowed is one of {IMPLEMENTATIONS}"
+        )
+    choice = implementation
+    if implementation != "torch":
+        problem = _why_not_triton(device)
+        if problem and implementation == "triton":
+            raise ValueError(
+                f"MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION is 'triton', but {problem}; "
+                "set it to 'auto' or 'torch'"
+            )
+        choice = "torch" if problem else "triton"
+        if problem and device.type == "cuda":
+            logger.warning("Deformable attention runs without Triton, slowly: %s", problem)
+    logger.info("Deformable attention on %s: %s", device, choice)
+    return choice
+
+
+def _why_not_triton(device: torch.device) -> str:
+    """Empty where the Triton kernels run on tensors of this device."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type != "cuda" and not interpreted:
+        return f"the tensors are on {device.type}, and Triton's kernels need CUDA"
+    from clouds.modeling.pixel_decoder.deformable_attention_triton import try_out
+
+    return try_out(device)
 
 
 class MSDeformAttn(nn.Module):
@@ -54,10 +137,14 @@ class MSDeformAttn(nn.Module):
         levels: number of feature maps.
         heads: attention heads; `channels` is a multiple of it.
         points: sampling points per head and level.
+        implementation: see `deformable_attention`.
     """
 
-    def __init__(self, channels: int, levels: int, heads: int, points: int) -> None:
+    def __init__(
+        self, channels: int, levels: int, heads: int, points: int, implementation: str = "auto"
+    ) -> None:
         super().__init__()
+        self.implementation = implementation
         self.levels, self.heads, self.points = levels, heads, points
         self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
         self.attention_weights = nn.Linear(channels, heads * levels * points)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clouds.modeling.pixel_decoder.deformable_attention import MSDeformAttn, Size
+from clouds.modeling.pixel_decoder.attention_op import Size
+from clouds.modeling.pixel_decoder.deformable_attention import MSDeformAttn
 from clouds.modeling.position_encoding import sine_position_encoding
 
 
@@ -16,10 +17,17 @@ class EncoderLayer(nn.Module):
     """Deformable self-attention, then a feed-forward network, each with a norm after its sum."""
 
     def __init__(
-        self, channels: int, hidden: int, levels: int, heads: int, points: int, dropout: float
+        self,
+        channels: int,
+        hidden: int,
+        levels: int,
+        heads: int,
+        points: int,
+        dropout: float,
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(channels, levels, heads, points)
+        self.self_attn = MSDeformAttn(channels, levels, heads, points, implementation)
         self.norm1 = nn.LayerNorm(channels)
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
@@ -63,11 +71,15 @@ class DeformableTransformer(nn.Module):
         heads: int,
         points: int,
         dropout: float,
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.empty(levels, channels))
         self.encoder = Encoder(
-            [EncoderLayer(channels, hidden, levels, heads, points, dropout) for _ in range(layers)]
+            [
+                EncoderLayer(channels, hidden, levels, heads, points, dropout, implementation)
+                for _ in range(layers)
+            ]
         )
         self.reset_parameters()
 

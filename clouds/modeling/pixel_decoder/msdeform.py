@@ -39,6 +39,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         channels: width of the decoder.
         mask_dim: channels of the mask features.
         layers, heads, points, hidden, dropout: of the transformer.
+        implementation: of its attention, see `deformable_attention`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         points: int,
         hidden: int,
         dropout: float,
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         strides = {name: _stride(spec) for name, spec in input_shape.items()}
@@ -63,7 +65,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             for name in self.transformer_features
         )
         self.transformer = DeformableTransformer(
-            channels, hidden, len(fine_to_coarse), layers, heads, points, dropout
+            channels, hidden, len(fine_to_coarse), layers, heads, points, dropout, implementation
         )
         # One step of the pyramid per halving of the stride, down to that of the masks.
         steps = int(math.log2(strides[fine_to_coarse[0]] // MASK_STRIDE))
