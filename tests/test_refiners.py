@@ -426,6 +426,17 @@ def test_superpixels_bring_a_shifted_label_back_to_the_edge():
     assert refined.agreement[:, :20].min() == 1 and refined.agreement[:, 42].max() < 1
 
 
+@pytest.mark.parametrize("ruler", [10.0, 40.0])
+def test_superpixels_are_scikit_images(ruler):
+    """Whose SLIC stretches RGB to its full range first: here it is full already."""
+    from skimage.segmentation import slic
+
+    image = image_of((96, 160)).permute(1, 2, 0).numpy()
+    assert (image.min(), image.max()) == (0, 255)
+    theirs = slic(image, 150, ruler, max_num_iter=5, enforce_connectivity=False, start_label=0)
+    assert (superpixels(image, (96 * 160 / 150) ** 0.5, ruler) == theirs).mean() > 0.98
+
+
 def test_the_size_of_superpixels():
     image = image_of((96, 160)).permute(1, 2, 0).numpy()
     for size in (8, 16):
