@@ -110,10 +110,12 @@ def test_weather_time_and_bustle_are_followed():
 
     assert contrast("an avenue in thick fog at noon") < 0.75 * contrast("a sunny avenue at noon")
 
-    def traffic(prompt):
-        return np.mean([share(p.label, "car") for p in paintings(prompt, range(10))])
+    def moving(prompt):
+        return np.mean(
+            [np.isin(p.label, range(11, 19)).mean() for p in paintings(prompt, range(16))]
+        )
 
-    assert traffic("cars on a busy avenue") > 1.3 * traffic("cars on a quiet avenue")
+    assert moving("a busy avenue") > 1.3 * moving("a quiet avenue")
 
 
 def test_viewpoint_is_followed():
@@ -368,6 +370,29 @@ def test_long_prompts_are_remarked_on(tiny):
     short = "a bus"  # letters are tokens here: 4 of them
     remarks = generator.remarks([short, "a tram, " * 30])
     assert len(remarks) == 1 and "77" in remarks[0]
+
+
+def test_command_paints_with_a_model_and_goes_on_in_other_batches(tiny, tmp_path, capsys):
+    from test_generate_images import load_tool
+
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    command = [
+        "--output", str(tmp_path / "a"), "--prompts", str(tmp_path / "prompts.txt"), "--model",
+        str(tiny), "--count", "5", "--batch-size", "3", "--steps", "2", "--height", "64",
+        "--width", "64", "--device", "cpu", "--offline",
+    ]  # fmt: skip
+    load_tool().main(command)
+    images = sorted((tmp_path / "a/images").iterdir())
+    assert [path.name for path in images] == [f"{n:06d}.png" for n in range(5)]
+    assert not (tmp_path / "a/labels").exists()
+    before = [path.read_bytes() for path in images]
+    for number in (1, 2, 4):
+        images[number].unlink()
+    load_tool().main(command)
+    assert [path.read_bytes() for path in images] == before
+    with pytest.raises(SystemExit):
+        load_tool().main([*command, "--guidance", "5"])
+    assert "guidance was 7.5 and is now 5.0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

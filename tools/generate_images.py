@@ -126,16 +126,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         with errors_in_one_line():
             from clouds.engine.distributed import launch
         # The processes only wait for each other before they paint, so gloo is enough on GPUs too.
-        launch(run, (args,), device="cpu")
+        launch(run, (args, True), device="cpu")
     else:
-        run(args)
+        run(args, False)
 
 
-def run(args: argparse.Namespace) -> None:
-    """What each process does."""
-    rank, world_size = (int(os.environ.get(key, d)) for key, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+def run(args: argparse.Namespace, shared: bool) -> None:
+    """What each process does; `shared` when torchrun has started it."""
+    rank, world_size = 0, 1
+    if shared:
+        from clouds.engine import distributed
+
+        rank, world_size = distributed.rank(), distributed.world_size()
     with errors_in_one_line():
-        plan = make_plan(args)
+        plan = make_plan(args, world_size)
         prepare_once(plan, args, rank, world_size)
         if rank == 0:
             show_remarks(plan)
@@ -143,21 +147,22 @@ def run(args: argparse.Namespace) -> None:
         finish(plan)
 
 
-def make_plan(args: argparse.Namespace) -> Plan:
+def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
     """Read the prompts and load the generator."""
     from clouds.generation.prompts import read_prompts
     from clouds.generation.work import Plan
 
     prompts = tuple(read_prompts(args.prompts))
-    return Plan(args.output, make_generator(args), prompts, args.count, args.seed)
+    generator = make_generator(args, world_size)
+    return Plan(args.output, generator, prompts, args.count, args.seed)
 
 
-def make_generator(args: argparse.Namespace) -> Generator:
+def make_generator(args: argparse.Namespace, world_size: int) -> Generator:
     """Load the generator with the options that were given, on this process's own GPU."""
     from clouds.generation.generators import build_generator
 
     options = {key: getattr(args, key) for key in OPTIONS if getattr(args, key) is not None}
-    if args.generator == "stable_diffusion" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if args.generator == "stable_diffusion" and world_size > 1:
         options["device"] = own_device(options.get("device", "auto"))
     return build_generator(args.generator, options)
 
@@ -210,9 +215,12 @@ def show_remarks(plan: Plan) -> None:
 
 def paint(plan: Plan, rank: int, world_size: int) -> None:
     """Paint this process's share under a progress bar, which the first process shows."""
+    import cv2
     from tqdm import tqdm
 
     from clouds.generation import work
+
+    cv2.setNumThreads(1)  # several processes would get in each other's way
 
     numbers = work.remaining(plan, rank, world_size)
     share = len(range(rank, plan.count, world_size))

@@ -389,6 +389,6 @@ def _tile(plan: Plan, number: int, width: int) -> Tile:
         # Colors of classes must not be averaged.
         small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
         picture = np.vstack([picture, CITYSCAPES_19.colorize(np.asarray(small, np.uint8))])
-    prompt, letters = plan.prompt(number), width // 8
+    prompt, letters = plan.prompt(number), width // 7
     caption = prompt if len(prompt) <= letters else prompt[: letters - 1].rstrip() + "…"
     return Tile(caption, np.asarray(picture, np.uint8))
