@@ -181,7 +181,7 @@ def _forms(token: str) -> tuple[str, ...]:
         forms.append(token[:-2])
     elif token.endswith("ies") and len(token) > 4:
         forms += [token[:-3] + "y", token[:-1]]
-    elif token.endswith("s") and not token.endswith("ss"):
+    elif token.endswith("s") and not token.endswith(("ss", "us")):
         forms.append(token[:-1])
         if token.endswith(("ches", "shes", "xes", "sses", "zes", "buses")):
             forms.append(token[:-2])

@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+r"""Let an instruction-tuned language model write prompts of street scenes.
+
+    python tools/write_prompts.py --model Qwen/Qwen2.5-7B-Instruct --output more.txt --count 500 \
+        --quota 50 --avoid prompts/street_scenes.txt
+
+The file grows round by round; started again with the same settings, a run that was broken off
+goes on where it was and writes the same prompts as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+
+FAILED = 1
+USER_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write; returns the exit code."""
+    args = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        return write(args)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        if not from_clouds(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"\nStopped. The same command goes on with {args.output}.", file=sys.stderr)
+        return 130
+
+
+def from_clouds(error: BaseException) -> bool:
+    """Whether this project raised the error, or the operating system did on its behalf."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    module = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
+    return module.split(".")[0] in ("clouds", "pathlib", __name__)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", required=True, metavar="MODEL", help="folder, or id on the Hugging Face hub")
+    add("--output", required=True, type=Path, metavar="FILE", help="prompt file to write or extend")
+    add("--count", type=int, default=200, metavar="N", help="new prompts (default: %(default)s)")
+    add(
+        "--quota",
+        type=int,
+        default=0,
+        metavar="K",
+        help="go on until each of the 19 classes is named in K prompts of the file (default: 0)",
+    )
+    add(
+        "--avoid",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="prompt files whose prompts are not to be repeated",
+    )
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--temperature", type=float, default=0.9, help="of sampling (default: %(default)s)")
+    add("--batch-size", type=int, default=4, help="answers at once (default: %(default)s)")
+    add(
+        "--similarity",
+        type=float,
+        default=0.6,
+        metavar="S",
+        help="share of common words from which a prompt counts as repeated (default: %(default)s)",
+    )
+    add(
+        "--patience",
+        type=int,
+        default=20,
+        metavar="R",
+        help="give up after R rounds without a usable prompt (default: %(default)s)",
+    )
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=640,
+        metavar="T",
+        help="longest answer (default: %(default)s)",
+    )
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    add("--offline", action="store_true", help="take the model from the local cache only")
+    args = parser.parse_args(argv)
+    if args.max_new_tokens < 1:
+        parser.error("--max-new-tokens must be at least 1")
+    return args
+
+
+def write(args: argparse.Namespace) -> int:
+    """Load the model, write, and say what was dropped."""
+    from tqdm import tqdm
+
+    from clouds.generation.language_model import load_language_model
+    from clouds.generation.prompt_writer import (
+        NothingUsableError,
+        Progress,
+        WritingOptions,
+        write_prompts,
+    )
+    from clouds.generation.prompts import read_prompts
+
+    options = WritingOptions(
+        count=args.count,
+        quota=args.quota,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        similarity=args.similarity,
+        patience=args.patience,
+    )
+    avoid = [prompt.text for path in args.avoid for prompt in read_prompts(path)]
+    model = load_language_model(
+        args.model, args.dtype, args.device, args.offline, args.temperature, args.max_new_tokens
+    )
+    settings = {
+        "model": args.model,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "temperature": args.temperature,
+        "max_new_tokens": args.max_new_tokens,
+    }
+    bars: list[tqdm] = []
+
+    def show(progress: Progress) -> None:
+        if not bars:  # what an earlier run wrote is not counted for the speed
+            bars.append(tqdm(total=args.count, initial=progress.written, unit="prompt"))
+        bar = bars[0]
+        bar.total = max(bar.total, progress.written)
+        bar.set_postfix(
+            round=progress.rounds,
+            dropped=progress.dropped.total(),
+            lacking=len(progress.lacking),
+            refresh=False,
+        )
+        bar.update(progress.written - bar.n)
+
+    try:
+        progress = write_prompts(model, args.output, options, settings, avoid, show)
+    except NothingUsableError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        for bar in bars:
+            bar.close()
+    dropped = ", ".join(f"{count} {reason}" for reason, count in progress.dropped.most_common())
+    print(f"{args.output}: {progress.written} prompts. Dropped: {dropped or 'nothing'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
