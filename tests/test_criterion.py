@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers_weights import mask2former, mask2former_config
 
 from clouds.data.targets import Targets, masks_from_label
 from clouds.engine import distributed
 from clouds.modeling.criterion import set_criterion
+from clouds.modeling.criterion.mask_losses import pair_losses
 from clouds.modeling.criterion.matcher import CostWeights, match, matching_costs
-from clouds.modeling.criterion.points import Points, PointSampler, sample_at
+from clouds.modeling.criterion.points import (
+    Points,
+    PointSampler,
+    _smallest,
+    sample_at,
+    weights_at,
+)
 from clouds.modeling.criterion.set_criterion import SetCriterion
 from clouds.modeling.mask_decoder.predictions import Predictions
 
@@ -82,24 +90,53 @@ def read(plane, points):
     return np.array(out)
 
 
-def entropy(logits, wanted):
+def entropy(logits, wanted, weights=1.0):
     p = sigmoid(logits)
-    return -np.mean(wanted * np.log(p) + (1 - wanted) * np.log(1 - p))
+    return -np.mean(weights * (wanted * np.log(p) + (1 - wanted) * np.log(1 - p)))
 
 
-def dice(logits, wanted):
-    p = sigmoid(logits)
-    return 1 - (2 * (p * wanted).sum() + 1) / (p.sum() + wanted.sum() + 1)
+def dice(logits, wanted, weights=1.0):
+    p = weights * sigmoid(logits)
+    wanted = weights * wanted
+    return 1 - (2 * (p * wanted / weights).sum() + 1) / (p.sum() + wanted.sum() + 1)
 
 
-def cost_matrix(class_logits, mask_logits, labels, masks, points):
+def terms(logits, mask, weights, points):
+    """Cross-entropy and dice loss of a mask at points.
+
+    A point's weight is blended from the pixels around it (the outermost ones reach to infinity),
+    and its target is their mean, weighed too. The losses are those of points whose weights are
+    divided by their mean, times this mean.
+    """
+    predicted = read(logits, points)
+    if weights is None:
+        wanted = read(mask, points)
+        return np.array([entropy(predicted, wanted), dice(predicted, wanted)])
+    height, width = weights.shape
+    wide = np.pad(weights, 1, mode="edge")
+    inner = (points * [width, height] + 1) / [width + 2, height + 2]
+    at_points = read(wide, inner)
+    counts = at_points > 1e-9
+    if not counts.any():
+        return np.zeros(2)
+    wanted = read(weights * mask, points)[counts] / at_points[counts]
+    strength = at_points.mean()
+    relative, predicted = at_points[counts] / strength, predicted[counts]
+    share = (
+        counts.mean()
+    )  # the cross-entropy is a mean over all points, also those that do not count
+    return strength * np.array(
+        [share * entropy(predicted, wanted, relative), dice(predicted, wanted, relative)]
+    )
+
+
+def cost_matrix(class_logits, mask_logits, labels, masks, points, weights=None):
     """(Q, K) of one image."""
     costs = np.zeros((len(class_logits), len(labels)))
     for q, k in np.ndindex(costs.shape):
-        predicted, wanted = read(mask_logits[q], points), read(masks[k], points)
         costs[q, k] = -WEIGHTS.classes * softmax(class_logits[q])[labels[k]]
-        costs[q, k] += WEIGHTS.mask * entropy(predicted, wanted)
-        costs[q, k] += WEIGHTS.dice * dice(predicted, wanted)
+        both = terms(mask_logits[q], masks[k], weights, points)
+        costs[q, k] += WEIGHTS.mask * both[0] + WEIGHTS.dice * both[1]
     return costs
 
 
@@ -109,6 +146,7 @@ def losses_by_hand(made, targets, seeds, sampler=SAMPLER):
     n, queries = made.class_logits[0].shape[:2]
     labels = [t.labels.numpy() for t in targets]
     masks = [t.masks.double().numpy() for t in targets]
+    weights = [None if t.weights is None else t.weights.double().numpy() for t in targets]
     counts = [min(len(t), queries) for t in labels]
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     losses, pairs = {}, {}
@@ -125,7 +163,7 @@ def losses_by_hand(made, targets, seeds, sampler=SAMPLER):
             uncertain = int(sampler.points * sampler.importance)
             random = torch.rand(counts[i], sampler.points - uncertain, 2, generator=generators[i])
             rows, columns = linear_sum_assignment(
-                cost_matrix(classes[i], logits[i], labels[i], masks[i], points)
+                cost_matrix(classes[i], logits[i], labels[i], masks[i], points, weights[i])
             )
             pairs[layer, i] = list(zip(rows.tolist(), columns.tolist(), strict=True))
             wanted = {q: labels[i][k] for q, k in pairs[layer, i]}
@@ -134,10 +172,13 @@ def losses_by_hand(made, targets, seeds, sampler=SAMPLER):
                 total -= w * np.log(softmax(classes[i, q])[wanted.get(q, CLASSES)])
                 weight += w
             for m, (q, k) in enumerate(pairs[layer, i]):
-                order = np.argsort(np.abs(read(logits[i, q], candidates[m].numpy())))
+                certainty = np.abs(read(logits[i, q], candidates[m].numpy()))
+                if weights[i] is not None:  # candidates among ignored pixels come last
+                    certainty[read(weights[i], candidates[m].numpy()) == 0] = np.inf
+                order = np.argsort(certainty)
                 chosen = np.concatenate([candidates[m].numpy()[order[:uncertain]], random[m]])
-                bces += entropy(read(logits[i, q], chosen), read(masks[i][k], chosen))
-                dices += dice(read(logits[i, q], chosen), read(masks[i][k], chosen))
+                both = terms(logits[i, q], masks[i][k], weights[i], chosen)
+                bces, dices = bces + both[0], dices + both[1]
         suffix = "" if layer == last else f"_{layer}"
         masks_in_all = max(sum(counts), 1)
         losses["loss_ce" + suffix] = WEIGHTS.classes * total / weight
@@ -181,10 +222,11 @@ def test_costs_against_numpy():
     masks = torch.stack([t.masks for t in targets]).float()
     costs = matching_costs(
         made.class_logits[0],
-        sample_at(made.mask_logits[0], points.expand(2, -1, -1)),
+        sample_at(made.mask_logits[0], 2 * points.expand(2, -1, -1) - 1),
         labels,
-        sample_at(masks, points.expand(2, -1, -1)),
+        sample_at(masks, 2 * points.expand(2, -1, -1) - 1),
         WEIGHTS,
+        torch.ones(2, 20),
     )
     for i in range(2):
         expected = cost_matrix(
@@ -300,7 +342,7 @@ def test_gradients_against_finite_differences():
 def test_reading_by_hand():
     """2 x 2 pixels: centers at quarters, half-way between them, and half outside."""
     plane = torch.tensor([[[[0.0, 4.0], [8.0, 12.0]]]])
-    points = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.5, 0.5], [0.25, 0.5], [1.0, 0.75]]])
+    points = torch.tensor([[[-0.5, -0.5], [0.5, -0.5], [0.0, 0.0], [-0.5, 0.0], [1.0, 0.5]]])
     assert sample_at(plane, points).tolist() == [[[0.0, 4.0, 6.0, 4.0, 6.0]]]
     assert sample_at(plane[:0], points[:0]).shape == (0, 1, 5)
 
@@ -308,14 +350,14 @@ def test_reading_by_hand():
 def test_the_least_certain_candidates_are_taken():
     """Logits rise along x from -3.5 to 3.5: the outline is in the middle."""
     plane = torch.arange(8).float().sub(3.5).expand(1, 1, 4, 8)
-    x = torch.tensor([0.1, 0.45, 0.9, 0.52, 0.7, 0.56, 0.3, 0.2])
+    x = torch.tensor([-0.8, -0.1, 0.8, 0.04, 0.4, 0.12, -0.4, -0.6])
     sampler = PointSampler(points=4, oversample=2.0, importance=0.75)
     (drawn,) = sampler.draw(1, [1], [None], torch.device("cpu"))
-    candidates = torch.stack((x, torch.full_like(x, 0.5)), -1)[None, None]
+    candidates = torch.stack((x, torch.zeros_like(x)), -1)[None, None]
     points = Points(drawn.matching, candidates, drawn.random)
     chosen = sampler.choose(plane, points)
     assert chosen.shape == (1, 4, 2)
-    assert sorted(round(v, 2) for v in chosen[0, :3, 0].tolist()) == [0.45, 0.52, 0.56]
+    assert sorted(round(v, 2) for v in chosen[0, :3, 0].tolist()) == [-0.1, 0.04, 0.12]
     assert torch.equal(chosen[0, 3:], drawn.random[0, 0])
 
 
@@ -328,7 +370,7 @@ def test_how_many_points_are_drawn():
         assert points.candidates.shape == (4, masks, 25, 2)
         assert points.random.shape == (4, masks, 3, 2)  # 7 uncertain ones are taken
         for p in (points.matching, points.candidates, points.random):
-            assert p.numel() == 0 or (p.min() >= 0 and p.max() < 1)
+            assert p.numel() == 0 or (-1 <= p.min() < 0 < p.max() <= 1)
             assert len(p.unique()) == p.numel()
 
 
@@ -481,3 +523,229 @@ def test_targets_may_have_other_masks_than_label_maps_give():
     expected, _ = losses_by_hand(made, targets, [3])
     losses = build()(made, targets, [3])
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
+
+
+# ------------------------------------------------------------------ pixels that count less
+
+
+def weighed(target, weights):
+    return Targets(target.labels, target.masks, weights)
+
+
+def some_weights(size=(24, 36), seed=0):
+    """Blocks of weights in [0, 1]; a third of them is 0, another one 1."""
+    drawn = torch.rand(size[0] // 4, size[1] // 4, generator=torch.Generator().manual_seed(seed))
+    return (3 * drawn - 1).clamp(0, 1).repeat_interleave(4, 0).repeat_interleave(4, 1)
+
+
+def left(size=(24, 36)):
+    """1 in the left half, 0 in the right one."""
+    weights = torch.zeros(size)
+    weights[:, : size[1] // 2] = 1
+    return weights
+
+
+def close(losses, expected, factor=1.0):
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, factor * expected[name], rtol=1e-4, atol=1e-6)
+
+
+def mask_terms(losses):
+    return {name: loss for name, loss in losses.items() if not name.startswith("loss_ce")}
+
+
+def test_weighed_losses_and_pairs_against_numpy(recorded_matches):
+    """Three images: weights of any size, only zeros and ones, and no weights."""
+    made, targets = predictions(3), targets_of([0, 2, 3, 255], [1, 3], [255, 0, 1])
+    targets = [weighed(targets[0], some_weights()), weighed(targets[1], left()), targets[2]]
+    seeds = [11, 5, 99]
+    losses = build()(made, targets, seeds)
+    expected, pairs = losses_by_hand(made, targets, seeds)
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    for layer, matched in zip([2, 0, 1], recorded_matches, strict=True):
+        for i, (queries, indices) in enumerate(matched):
+            assert list(zip(queries.tolist(), indices.tolist(), strict=True)) == pairs[layer, i]
+
+
+def test_weights_of_more_targets_than_queries():
+    made, (target,) = predictions(1, queries=2), targets_of([0, 1, 2, 3])
+    targets = [weighed(target, some_weights())]
+    expected, _ = losses_by_hand(made, targets, [1])
+    losses = build()(made, targets, [1])
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_weights_of_one_everywhere_are_no_weights():
+    made, targets, seeds = predictions(2), targets_of([0, 2, 3], [1, 255]), [7, 8]
+    leaves = leaves_of(made)
+    results = []
+    for these in (targets, [weighed(t, torch.ones(24, 36)) for t in targets]):
+        losses = build()(made, these, seeds)
+        results.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
+    (losses, gradients), (same, same_gradients) = results
+    close(same, losses)
+    torch.testing.assert_close(same_gradients, gradients)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.01])
+def test_an_image_of_one_weight_counts_that_much(weight):
+    """Exactly that part of its losses, where the pairs are the same: classes have no say here."""
+    made, targets, seeds = predictions(2), targets_of([0, 2, 3], [1, 2]), [7, 8]
+    criterion = SetCriterion(CLASSES, CostWeights(0.0, 5.0, 3.0), NO_OBJECT, SAMPLER)
+    full = criterion(made, targets, seeds)
+    doubted = [weighed(t, torch.full((24, 36), weight)) for t in targets]
+    close(mask_terms(criterion(made, doubted, seeds)), full, factor=weight)
+
+
+def test_losses_by_hand_of_two_points_among_four():
+    """Logits 0 and ln 3, so probabilities 1/2 and 3/4, of targets 1 and 0; two points do not count:
+    (ln 2 + ln 4) / 4, and 1/2 (1 - (2 * 2 * 1/2 + 1) / (2 * (5/4 + 1) + 1)) = 5/22.
+    """
+    logits = torch.tensor([[0.0, math.log(3), 50.0, -50.0]])
+    weights = torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    wanted = torch.tensor([[1.0, 0.0, 0.0, 1.0]]) * weights
+    losses = pair_losses(logits, wanted, weights)
+    torch.testing.assert_close(losses, torch.tensor([[math.log(8) / 4], [5 / 22]]))
+    costs = matching_costs(
+        torch.zeros(1, 1, 2),
+        logits[None],
+        torch.zeros(1, 1, dtype=torch.long),
+        wanted[None],
+        CostWeights(0.0, 2.0, 11.0),
+        weights,
+    )
+    assert costs.item() == pytest.approx(math.log(8) / 2 + 5 / 2)
+
+
+def test_the_rest_of_an_image_beside_pixels_that_do_not_count():
+    """A picture, and the same one with as much beside it that does not count: at the same places
+    of it the losses are half as large, there being twice as many points."""
+    plane = torch.randn(1, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 24, 32)
+    mask[..., 4:14, 5:20] = 1
+    wide_plane = torch.cat((plane, plane.flip(-1)), dim=-1)
+    wide_mask = torch.cat((mask, torch.ones_like(mask)), dim=-1)
+    weights = left((24, 64))
+    points = 1.6 * torch.rand(1, 30, 2, generator=torch.Generator().manual_seed(1)) - 0.8
+    inside = torch.stack((points[..., 0] / 2 - 0.5, points[..., 1]), -1)
+    beside = inside + torch.tensor([1.0, 0.0])
+    both = torch.cat((inside, beside), dim=1)
+    at_points = sample_at(wide_plane, both)[:, 0]
+    wanted = sample_at(wide_mask * weights, both)[:, 0]
+    entropies, dices = pair_losses(at_points, wanted, weights_at(weights, both))
+    narrow, of_mask = sample_at(plane, points)[0, 0].numpy(), sample_at(mask, points)[0, 0].numpy()
+    assert entropies.item() == pytest.approx(entropy(narrow, of_mask) / 2, rel=1e-5)
+    # The smoothing 1 is as much for the 60 points as for the 30: each of those counts twice.
+    twice = dice(narrow, of_mask, np.full(30, 2.0))
+    assert dices.item() == pytest.approx(twice / 2, rel=1e-5)
+
+
+def test_what_masks_say_of_pixels_that_do_not_count_has_no_effect():
+    made, (target,) = predictions(1), targets_of([0, 2, 3])
+    leaves = leaves_of(made)
+    other = target.masks.clone()
+    other[:, :, 18:] = ~other[:, :, 18:]
+    losses = build()(made, [weighed(target, left())], [3])
+    same = build()(made, [Targets(target.labels, other, left())], [3])
+    differ = build()(made, [Targets(target.labels, other)], [3])
+    for name, loss in losses.items():
+        assert torch.equal(loss, same[name])
+    assert losses["loss_mask"] != differ["loss_mask"]
+    sum(losses.values()).backward()
+    for leaf in leaves[LAYERS:]:  # 9 logits are as wide as 36 pixels; column 6 begins at 24
+        assert leaf.grad[..., 6:].abs().max() == 0 < leaf.grad[..., :5].abs().max()
+
+
+def test_an_image_in_which_nothing_counts():
+    """No loss of masks, no gradient of it, no NaN; what it teaches of classes stays."""
+    made, targets = predictions(2), targets_of([0, 2, 3], [1])
+    leaves = leaves_of(made)
+    nothing = [weighed(t, torch.zeros(24, 36)) for t in targets]
+    losses = build()(made, nothing, [1, 2])
+    sum(losses.values()).backward()
+    for name, loss in losses.items():
+        assert loss > 0 if name.startswith("loss_ce") else loss == 0
+    for leaf in leaves[:LAYERS]:
+        assert leaf.grad.isfinite().all() and leaf.grad.abs().max() > 0
+    for leaf in leaves[LAYERS:]:
+        assert leaf.grad.abs().max() == 0
+
+
+def test_gradients_of_weighed_losses_against_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, dtype=torch.float64, generator=generator, requires_grad=True)
+    weights = torch.rand(3, 7, dtype=torch.float64, generator=generator)
+    weights[0], weights[1, :4] = 0, 0
+    wanted = weights * torch.rand(3, 7, dtype=torch.float64, generator=generator)
+    assert torch.autograd.gradcheck(lambda x: pair_losses(x, wanted, weights), logits)
+
+
+def test_weights_of_one_image_do_not_reach_another():
+    made, targets, seeds = predictions(2), targets_of([0, 2, 3], [1, 2]), [7, 8]
+    doubted = [weighed(targets[0], some_weights()), targets[1]]
+    both = build()(made, doubted, seeds)
+    a, b = (build()(parts(made, i), doubted[i : i + 1], seeds[i : i + 1]) for i in range(2))
+    close(mask_terms(both), {name: (3 * a[name] + 2 * b[name]) / 5 for name in a})
+
+
+@pytest.mark.parametrize(("counting", "taken"), [(5, [0, 1, 2]), (2, [0, 1])])
+def test_candidates_that_do_not_count_are_taken_last(counting, taken):
+    """All are equally far down a ramp's height; the nearest to the outline are at the right, where
+    no pixel counts."""
+    plane = torch.arange(8).float().sub(5.5).expand(1, 1, 4, 8)
+    x = torch.tensor([-0.2, -0.3, -0.4, -0.5, -0.6, 0.3, 0.4, 0.5])
+    if counting == 2:
+        x[2:5] = torch.tensor([0.6, 0.7, 0.8])
+    weights = torch.zeros(16, 32)
+    weights[:, :16] = 0.25
+    sampler = PointSampler(points=4, oversample=2.0, importance=0.75)
+    (drawn,) = sampler.draw(1, [1], [None], torch.device("cpu"))
+    points = Points(
+        drawn.matching, torch.stack((x, torch.zeros_like(x)), -1)[None, None], drawn.random
+    )
+    chosen = sampler.choose(plane, points, weights)[0, :3, 0].tolist()
+    assert set(x[taken].tolist()) <= set(chosen)
+    without = sampler.choose(plane, points)[0, :3, 0].tolist()
+    assert not set(x[taken].tolist()) & set(without)
+
+
+# ------------------------------------------------------------------ how it is computed
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 12])
+def test_selecting_the_smallest(count):
+    values = torch.randn(4, 12, generator=torch.Generator().manual_seed(count))
+    values[1, 3:9] = 0.5  # ties
+    values[2, :4] = torch.inf
+    values[3, 2] = torch.nan
+    found = values.gather(1, _smallest(values, count)).sort(1).values
+    torch.testing.assert_close(found, values.sort(1).values[:, :count], equal_nan=True)
+
+
+class WaitsForDevice(TorchDispatchMode):
+    """Notes operations that make the host wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal") or (
+            name in ("index", "index_put_") and any(i.dtype == torch.bool for i in args[1])
+        ):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weights", [None, some_weights()])
+def test_the_host_never_waits_but_for_the_costs(weights):
+    made, targets = predictions(2), targets_of([0, 2, 3], [1, 2])
+    targets = [weighed(t, weights) for t in targets]
+    leaves_of(made)
+    with WaitsForDevice() as waits:
+        torch.ones(1).item()
+    assert waits.seen == ["_local_scalar_dense"]
+    with WaitsForDevice() as waits:
+        sum(build()(made, targets, [1, 2]).values()).backward()
+    assert waits.seen == []

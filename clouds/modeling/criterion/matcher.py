@@ -31,7 +31,7 @@ def matching_costs(
     labels: Tensor,
     masks: Tensor,
     weights: CostWeights,
-    pixel_weights: Tensor | None = None,
+    pixel_weights: Tensor,
 ) -> Tensor:
     """The cost of giving each target to each query.
 
@@ -41,7 +41,7 @@ def matching_costs(
         labels: (N, K) classes of the targets.
         masks: at the same points (N, K, P), in [0, 1], times `pixel_weights`.
         weights: of the three costs.
-        pixel_weights: at the same points (N, P); None: 1. See `mask_losses`.
+        pixel_weights: at the same points (N, P). See `mask_losses`.
 
     Returns:
         (N, Q, K)
@@ -49,18 +49,16 @@ def matching_costs(
     probability = class_logits.softmax(-1)
     labels = labels[:, None].expand(-1, class_logits.shape[1], -1)
     cost = -weights.classes * probability.gather(-1, labels)
-    softplus, inside = F.softplus(mask_logits), mask_logits.sigmoid()
-    if pixel_weights is None:
-        strength = None
-        outside, size = softplus.sum(-1, keepdim=True), inside.sum(-1, keepdim=True)
-    else:
-        strength = pixel_weights.mean(-1)[:, None, None]
-        outside, size = softplus @ pixel_weights[..., None], inside @ pixel_weights[..., None]
+    strength = pixel_weights.mean(-1)[:, None, None]
+    # Points are rows of `inside` in memory, if they are so in `mask_logits`: the fast product.
+    inside = mask_logits.sigmoid()
+    sums = (torch.cat((masks, pixel_weights[:, None]), dim=1) @ inside.mT).mT
     # BCE of a pair: sum softplus(x) - x t, over points.
-    entropy = outside - mask_logits @ masks.mT
+    softplus = (pixel_weights[:, None] @ F.softplus(mask_logits).mT).mT
+    entropy = softplus - (masks @ mask_logits.mT).mT
     cost = cost + weights.mask * entropy / mask_logits.shape[-1]
-    sizes = size + masks.sum(-1)[:, None]
-    return cost + weights.dice * dice_loss(inside @ masks.mT, sizes, strength)
+    sizes = sums[..., -1:] + masks.sum(-1)[:, None]
+    return cost + weights.dice * dice_loss(sums[..., :-1], sizes, strength)
 
 
 def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:

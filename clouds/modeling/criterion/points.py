@@ -30,7 +30,7 @@ def sample_at(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
 
     Args:
         maps: (N, C, H, W)
-        points: (N, P, 2) as (x, y), 0 the left or upper edge and 1 the opposite one.
+        points: (N, P, 2) as (x, y), -1 the left or upper edge and 1 the opposite one.
         padding: what is blended in outside of the outermost pixel centers: 'zeros', or 'border' for
             the outermost pixels themselves.
 
@@ -41,13 +41,15 @@ def sample_at(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
         return maps.new_zeros(0, maps.shape[1], points.shape[1])
     if maps.shape[1] > 1:  # all channels of a pixel side by side: several times faster on a CPU
         maps = maps.contiguous(memory_format=torch.channels_last)
-    grid = 2 * points[:, None] - 1
+    grid = points[:, None]
     return F.grid_sample(maps, grid, padding_mode=padding, align_corners=False)[:, :, 0]
 
 
 @dataclass(frozen=True)
 class Points:
     """The points of L predictions of an image that has M matched masks in each.
+
+    (x, y) in [-1, 1], as `sample_at` wants them.
 
     Attributes:
         matching: (L, P, 2), shared by all masks of a prediction.
@@ -107,7 +109,7 @@ class PointSampler:
         for layer in range(layers):
             for kind in ("matching", "candidates", "random"):
                 for image, generator in zip(images, generators, strict=True):
-                    getattr(image, kind)[layer].uniform_(generator=generator)
+                    getattr(image, kind)[layer].uniform_(-1, 1, generator=generator)
         return images
 
     @torch.no_grad()
@@ -123,18 +125,17 @@ class PointSampler:
             (L * M, P, 2)
         """
         masks = mask_logits.flatten(0, 1)[:, None]
-        every_candidate, every_random = points.candidates.flatten(0, 1), points.random.flatten(0, 1)
+        candidates, random = points.candidates.flatten(0, 1), points.random.flatten(0, 1)
+        chosen = random.new_empty(len(masks), self.points, 2)
         at_once = max(len(masks), 1) if masks.is_cuda else _MASKS_AT_ONCE
-        chosen = []
         for first in range(0, len(masks), at_once):
             some = slice(first, first + at_once)
-            candidates = every_candidate[some]
-            certainty = sample_at(masks[some], candidates)[:, 0].abs()
+            certainty = sample_at(masks[some], candidates[some])[:, 0].abs_()
             if weights is not None:
-                certainty[weights_at(weights, candidates) == 0] = torch.inf
+                certainty.masked_fill_(weights_at(weights, candidates[some]) == 0, torch.inf)
             nearest = _smallest(certainty, self.uncertain)[..., None].expand(-1, -1, 2)
-            chosen.append(torch.cat((candidates.gather(1, nearest), every_random[some]), dim=1))
-        return torch.cat(chosen) if chosen else every_random.new_empty(0, self.points, 2)
+            torch.cat((candidates[some].gather(1, nearest), random[some]), 1, out=chosen[some])
+        return chosen
 
 
 def weights_at(weights: Tensor, points: Tensor) -> Tensor:

@@ -132,14 +132,21 @@ class SetCriterion(nn.Module):
         target_masks = target_masks.view(n, -1, layers, count)
         labels = pad_sequence([t.labels for t in targets], batch_first=True)
         weights = _matching_weights(targets, places)
+        # What a CPU works on stays in its cache.
+        images = [slice(i, i + 1) for i in range(n)] if places.is_cpu else [slice(n)]
         costs = [
-            matching_costs(
-                class_logits[i],
-                sample_at(mask_logits[i], places[:, i]),
-                labels,
-                target_masks[:, :, i],
-                self.weights,
-                None if weights is None else weights[:, i],
+            torch.cat(
+                [
+                    matching_costs(
+                        class_logits[i, some],
+                        sample_at(mask_logits[i][some], places[some, i]),
+                        labels[some],
+                        target_masks[some, :, i],
+                        self.weights,
+                        weights[some, i],
+                    )
+                    for some in images
+                ]
             )
             for i in range(layers)
         ]
@@ -225,10 +232,8 @@ def _weighed_masks(target: Targets) -> Tensor:
     return masks if target.weights is None else masks * target.weights
 
 
-def _matching_weights(targets: Sequence[Targets], places: Tensor) -> Tensor | None:
-    """Weights of pixels at points (N, L, P, 2) of all images; None where all are 1."""
-    if all(t.weights is None for t in targets):
-        return None
+def _matching_weights(targets: Sequence[Targets], places: Tensor) -> Tensor:
+    """Weights of pixels at points (N, L, P, 2) of all images."""
     return torch.stack(
         [
             torch.ones_like(p[..., 0]) if t.weights is None else weights_at(t.weights, p)
