@@ -13,6 +13,15 @@ NO_CLASS = 255
 """In a class map: no class here (the train ids' value for "ignore")."""
 
 
+def union(masks: torch.Tensor) -> torch.Tensor:
+    """bool (H, W), where any of the masks, bool (K, H, W), is."""
+    # On a CPU mask after mask is several times faster than one reduction over all.
+    where = masks.new_zeros(masks.shape[1:])
+    for mask in masks:
+        where |= mask
+    return where
+
+
 @dataclass(frozen=True)
 class PseudoLabel:
     """What the teacher says of one image.
@@ -49,7 +58,7 @@ class RefinedLabel:
     @property
     def covered(self) -> torch.Tensor:
         """bool (H, W), where there is any mask."""
-        return self.masks.any(0)
+        return union(self.masks)
 
     def class_map(self) -> torch.Tensor:
         """uint8 (H, W) train ids, 255 where no mask is; the larger id where masks overlap."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clouds.self_training.pseudo_label import RefinedLabel
+from clouds.self_training.pseudo_label import RefinedLabel, union
 
 
 def unite(
@@ -31,23 +31,42 @@ def unite(
     per_class = counts.tolist()
     if remove_overlap:
         covers = masks if overlap == "published" else _join(masks, per_class)
-        masks = masks & (covers.sum(0, dtype=torch.int32) <= 1)
+        masks = masks & ~_covered_twice(covers)
     unions = _join(masks, per_class)
-    agreement = _agreement(masks, classes, teacher)
+    areas = torch.stack([mask.count_nonzero() for mask in masks])
+    agreement = _agreement(masks, areas, classes, teacher)
     if overlap != "published":
-        kept = unions.flatten(1).any(1)
+        kept = torch.stack([some.any() for some in torch.split(areas, per_class)])
         labels, unions = labels[kept], unions[kept]
     return RefinedLabel(labels, unions, agreement)
 
 
+# Masks are few and large: the loops below read each of them a few times at memory speed, which
+# on a CPU is several times faster than reducing (M, H, W), and needs no other array of that size.
+
+
 def _join(masks: torch.Tensor, per_class: list[int]) -> torch.Tensor:
     """(K, H, W), the union of each run of masks."""
-    return torch.stack([run.any(0) for run in torch.split(masks, per_class)])
+    return torch.stack([union(run) for run in torch.split(masks, per_class)])
 
 
-def _agreement(masks: torch.Tensor, classes: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def _covered_twice(masks: torch.Tensor) -> torch.Tensor:
+    """bool (H, W), where more than one mask is."""
+    once = torch.zeros_like(masks[0])
+    twice = torch.zeros_like(once)
+    for mask in masks:
+        twice |= once & mask
+        once |= mask
+    return twice
+
+
+def _agreement(
+    masks: torch.Tensor, areas: torch.Tensor, classes: torch.Tensor, teacher: torch.Tensor
+) -> torch.Tensor:
     """float32 (H, W): per mask, the share where the teacher says its class; the best per pixel."""
-    same = masks & (teacher == classes.to(teacher.dtype)[:, None, None])
-    areas = masks.flatten(1).sum(1).clamp(min=1)
-    shares = same.flatten(1).sum(1).to(torch.float32) / areas
-    return (masks * shares[:, None, None]).amax(0)
+    agreement = torch.zeros(teacher.shape, device=teacher.device)
+    for mask, area, kind in zip(masks, areas, classes, strict=True):
+        same = torch.count_nonzero(mask & (teacher == kind))
+        share = (same / area.clamp(min=1)).to(torch.float32)
+        agreement.masked_fill_(mask & (agreement < share), share)
+    return agreement
