@@ -21,7 +21,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from clouds.config import load_config
-from clouds.data.datasets import DatasetSpec, get_dataset
+from clouds.data.datasets import DatasetSpec, get_dataset, is_generated
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.reading import read_image
 from clouds.evaluation.confusion import ConfusionMatrix
@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     args = parser.parse_args()
     cfg = load_config(args.config_file, args.opts)
-    sources = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
+    labelled = [name for name in cfg.DATASETS.TRAIN if not is_generated(name)]
+    sources = [get_dataset(name) for name in labelled]
     targets = [get_dataset(name) for name in cfg.DATASETS.TEST]
     predictors = {
         "constant map": constant_map(sources),
