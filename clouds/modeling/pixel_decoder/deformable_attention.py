@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import logging
 import math
@@ -91,13 +90,23 @@ def sample_level_by_level(
     return out.reshape(n, heads * channels, queries).transpose(1, 2).to(value.dtype)
 
 
-@functools.cache
 def choose(implementation: str, device: torch.device) -> str:
     """'torch' or 'triton', whichever is used for tensors on `device`; the choice is logged once.
 
     Raises:
         ValueError: 'triton' was asked for and cannot be had.
     """
+    key = (implementation, device.type, device.index)
+    if key not in _chosen:
+        _chosen[key] = _decide(implementation, device)
+    return _chosen[key]
+
+
+# A plain dict, as `torch.compile` reads it without leaving the graph once the choice is made.
+_chosen: dict[tuple[str, str, int | None], str] = {}
+
+
+def _decide(implementation: str, device: torch.device) -> str:
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"deformable attention {implementation!r}: allowed is one of {IMPLEMENTATIONS}"
@@ -184,10 +193,15 @@ class MSDeformAttn(nn.Module):
         n, q, _ = query.shape
         shape = (n, q, self.heads, self.levels, self.points)
         # Places are computed in float32: half precision cannot tell neighbouring pixels apart.
-        offsets = self.sampling_offsets(query).float().view(*shape, 2)
-        scale = torch.tensor([[w, h] for h, w in sizes], dtype=torch.float32, device=query.device)
-        locations = reference[:, None, None, None] + offsets / scale[:, None]
-        weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
+        # Over flat rows: on a CPU an operation whose last side is 2 takes several times as long.
+        offsets = self.sampling_offsets(query).float()
+        size = torch.tensor([[w, h] for h, w in sizes], dtype=torch.float32, device=query.device)
+        pixel = size.reciprocal()[:, None].expand(-1, self.points, -1).flatten().repeat(self.heads)
+        centres = reference.repeat(1, pixel.numel() // 2)
+        locations = torch.addcmul(centres, offsets, pixel).view(*shape, 2)
+        # Over columns rather than short rows: on a CPU several times as fast.
+        logits = self.attention_weights(query).view(-1, self.levels * self.points).t()
+        weights = logits.softmax(0).t().view(shape)
         values = self.value_proj(value).view(n, -1, self.heads, value.shape[-1] // self.heads)
         out: Tensor = self.output_proj(
             deformable_attention(values, sizes, locations, weights.to(values.dtype))

@@ -163,7 +163,7 @@ def row_products(rows: Tensor, table: Tensor, gradient: Tensor, scratch: Tensor)
         rows: (B, K) int32
         table: (R, D)
         gradient: (B, D)
-        scratch: (B, K) without nan or inf; the result lies in it.
+        scratch: (B, K); the result lies in it.
 
     Returns:
         (B, K)
@@ -171,6 +171,7 @@ def row_products(rows: Tensor, table: Tensor, gradient: Tensor, scratch: Tensor)
     bags, length = rows.shape
     starts = torch.arange(0, bags * length + 1, length, dtype=torch.int32)
     _silence_beta_notice()
+    scratch.zero_()  # it is multiplied by 0 and added, which nan and inf would outlive
     pattern = torch.sparse_csr_tensor(
         starts,
         rows.view(-1),
@@ -306,7 +307,7 @@ def sum_of_rows_backward(
     columns = Columns(layout, heads, locations.shape[4], dtype, value.device)
     shape = (queries * heads, CORNERS, columns.samples)
     rows, shares = torch.empty(shape, dtype=torch.int32), torch.empty(shape, dtype=dtype)
-    scratch = torch.zeros((min(queries, QUERIES_AT_ONCE) * heads, *shape[1:]), dtype=dtype)
+    scratch = torch.empty((min(queries, QUERIES_AT_ONCE) * heads, *shape[1:]), dtype=dtype)
     by_value, by_place, by_weight = map(torch.empty_like, (value, locations, weights))
     for i in range(n):
         image = _Image(value[i], layout, columns, locations[i], weights[i])
