@@ -50,7 +50,7 @@ def matching_costs(
     labels = labels[:, None].expand(-1, class_logits.shape[1], -1)
     cost = -weights.classes * probability.gather(-1, labels)
     strength = pixel_weights.mean(-1)[:, None, None]
-    # Points are rows of `inside` in memory, if they are so in `mask_logits`: the fast product.
+    # The matrix of few rows stands in front: on a CPU such products are the faster ones.
     inside = mask_logits.sigmoid()
     sums = (torch.cat((masks, pixel_weights[:, None]), dim=1) @ inside.mT).mT
     # BCE of a pair: sum softplus(x) - x t, over points.

@@ -127,14 +127,16 @@ class PointSampler:
         masks = mask_logits.flatten(0, 1)[:, None]
         candidates, random = points.candidates.flatten(0, 1), points.random.flatten(0, 1)
         chosen = random.new_empty(len(masks), self.points, 2)
+        as_numbers = torch.view_as_complex  # a point is moved as one number
         at_once = max(len(masks), 1) if masks.is_cuda else _MASKS_AT_ONCE
         for first in range(0, len(masks), at_once):
             some = slice(first, first + at_once)
             certainty = sample_at(masks[some], candidates[some])[:, 0].abs_()
             if weights is not None:
                 certainty.masked_fill_(weights_at(weights, candidates[some]) == 0, torch.inf)
-            nearest = _smallest(certainty, self.uncertain)[..., None].expand(-1, -1, 2)
-            torch.cat((candidates[some].gather(1, nearest), random[some]), 1, out=chosen[some])
+            nearest = as_numbers(candidates[some]).gather(1, _smallest(certainty, self.uncertain))
+            parts = (nearest, as_numbers(random[some]))
+            torch.cat(parts, dim=1, out=as_numbers(chosen[some]))
         return chosen
 
 

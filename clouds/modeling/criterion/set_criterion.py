@@ -220,9 +220,9 @@ def _read_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: Ten
     """Masks of targets (L, m) among (K, H, W) at points (L * m, P, 2) of each: (L * m, P)."""
     layers, matched = targets.shape
     if matched < len(masks):  # more targets than queries: other ones in each prediction
-        return sample_at(masks[targets.flatten()][:, None], points)[:, 0]
+        return sample_at(masks.index_select(0, targets.flatten())[:, None], points)[:, 0]
     # All places at which a mask is needed are read at once, and it is never copied.
-    sorted_points = points[by_target].view(matched, layers * points.shape[1], 2)
+    sorted_points = points.index_select(0, by_target).view(matched, layers * points.shape[1], 2)
     read = sample_at(masks[:, None], sorted_points).view(points.shape[:2])
     return torch.empty_like(read).index_copy_(0, by_target, read)
 
