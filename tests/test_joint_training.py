@@ -312,6 +312,14 @@ def test_starting_without_warm_up_weights_warns(data, tmp_path, monkeypatch, cap
     assert any("without MODEL.WEIGHTS" in record.getMessage() for record in caplog.records)
 
 
+def test_missing_sam_weights_are_told_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    sam = ("MODEL.CLOUDS.REFINER", "sam", "MODEL.CLOUDS.SAM.MODEL", "vit_b")
+    weights = ("MODEL.CLOUDS.SAM.WEIGHTS", str(tmp_path / "sam_vit_b_01ec64.pth"))
+    with pytest.raises(FileNotFoundError, match="sam_vit_b_01ec64"):
+        Trainer(config(tmp_path, *sam, *weights)).prepare()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -385,7 +385,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "DATASETS.TARGET_FACTOR",
         1.0,
-        "How often a generated image does. (The published name calls generated images target.)",
+        "How often a generated image does. The published name calls generated images target.",
         above(0),
     ),
     Key(

@@ -229,6 +229,8 @@ class Trainer:
                 f"OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' must be a folder that all machines share."
             )
         self.completed = self.start - 1
+        if self.self_training is not None:
+            self.self_training.prepare(self.device)
         self.batches = self.loader(self.start)
         return self.start
 

@@ -25,7 +25,7 @@ class SelfTraining:
 
     Args:
         teacher: of the model's head.
-        make_refiner: builds the refiner on a device; called when the first label is refined.
+        make_refiner: builds the refiner on a device; called in `prepare`, or for the first label.
         options: what becomes of uncovered and of doubtful pixels.
 
     Attributes:
@@ -54,6 +54,11 @@ class SelfTraining:
             PseudoLabelOptions.from_config(cfg),
         )
 
+    def prepare(self, device: torch.device) -> None:
+        """Build the refiner now, so that weights which are not there are told before training."""
+        if self._refiner is None:
+            self._refiner = self._make_refiner(device)
+
     @torch.no_grad()
     def refine(
         self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
@@ -65,8 +70,8 @@ class SelfTraining:
             labels: the teacher's labels of them, on the device to work on.
             seeds: one per picture; random points are drawn from it.
         """
-        if self._refiner is None:
-            self._refiner = self._make_refiner(labels[0].classes.device)
+        self.prepare(labels[0].classes.device)
+        assert self._refiner is not None
         return self._refiner.refine(images, labels, seeds)
 
     def targets(
