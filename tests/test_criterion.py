@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -749,3 +750,42 @@ def test_the_host_never_waits_but_for_the_costs(weights):
     with WaitsForDevice() as waits:
         sum(build()(made, targets, [1, 2]).values()).backward()
     assert waits.seen == []
+
+
+def test_void_weighs_unmatched_queries_of_its_image_alone():
+    """The class loss by its formula, with another weight of void for each image."""
+    torch.manual_seed(0)
+    classes, queries = 4, 6
+    logits = torch.randn(2, queries, classes + 1)
+    masks = torch.randn(2, queries, 8, 8)
+    targets = [
+        Targets(torch.tensor([c]), torch.zeros(1, 8, 8, dtype=torch.bool), void=void)
+        for c, void in ((1, 1.0), (3, 0.25))
+    ]
+    for target, half in zip(targets, (slice(0, 4), slice(4, 8)), strict=True):
+        target.masks[:, half] = True
+    criterion = SetCriterion(
+        classes, CostWeights(2.0, 5.0, 5.0), 0.1, PointSampler(64, 3.0, 0.75), False
+    )
+    torch.manual_seed(1)
+    found = criterion(Predictions([logits], [masks]), targets)["loss_ce"]
+    log_probabilities = logits.double().log_softmax(-1).numpy()
+    options = []  # which query is matched does not matter here: the loss must be one of these
+    for first in range(queries):
+        for second in range(queries):
+            total = weight = 0.0
+            for image, (query, label, void) in enumerate(((first, 1, 1.0), (second, 3, 0.25))):
+                for q in range(queries):
+                    w = 1.0 if q == query else 0.1 * void
+                    total -= w * log_probabilities[image, q, label if q == query else classes]
+                    weight += w
+            options.append(2.0 * total / weight)
+    assert min(abs(found.item() - option) for option in options) < 1e-5
+    none = [replace(target, void=0.0) for target in targets]
+    only_matched = criterion(Predictions([logits], [masks]), none)["loss_ce"]
+    pairs = [
+        -(log_probabilities[0, a, 1] + log_probabilities[1, b, 3])
+        for a in range(queries)
+        for b in range(queries)
+    ]
+    assert min(abs(only_matched.item() - pair) for pair in pairs) < 1e-5

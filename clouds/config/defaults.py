@@ -336,6 +336,18 @@ KEYS: tuple[Key, ...] = (
         "Components that SAM's decoder takes at a time: bounds its memory.",
         at_least(1),
     ),
+    Key(
+        "MODEL.CLOUDS.SAM.CACHE_DIR",
+        "",
+        "Folder where SAM's image embeddings of clean views are kept in half precision, 2 MB each, "
+        "so that its encoder sees each view once; several runs may share it; empty: none.",
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.CACHE_GIB",
+        64.0,
+        "Bound on that folder, GiB: what was not used for longest goes; 0: no bound.",
+        at_least(0),
+    ),
     Key("MODEL.CLOUDS.SUPERPIXEL.SIZE", 16, "Side of a superpixel, pixels.", at_least(2)),
     Key(
         "MODEL.CLOUDS.SUPERPIXEL.RULER",
@@ -368,6 +380,14 @@ KEYS: tuple[Key, ...] = (
         "Weigh the losses of a pseudo-label's pixels by the teacher's 'confidence', by 'agreement' "
         "between teacher and refined segment, by 'both' (their product), or not.",
         one_of("none", "confidence", "agreement", "both"),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.VOID_WEIGHT",
+        1.0,
+        "Weight of a generated image's unmatched queries in the class loss, relative to "
+        "NO_OBJECT_WEIGHT: 1 teaches that classes which its pseudo-label lacks are absent "
+        "(published), 0 leaves that open.",
+        within(0, 1),
     ),
     # ------------------------------------------------------------------- data
     Key("DATASETS.TRAIN", ("gta5",), "Names of the training datasets."),

@@ -16,11 +16,14 @@ class Targets:
         masks: bool (K, H, W), where each of them is.
         weights: float32 (H, W) in [0, 1], how much each pixel counts in matching and in the mask
             losses; None: all of them fully. What masks say of a pixel of weight 0 has no effect.
+        void: how much the image's unmatched queries count in the class loss, relative to those
+            of other images; 0 where a class that has no mask may still be there.
     """
 
     labels: torch.Tensor
     masks: torch.Tensor
     weights: torch.Tensor | None = None
+    void: float = 1.0
 
 
 def masks_from_label(sem_seg: torch.Tensor, ignore: int = 255) -> Targets:

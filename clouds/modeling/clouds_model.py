@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,8 @@ from clouds.modeling.criterion.matcher import CostWeights
 from clouds.modeling.criterion.points import PointSampler
 from clouds.modeling.criterion.set_criterion import SetCriterion
 from clouds.modeling.head import CLOUDSHead
-from clouds.modeling.inference.class_map import class_map
 from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemble
-from clouds.modeling.inference.semantic import semantic_scores
+from clouds.modeling.inference.semantic import SemanticMap
 from clouds.modeling.mask_decoder.predictions import Predictions
 from clouds.modeling.text.classifier import TextClassifier, TextRows
 from clouds.self_training.ema_teacher import label_from_scores
@@ -53,7 +53,7 @@ class CLOUDS(nn.Module):
         size_divisibility: images are padded to a multiple of it.
         ignore_value: label of pixels that are in no target.
         synonyms: per class, the words for the text classifier.
-        masks_at_once: see `semantic_scores`.
+        masks_at_once: see `SemanticMap`.
         ensemble: how to average with CLIP's zero-shot classes when segmenting; None: not at all.
         self_training: teacher and refiner, which label generated images; None: source alone.
         teacher_ensemble: as `ensemble`, for the teacher.
@@ -147,8 +147,8 @@ class CLOUDS(nn.Module):
         """
         if not self.training:
             return [
-                {"sem_seg": _resize(scores, _output_size(sample))}
-                for scores, sample in self._scores(batch)
+                {"sem_seg": _resize(found.scores(), _output_size(sample))}
+                for found, sample in self._semantic_maps_of(batch)
             ]
         views = self._images([sample["image"] for sample in batch])
         painted = [sample for sample in batch if sample.get("domain") == Domain.GENERATED]
@@ -181,7 +181,9 @@ class CLOUDS(nn.Module):
 
         `batch` is that of `forward` in evaluation. The model should be in evaluation mode.
         """
-        return [class_map(scores, _output_size(sample)) for scores, sample in self._scores(batch)]
+        return [
+            found.classes(_output_size(sample)) for found, sample in self._semantic_maps_of(batch)
+        ]
 
     @torch.no_grad()
     def teach(self, images: Sequence[Tensor]) -> list[PseudoLabel]:
@@ -229,8 +231,8 @@ class CLOUDS(nn.Module):
 
     def _teacher_labels(self, features: Features, images: ImageList) -> list[PseudoLabel]:
         predictions = self._head_on(self._teaching().teacher.head, features)
-        scores = self._semantic_scores(predictions, features, images, self.teacher_ensemble)
-        return [label_from_scores(one) for one in scores]
+        maps = self._semantic_maps(predictions, features, images, self.teacher_ensemble)
+        return [label_from_scores(one.scores()) for one in maps]
 
     def _head_on(self, head: nn.Module, features: Features) -> Predictions:
         predictions: Predictions = head(
@@ -238,26 +240,25 @@ class CLOUDS(nn.Module):
         )
         return predictions
 
-    def _scores(self, batch: Sequence[Sample]) -> Iterator[tuple[Tensor, Sample]]:
-        """Per image the scores (C, H, W) at its own size."""
+    def _semantic_maps_of(self, batch: Sequence[Sample]) -> Iterator[tuple[SemanticMap, Sample]]:
         images = self._images([sample["image"] for sample in batch])
         predictions, features = self.predict(images.tensor)
-        scores = self._semantic_scores(predictions, features, images, self.ensemble)
-        return zip(scores, batch, strict=True)
+        maps = self._semantic_maps(predictions, features, images, self.ensemble)
+        return zip(maps, batch, strict=True)
 
-    def _semantic_scores(
+    def _semantic_maps(
         self,
         predictions: Predictions,
         features: Features,
         images: ImageList,
         ensemble: EnsembleOptions | None,
-    ) -> Iterator[Tensor]:
-        """Per image (C, H, W), at its own size."""
+    ) -> Iterator[SemanticMap]:
+        """Per image, at its own size."""
         class_logits, mask_logits = predictions.final
         probabilities = self._probabilities(class_logits, mask_logits, features, ensemble)
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         for i, size in enumerate(images.image_sizes):
-            yield semantic_scores(
+            yield SemanticMap(
                 probabilities[i, :, :-1], mask_logits[i], padded, size, self.masks_at_once
             )
 
@@ -307,10 +308,10 @@ def _padded(targets: Targets, images: ImageList) -> Targets:
     if not any(padding):
         return targets
     weights = targets.weights
-    return Targets(
-        targets.labels,
-        F.pad(targets.masks, padding),
-        None if weights is None else F.pad(weights, padding, value=1.0),
+    return replace(
+        targets,
+        masks=F.pad(targets.masks, padding),
+        weights=None if weights is None else F.pad(weights, padding, value=1.0),
     )
 
 

@@ -79,12 +79,14 @@ class PseudoLabelOptions:
         min_agreement: covered pixels with less agreement do not count; 0: all do.
         weight: how much the others count: 'none' (fully), by 'confidence', by 'agreement' (an
             uncovered pixel has none, and counts fully), or by 'both' (the product).
+        void: see `Targets.void`; 1: as published.
     """
 
     uncovered: str = "negative"
     min_confidence: float = 0.0
     min_agreement: float = 0.0
     weight: str = "none"
+    void: float = 1.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PseudoLabelOptions:
@@ -95,6 +97,7 @@ class PseudoLabelOptions:
             min_confidence=node.PSEUDO_LABEL.MIN_CONFIDENCE,
             min_agreement=node.PSEUDO_LABEL.MIN_AGREEMENT,
             weight=node.PSEUDO_LABEL.WEIGHT,
+            void=node.PSEUDO_LABEL.VOID_WEIGHT,
         )
 
 
@@ -119,9 +122,9 @@ def targets(
         labels, masks = _with_teacher(teacher, refined)
     weights = _weights(teacher, refined, options)
     if weights is None:
-        return Targets(labels, masks)
+        return Targets(labels, masks, void=options.void)
     counts = (masks & (weights > 0)).flatten(1).any(1)
-    return Targets(labels[counts], masks[counts], weights)
+    return Targets(labels[counts], masks[counts], weights, options.void)
 
 
 def _with_teacher(teacher: PseudoLabel, refined: RefinedLabel) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -97,7 +98,8 @@ class SetCriterion(nn.Module):
         masks = [_weighed_masks(t) for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
         pairs = Pairs.of(matches, queries, device)
-        masks_norm, class_norm = self._normalizers(sum(counts), len(targets) * queries)
+        void = math.fsum((queries - c) * t.void for c, t in zip(counts, targets, strict=True))
+        masks_norm, class_norm = self._normalizers(sum(counts), void)
         classes = self._class_losses(class_logits, targets, pairs) / class_norm
         bce, dice = self._mask_losses(mask_logits, targets, masks, pairs, points) / masks_norm
         losses = {}
@@ -152,15 +154,17 @@ class SetCriterion(nn.Module):
         ]
         return match(torch.stack(costs), [len(t.labels) for t in targets])
 
-    def _normalizers(self, matched: int, queries: int) -> tuple[Tensor, Tensor]:
+    def _normalizers(self, matched: int, void: float) -> tuple[Tensor, Tensor]:
         """Number of matched masks and total weight in the class loss, averaged over ranks.
+
+        `void` is the number of unmatched queries, each as `Targets.void` counts it.
 
         DistributedDataParallel averages gradients over ranks, so these averages make the sum over
         all ranks a mean over the whole batch.
         """
         device = self.empty_weight.device
-        void = float(queries - matched) * self.empty_weight[-1]
-        totals = torch.stack([torch.full((), float(matched), device=device), matched + void])
+        total = matched + void * self.empty_weight[-1]
+        totals = torch.stack([torch.full((), float(matched), device=device), total])
         over_ranks = mean_over_ranks(totals)
         class_norm = (over_ranks if self.normalize_class_loss_over == "batch" else totals)[1]
         return over_ranks[0].clamp(min=1), class_norm
@@ -181,7 +185,11 @@ class SetCriterion(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none"
         )
-        return entropy.view(layers, -1).sum(1)
+        entropy = entropy.view(layers, -1)
+        if any(t.void != 1 for t in targets):
+            factor = entropy.new_tensor([t.void for t in targets]).repeat_interleave(queries)
+            entropy = torch.where(wanted == self.classes, entropy * factor, entropy)
+        return entropy.sum(1)
 
     def _mask_losses(
         self,
