@@ -7,9 +7,13 @@ from tiny_model import tiny_config
 from torch.nn import functional as F
 
 from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemble
-from clouds.modeling.inference.semantic import semantic_scores
+from clouds.modeling.inference.semantic import SemanticMap
 
 QUERIES, CLASSES = 23, 5
+
+
+def semantic_scores(*args):
+    return SemanticMap(*args).scores()
 
 
 def head_outputs(seed=0):
