@@ -340,12 +340,12 @@ KEYS: tuple[Key, ...] = (
         "MODEL.CLOUDS.SAM.CACHE_DIR",
         "",
         "Folder where SAM's image embeddings of clean views are kept in half precision, 2 MB each, "
-        "so that its encoder sees each view once; several runs may share it; empty: none.",
+        "so that its encoder sees each view once; runs may share it; empty: each visit computes.",
     ),
     Key(
         "MODEL.CLOUDS.SAM.CACHE_GIB",
         64.0,
-        "Bound on that folder, GiB: what was not used for longest goes; 0: no bound.",
+        "Bound on that folder, GiB: entries that no run uses any more make room; 0: no bound.",
         at_least(0),
     ),
     Key("MODEL.CLOUDS.SUPERPIXEL.SIZE", 16, "Side of a superpixel, pixels.", at_least(2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,11 @@ from clouds.d2 import CfgNode
 from clouds.self_training.components import Components, find_components
 from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.embedding_cache import (
+    CachedEmbedder,
+    EmbeddingCache,
+    fingerprint,
+)
 from clouds.self_training.refiners.none import as_it_is
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner
@@ -56,6 +62,7 @@ class ImageEmbedder:
             (C, s, s) each, on SAM's device; the image, its longer side resized to SAM's (1024),
             lies at the top left, the rest is padding. C 256, s 64 but for the tiny model.
         """
+        self.sam.image_encoder.to(self.sam.device)  # no copy where it is there
         return [self._embed(image) for image in images]
 
     def _embed(self, image: torch.Tensor) -> torch.Tensor:
@@ -232,7 +239,35 @@ class SamRefiner:
 
 def sam(cfg: CfgNode, device: torch.device) -> Refiner:
     """MODEL.CLOUDS.REFINER sam."""
-    return SamRefiner(build_sam(cfg, device), SamOptions.from_config(cfg))
+    model = build_sam(cfg, device)
+    embed = cached(cfg, model) if cfg.MODEL.CLOUDS.SAM.CACHE_DIR else None
+    return SamRefiner(model, SamOptions.from_config(cfg), embed)
+
+
+def cached(cfg: CfgNode, model: Any) -> CachedEmbedder:
+    """SAM's image encoder behind the cache that MODEL.CLOUDS.SAM.CACHE_DIR names.
+
+    The encoder stays in main memory until a picture is not in the cache.
+
+    Args:
+        model: as from `build_sam`.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    from clouds.engine import distributed  # it imports the trainer, which imports refiners
+
+    node = cfg.MODEL.CLOUDS.SAM
+    prompts = model.prompt_encoder
+    cache = EmbeddingCache(
+        Path(node.CACHE_DIR).expanduser(),
+        (prompts.embed_dim, *prompts.image_embedding_size),
+        max_bytes=round(node.CACHE_GIB * 2**30),
+        writers=distributed.world_size(),
+    )
+    model.image_encoder.cpu()
+    encoder = fingerprint(model, node.MODEL)
+    return CachedEmbedder(ImageEmbedder(model), cache, encoder, model.device)
 
 
 REFINER_REGISTRY.register(sam)
