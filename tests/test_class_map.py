@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from clouds.modeling.inference import class_map as module
-from clouds.modeling.inference.class_map import class_map
+from clouds.modeling.inference.class_map import ClassMapBuilder, class_map
 
 
 def plain(scores, size):
@@ -57,3 +57,25 @@ def test_never_holds_more_than_a_stripe(monkeypatch):
     class_map(scores, (200, 300), stripe_elements=19 * 300 * 12)
     assert max(held) == 19 * 300 * 12
     assert sum(held) == 19 * 300 * 200
+
+
+@pytest.mark.parametrize("size", [(16, 24), (67, 101), (5, 24), (16, 31), (33, 24), (1, 1)])
+@pytest.mark.parametrize("portions", [[1] * 16, [5, 1, 10], [15, 1], [16]])
+def test_rows_may_come_in_portions(portions, size):
+    scores = torch.randn(19, 16, 24, generator=torch.Generator().manual_seed(1))
+    builder = ClassMapBuilder((16, 24), size, torch.device("cpu"))
+    for rows in scores.split(portions, dim=1):
+        # what was given may be written over afterwards
+        given = rows.clone()
+        builder.add(given)
+        given.fill_(torch.nan)
+    expected = plain(scores, size)
+    chosen = expected.gather(0, builder.result.long()[None])[0]
+    assert (expected.amax(0) - chosen).max() < 1e-5
+
+
+def test_more_rows_than_there_are():
+    builder = ClassMapBuilder((4, 5), (8, 5), torch.device("cpu"))
+    builder.add(torch.zeros(3, 3, 5))
+    with pytest.raises(AssertionError, match="6 rows of 4"):
+        builder.add(torch.zeros(3, 3, 5))

@@ -5,7 +5,9 @@ import pytest
 import torch
 from tiny_model import tiny_config
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from clouds.modeling.inference import semantic
 from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemble
 from clouds.modeling.inference.semantic import SemanticMap
 
@@ -14,6 +16,13 @@ QUERIES, CLASSES = 23, 5
 
 def semantic_scores(*args):
     return SemanticMap(*args).scores()
+
+
+def plain_scores(probabilities, mask_logits, padded_size, image_size):
+    """All masks at full size at once, in float64."""
+    full = F.interpolate(mask_logits[None].double(), padded_size, mode="bilinear")[0].sigmoid()
+    scores = torch.einsum("qc,qhw->chw", probabilities.double(), full)
+    return scores[:, : image_size[0], : image_size[1]]
 
 
 def head_outputs(seed=0):
@@ -26,12 +35,72 @@ def head_outputs(seed=0):
 @pytest.mark.parametrize("image_size", [(32, 48), (27, 48), (32, 33), (1, 1)])
 def test_scores_against_the_plain_formula(at_once, image_size):
     probabilities, mask_logits = head_outputs()
-    full = F.interpolate(mask_logits[None].double(), (32, 48), mode="bilinear")[0].sigmoid()
-    expected = torch.einsum("qc,qhw->chw", probabilities.double(), full)
-    height, width = image_size
+    expected = plain_scores(probabilities, mask_logits, (32, 48), image_size)
     scores = semantic_scores(probabilities, mask_logits, (32, 48), image_size, at_once)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, expected[:, :height, :width].float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores, expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factors", [(1, 1), (2, 3), (8, 4), (5, 16)])
+@pytest.mark.parametrize("cut", [0, 1, 3, 7])
+@pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
+def test_every_whole_factor_and_any_picture_within_the_padding(monkeypatch, factors, cut, elements):
+    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", elements)
+    probabilities, mask_logits = head_outputs()
+    padded = (8 * factors[0], 12 * factors[1])
+    size = (padded[0] - cut, padded[1] - cut)
+    found = SemanticMap(probabilities, mask_logits, padded, size, 10)
+    expected = plain_scores(probabilities, mask_logits, padded, size).float()
+    torch.testing.assert_close(found.scores(), expected, rtol=1e-5, atol=1e-5)
+    assert_classes(found.classes(size), expected)
+
+
+def assert_classes(found, scores):
+    """The best class everywhere, or one whose score differs from the best by a rounding error."""
+    assert found.dtype == torch.uint8 and found.shape == scores.shape[1:]
+    assert (scores.amax(0) - scores.gather(0, found.long()[None])[0]).max() < 1e-5
+    assert (found != scores.argmax(0)).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(27, 45), (54, 90), (13, 11), (101, 45), (27, 31), (1, 1)])
+@pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
+def test_classes_at_another_size(monkeypatch, size, elements):
+    """Stripes of one row of logits, of a few, and the whole picture at once."""
+    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", elements)
+    probabilities, mask_logits = head_outputs(seed=1)
+    found = SemanticMap(probabilities, mask_logits, (32, 48), (27, 45), 10).classes(size)
+    scores = plain_scores(probabilities, mask_logits, (32, 48), (27, 45))
+    assert_classes(found, F.interpolate(scores[None], size, mode="bilinear")[0])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many elements the largest floating-point tensor has that was made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.is_floating_point() and out._base is None:
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("size", [(256, 384), (180, 400)])
+@pytest.mark.parametrize("at_once", [1, 3, 6])
+def test_memory_of_segmenting_is_bounded_by_masks_at_once(monkeypatch, at_once, size):
+    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", 1 << 30)  # as on a GPU
+    torch.manual_seed(0)
+    probabilities, mask_logits = torch.rand(30, 4), torch.randn(30, 64, 96)
+    found = SemanticMap(probabilities, mask_logits, (256, 384), (256, 384), at_once)
+    with Largest() as largest:
+        found.classes(size)
+    # the masks in work are there three times, and the scores of the same rows beside them
+    assert at_once * 256 * 384 / 8 < largest.elements <= at_once * 256 * 384 / 2
+
+
+def test_masks_that_do_not_fit_the_image():
+    with pytest.raises(AssertionError, match="masks of 8x12 do not fit an image of 32x50"):
+        SemanticMap(*head_outputs(), (32, 50), (32, 50), 10)
 
 
 def test_scores_by_hand():

@@ -214,6 +214,42 @@ def test_the_averaged_scores_are_resized_to_the_label():
     assert torch.equal(result, expected)
 
 
+class Noise:
+    """Scores of a window that follow from its pixels, another for every pixel."""
+
+    def __init__(self):
+        self.channels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, batch):
+        image = batch[0]["image"].float()
+        # the mean of the window makes overlapping windows differ
+        image = image - image.mean((1, 2), keepdim=True)
+        return [{"sem_seg": torch.einsum("ck,khw->chw", self.channels, image)}]
+
+
+@pytest.mark.parametrize("out", [(75, 90), (40, 131), (150, 180)])
+@pytest.mark.parametrize(("crop", "stride"), [(32, 2 / 3), (32, 0.25), (20, 1.0), (80, 0.5)])
+def test_slide_against_sums_over_the_whole_image(crop, stride, out):
+    sample = sample_of(75, 90, out)
+    sample["image"] = torch.randint(0, 256, (3, 75, 90), generator=torch.Generator().manual_seed(2))
+    sums, counts = torch.zeros(7, 75, 90, dtype=torch.float64), torch.zeros(75, 90)
+    for rows, cols in windows(75, 90, crop, stride):
+        part = sample["image"][:, rows, cols]
+        sums[:, rows, cols] += Noise()([{"image": part}])[0]["sem_seg"]
+        counts[rows, cols] += 1
+    expected = torch.nn.functional.interpolate((sums / counts)[None], out, mode="bilinear")[0]
+    found = Slide(0, crop_size=crop, stride=stride).predict(Noise(), sample)
+    assert found.shape == out
+    chosen = expected.gather(0, found.long()[None])[0]
+    assert (expected.amax(0) - chosen).max() < 1e-3  # of scores in the hundreds
+
+
+def test_slide_holds_scores_of_one_row_of_windows():
+    slide = Slide(0, crop_size=32, stride=0.5)
+    rows = [scores.shape for scores in slide._mean_scores(Noise(), sample_of(75, 90))]
+    assert rows == [(7, 16, 90), (7, 16, 90), (7, 11, 90), (7, 32, 90)]
+
+
 def test_slide_takes_the_image_as_it_is_unless_told():
     image, label = pair(90, 160)
     assert protocol_of("slide").prepare(image, label, "bdd_val")[0] is image

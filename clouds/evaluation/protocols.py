@@ -21,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
 from clouds.data.transforms import resize_label
-from clouds.modeling.inference.class_map import class_map
+from clouds.modeling.inference.class_map import ClassMapBuilder
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -121,20 +122,45 @@ class Slide(Native):
     stride: float
 
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+        source = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
+        size = (int(sample["height"]), int(sample["width"]))
+        builder: ClassMapBuilder | None = None
+        for scores in self._mean_scores(model, sample):
+            builder = builder or ClassMapBuilder(source, size, scores.device)
+            builder.add(scores)
+        assert builder is not None, "an image has at least one window"
+        return builder.result
+
+    def _mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
+        """Mean scores (C, n, width) from top to bottom, rows as soon as they are complete.
+
+        Only as many rows are held as a window has.
+        """
         image: Tensor = sample["image"]
         height, width = image.shape[-2:]
-        sums = counts = None
+        top = 0
+        sums = counts = None  # of rows `top` to `top` + a window's height
         for rows, columns in windows(height, width, self.crop_size, self.stride):
             part = image[:, rows, columns]
             window = {**sample, "image": part, "height": part.shape[1], "width": part.shape[2]}
             scores = model([window])[0]["sem_seg"].float()
             if sums is None or counts is None:
-                sums = scores.new_zeros(scores.shape[0], height, width)
-                counts = scores.new_zeros(height, width)
-            sums[:, rows, columns] += scores
-            counts[rows, columns] += 1
+                sums = scores.new_zeros(scores.shape[0], part.shape[1], width)
+                counts = scores.new_zeros(part.shape[1], width)
+            done = rows.start - top
+            if done:
+                yield sums[:, :done] / counts[:done]
+                sums, counts = _moved_up(sums, done), _moved_up(counts, done)
+                top = rows.start
+            sums[:, :, columns] += scores
+            counts[:, columns] += 1
         assert sums is not None and counts is not None, "an image has at least one window"
-        return class_map(sums.div_(counts), (int(sample["height"]), int(sample["width"])))
+        yield sums / counts
+
+
+def _moved_up(values: Tensor, rows: int) -> Tensor:
+    """`values` (..., n, w) without its first rows, and as many rows of zeros below."""
+    return F.pad(values[..., rows:, :], (0, 0, 0, rows))
 
 
 def windows(height: int, width: int, crop: int, stride: float) -> Iterator[tuple[slice, slice]]:

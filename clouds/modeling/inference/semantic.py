@@ -7,9 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from clouds.modeling.inference.class_map import CACHE_ELEMENTS, ClassMapBuilder
+from clouds.modeling.inference.class_map import ClassMapBuilder
 
 Size = tuple[int, int]
+
+CACHE_ELEMENTS = 1 << 20
+"""In work on a CPU for each thread (float32: 4 MiB, of which a part is in use at a time)."""
+
+_COPIES = 3
+"""Of masks in work: logits with their neighbors, between their rows, between their columns."""
 
 
 class SemanticMap:
@@ -26,8 +32,9 @@ class SemanticMap:
         mask_logits: (Q, h, w), of the padded image.
         padded_size: (height, width) of the image that the network saw, multiples of h and w.
         image_size: (height, width) of the picture in its upper left corner.
-        masks_at_once: as many elements as this many masks of `image_size` have are in memory
-            together, but at least a row of all masks; on a CPU as few as its cache holds.
+        masks_at_once: masks and scores in work take no more memory than this many masks of
+            `image_size` in float32, or else what a row of logits takes; on a CPU less: what its
+            cache holds.
     """
 
     def __init__(
@@ -53,7 +60,9 @@ class SemanticMap:
         elements = masks_at_once * image_size[0] * image_size[1]
         if mask_logits.device.type == "cpu":
             elements = min(elements, CACHE_ELEMENTS * torch.get_num_threads())
-        self._step = max(1, elements // (queries * self._columns))
+        masks = _COPIES * queries * (self._columns + 2)
+        scores = len(self._weights) * self._factors[0] * self._factors[1] * self._columns
+        self._step = max(1, (elements - 2 * masks) // (masks + scores))
 
     def scores(self) -> Tensor:
         """(C, *image_size) float32."""
