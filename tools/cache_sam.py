@@ -10,7 +10,8 @@ Both views of each image, as painted and flipped (where INPUT.FLIP), of all gene
 DATASETS.TRAIN go to MODEL.CLOUDS.SAM.CACHE_DIR; training with the same SAM and the same folder then
 never runs SAM's image encoder. Without this tool training fills the folder in its first epochs.
 What is there already is not computed again, so a run that was stopped goes on where it was.
-torchrun, or --num-gpus, shares the images among processes, GPUs and machines.
+torchrun, or --num-gpus, shares the images among processes and GPUs, and among machines if all of
+them see the folder.
 """
 
 from __future__ import annotations
