@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain, islice
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -154,6 +155,27 @@ def test_worker_processes_change_nothing(cfg, workers):
     alone = batches(cfg, 6)
     cfg.DATALOADER.NUM_WORKERS = workers
     assert all_same(alone, batches(cfg, 6))
+
+
+def test_workers_stay_and_use_one_thread_each(cfg, root):
+    cfg.DATALOADER.NUM_WORKERS = 2
+    loader = build_train_loader(cfg)
+    assert loader.persistent_workers
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        loader.worker_init_fn(0)
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
+    assert build_test_loader(get_dataset("gta5"), halve, 2).worker_init_fn is loader.worker_init_fn
+
+
+@pytest.mark.parametrize("device,pinned", [("cuda", True), ("cpu", False)])
+def test_batches_for_a_gpu_are_pinned(cfg, monkeypatch, device, pinned):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cfg.MODEL.DEVICE = device
+    assert build_train_loader(cfg).pin_memory is pinned
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -2,16 +2,39 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from dataset_files import picture, save, save_palette, save_synthia
-from PIL import Image
+from PIL import Image, ImageFile
 
+from clouds.data import reading
 from clouds.data.reading import read_image, read_label, read_size
 
 ORIENTATION = 0x0112
+
+
+@pytest.fixture(autouse=True, params=["fast", "without kornia_rs"])
+def decoder(request, monkeypatch):
+    """All that is tested here holds with the fast decoder of PNG files and without it."""
+    if request.param != "fast":
+        monkeypatch.setattr(reading, "decode_image_png_u8", None)
+    elif reading.decode_image_png_u8 is None:
+        pytest.skip("kornia_rs is not installed")
+    return request.param
+
+
+def png(size: tuple[int, int], color: int, pixels: bytes, interlaced=False, after=()) -> bytes:
+    """A PNG file of 8 bits written by hand; `pixels` with a 0 before each row."""
+    head = struct.pack(">IIBBBBB", size[1], size[0], 8, color, 0, 0, interlaced)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(pixels)), *after, (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
 
 
 def smooth(height: int = 40, width: int = 60) -> np.ndarray:
@@ -104,6 +127,38 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     Image.fromarray(stored).save(path, exif=exif, quality=98)
     assert far(read_image(path), upright) < 12
     assert read_size(path) == upright.shape[:2]
+
+
+def test_orientation_that_follows_after_the_pixels(tmp_path):
+    stored = picture(0, (5, 7))
+    rows = b"".join(b"\0" + row.tobytes() for row in stored)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = exif.tobytes().removeprefix(b"Exif\0\0")
+    (tmp_path / "a.png").write_bytes(png((5, 7), 2, rows, after=[(b"eXIf", body)]))
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize("color", [0, 2])
+def test_interlaced_png(tmp_path, color):
+    stored = picture(0, (2, 2)) if color == 2 else picture(0, (2, 2))[..., 0]
+    # Adam7 sends a 2x2 picture as its corner, the pixel beside that, and the row below
+    rows = (stored[:1, :1], stored[:1, 1:], stored[1:])
+    data = png((2, 2), color, b"".join(b"\0" + row.tobytes() for row in rows), interlaced=True)
+    (tmp_path / "a.png").write_bytes(data)
+    read = read_image if color == 2 else read_label
+    assert np.array_equal(read(tmp_path / "a.png"), stored)
+
+
+def test_ordinary_png_files_are_decoded_fast(tmp_path, decoder, monkeypatch):
+    ids = picture(1)[..., 0]
+    image = save(tmp_path / "a.png", picture(0))
+    labels = [save(tmp_path / "b.png", ids), save_palette(tmp_path / "c.png", ids)]
+    if decoder == "fast":  # the others must not be needed
+        monkeypatch.setattr(cv2, "imdecode", None)
+        monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert np.array_equal(read_image(image), picture(0))
+    assert all(np.array_equal(read_label(label), ids) for label in labels)
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "tiff"])

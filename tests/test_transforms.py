@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from clouds.data.targets import masks_from_label
 from clouds.data.transforms import (
+    AxisPart,
     Geometry,
     GeometryRange,
     Jitter,
@@ -80,6 +82,77 @@ def test_same_size_is_left_alone():
     image, label = noise(10, 12), blocks(16, 16)
     assert np.array_equal(resize_image(image, (10, 12)), image)
     assert np.array_equal(resize_label(label, (16, 16)), label)
+
+
+# ---------------------------------------------------------------- only what the crop shows
+
+
+def black_and_white(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """The picture in which a displacement shows most."""
+    return (noise(height, width, seed) > 127).astype(np.uint8) * 255
+
+
+@pytest.mark.parametrize("scale", [(0.3, 0.99), (1.01, 2.0), (2.0, 5.0)])
+def test_a_crop_is_the_crop_of_the_whole_to_a_grey_level(scale):
+    rng = np.random.default_rng(5)
+    changed = []
+    for i in range(25):
+        height, width = int(rng.integers(90, 400)), int(rng.integers(700, 1500))
+        ranges = GeometryRange((0, 0), scale, (48, 80), "uniform", flip=False)
+        geometry = ranges.draw((height, width), rng)
+        top, left = geometry.top, geometry.left
+        image = black_and_white(height, width, i)
+        whole = resize_image(image, geometry.resized)[top : top + 48, left : left + 80]
+        crop = geometry.apply_image(image)[: whole.shape[0], : whole.shape[1]]
+        assert far(crop, whole) <= 1, (height, width, geometry)
+        changed.append((crop != whole).mean())
+    # where there is no exact part of the whole, not all of the axis is taken
+    assert 0 < np.mean(changed) < 0.2
+
+
+def test_the_label_of_a_crop_is_the_crop_of_the_whole_label():
+    rng = np.random.default_rng(6)
+    for i in range(200):
+        height, width = (int(n) for n in rng.integers(20, 420, 2))
+        ranges = GeometryRange((0, 0), (0.3, 4.0), (48, 80), "uniform", flip=bool(i % 2))
+        geometry = ranges.draw((height, width), rng)
+        top, left = geometry.top, geometry.left
+        label = noise(height, width, i)[..., 0]
+        whole = resize_label(label, geometry.resized)[top : top + 48, left : left + 80]
+        if geometry.flip:
+            whole = whole[:, ::-1]
+        crop = geometry.apply_label(label)[: whole.shape[0]]
+        crop = crop[:, -whole.shape[1] :] if geometry.flip else crop[:, : whole.shape[1]]
+        assert np.array_equal(crop, whole)
+
+
+def test_parts_begin_where_pixels_meet_and_hold_what_is_asked_for():
+    rng = np.random.default_rng(7)
+    lengths = []
+    for _ in range(500):
+        source = int(rng.integers(700, 2100))
+        target = round(source * rng.uniform(0.5, 2.0))
+        start = int(rng.integers(0, max(1, target - 768)))
+        stop = min(start + 768, target)
+        part = AxisPart.around(source, target, start, stop)
+        per_pixel = Fraction(source, target)
+        assert abs(part.first * per_pixel - part.begin) <= Fraction(1, 600)
+        assert 0 <= part.begin <= start * per_pixel
+        assert stop * per_pixel <= part.end <= source
+        # a pixel of either neighbor, or the border of the image
+        assert part.first == 0 or part.first < start
+        assert part.end == source or part.end >= stop * per_pixel + 1
+        lengths.append((part.end - part.begin) / float(min(source, 768 * per_pixel)))
+    # what is read beyond the window
+    assert np.mean(lengths) < 1.4
+
+
+def test_a_crop_at_its_own_size_is_copied():
+    image = noise(40, 50)
+    geometry = Geometry((40, 50), top=3, left=4, crop=(20, 30), flip=False)
+    crop = geometry.apply_image(image)
+    assert np.array_equal(crop, image[3:23, 4:34])
+    assert not np.shares_memory(crop, image)
 
 
 # ---------------------------------------------------------------- crop, pad, flip

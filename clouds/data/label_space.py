@@ -120,6 +120,10 @@ class LabelMapping:
             known[list(raws)] = True
         return known
 
+    @cached_property
+    def _unknown(self) -> UInt8Array:
+        return (~self._known).astype(np.uint8)
+
     @property
     def known_ids(self) -> tuple[int, ...]:
         """Every raw id that the dataset defines, ascending."""
@@ -139,8 +143,8 @@ class LabelMapping:
         Returns:
             (H, W) uint8; ids that are void or not known become `IGNORE`.
         """
-        if raw.dtype == np.uint8:
-            return np.asarray(cv2.LUT(np.ascontiguousarray(raw), self._lut), np.uint8)
+        if (narrow := _narrow(raw)) is not None:
+            return np.asarray(cv2.LUT(narrow, self._lut), np.uint8)
         inside = (raw >= 0) & (raw < 256)
         train_ids = self._lut[np.where(inside, raw, 0)]
         train_ids[~inside] = IGNORE
@@ -150,18 +154,26 @@ class LabelMapping:
         """The ids in `raw` (H, W) that the dataset does not define, ascending."""
         if raw.size == 0:
             return ()
-        if raw.dtype == np.uint8:
-            # a histogram is several times faster than sorting the pixels
-            counts = cv2.calcHist([np.ascontiguousarray(raw)], [0], None, [256], [0, 256]).ravel()
-            found = np.flatnonzero(counts)
-        else:
-            found = np.unique(raw)
+        narrow = _narrow(raw)
+        # one look at each pixel; what they are is only sought where there are any
+        if narrow is not None and not cv2.countNonZero(cv2.LUT(narrow, self._unknown)):
+            return ()
+        found = np.unique(raw)
         return tuple(int(i) for i in found if not (0 <= i < 256 and self._known[i]))
 
     def inverse(self) -> dict[int, int]:
         """One raw id for each train id that the dataset has, and one for `IGNORE`."""
         typical = {train_id: self.raw_ids[train_id][0] for train_id in self.classes}
         return typical | {IGNORE: self.void_ids[0]}
+
+
+def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
+    """Ids in one byte each, memory in order; None where one does not fit, or there are none."""
+    if raw.dtype != np.uint8:
+        if raw.size == 0 or raw.min() < 0 or raw.max() > 255:
+            return None
+        raw = raw.astype(np.uint8)
+    return np.ascontiguousarray(raw, np.uint8)
 
 
 def _mapping(

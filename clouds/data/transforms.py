@@ -7,6 +7,7 @@ in; applying them is plain arithmetic. Images are (H, W, 3) uint8 RGB, label map
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import cv2
@@ -22,15 +23,87 @@ Size = tuple[int, int]
 CropPosition = Literal["uniform", "diagonal"]
 
 _HUES = 180  # OpenCV keeps hue in half degrees
+_OFF_GRID = 1 / 600
+"""By how much of a source pixel a part may be displaced. On both axes at once, between a black and
+a white pixel, that makes 255 * 2 / 600 of a grey level: less than one, as is then any change."""
 
 
 def resize_image(image: UInt8Array, size: Size) -> UInt8Array:
     """Resize (H, W, 3) to `size`: bilinear to enlarge, the mean over the area to shrink."""
     if image.shape[:2] == size:
         return image
-    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    how = _interpolation(image, size)
     return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
+
+
+def resize_window(image: UInt8Array, size: Size, rows: slice, columns: slice) -> UInt8Array:
+    """`resize_image(image, size)[rows, columns]`, at the cost of what is near that window.
+
+    Args:
+        image: (H, W, 3).
+        size: of the whole image when resized.
+        rows, columns: of the resized image, not empty, within it.
+
+    Returns:
+        The window; no value is more than one grey level from that of the whole image resized.
+    """
+    if image.shape[:2] == size:
+        return image[rows, columns]
+    parts = [
+        AxisPart.around(source, target, window.start, window.stop)
+        for source, target, window in zip(image.shape, size, (rows, columns), strict=False)
+    ]
+    down, across = parts
+    resized = cv2.resize(
+        image[down.begin : down.end, across.begin : across.end],
+        None,
+        # OpenCV takes the distance of samples from these, not from the part's size
+        fy=size[0] / image.shape[0],
+        fx=size[1] / image.shape[1],
+        interpolation=_interpolation(image, size),
+    )
+    return np.asarray(
+        resized[
+            rows.start - down.first : rows.stop - down.first,
+            columns.start - across.first : columns.stop - across.first,
+        ],
+        np.uint8,
+    )
+
+
+def _interpolation(image: UInt8Array, size: Size) -> int:
+    shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
+    return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+
+
+@dataclass(frozen=True)
+class AxisPart:
+    """A part of an axis that is resized alone and comes out as in the whole.
+
+    For that a border of source pixels and one of target pixels must meet where the part begins.
+
+    Attributes:
+        begin, end: source pixels.
+        first: the target pixel that begins where the part does.
+    """
+
+    begin: int
+    end: int
+    first: int
+
+    @classmethod
+    def around(cls, source: int, target: int, start: int, stop: int) -> AxisPart:
+        """The shortest part of `source` pixels, resized to `target`, that has `start`..`stop`."""
+        # so many pixels at either end of the part lack a neighbor
+        margin = ceil(target / source)
+        starts = np.arange(max(0, start - margin) + 1, dtype=np.int64)
+        beyond = starts * source % target
+        # in units of 1 / target of a source pixel; the first of all is always exact
+        displaced = np.minimum(beyond, target - beyond)
+        first = int(starts[displaced <= _OFF_GRID * target][-1])
+        begin = round(first * source / target)
+        length = ceil((stop + margin - first) * source / target) + 1
+        return cls(begin, min(source, begin + length), first)
 
 
 def resize_label(label: UInt8Array, size: Size) -> UInt8Array:
@@ -39,6 +112,13 @@ def resize_label(label: UInt8Array, size: Size) -> UInt8Array:
         return label
     resized = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8)
+
+
+def _nearest(source: int, target: int) -> npt.NDArray[np.int32]:
+    """(target,): which pixel of an axis each pixel takes when `resize_label` resizes it."""
+    pixels = np.arange(source, dtype=np.int32)[None]
+    resized = cv2.resize(pixels, (target, 1), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized[0], np.int32)
 
 
 @dataclass(frozen=True)
@@ -60,23 +140,40 @@ class Geometry:
 
     def apply_image(self, image: UInt8Array) -> UInt8Array:
         """(H, W, 3) -> (crop, 3); black beyond the image."""
-        return self._place(resize_image(image, self.resized), 0)
+        return self._place(resize_window(image, self.resized, *self._window()), 0)
 
     def apply_label(self, label: UInt8Array) -> UInt8Array:
         """(H, W) -> crop; `IGNORE` beyond the image."""
-        return self._place(resize_label(label, self.resized), IGNORE)
+        rows, columns = (
+            _nearest(source, target)[window]
+            for source, target, window in zip(
+                label.shape, self.resized, self._window(), strict=True
+            )
+        )
+        return self._place(label[rows][:, columns], IGNORE)
 
-    def _place(self, pixels: UInt8Array, fill: int) -> UInt8Array:
-        height, width = self.crop
-        window = pixels[self.top : self.top + height, self.left : self.left + width]
+    def _window(self) -> tuple[slice, slice]:
+        """Rows and columns of the resized image that the crop shows."""
+        corner = (self.top, self.left)
+        rows, columns = (
+            slice(start, min(start + length, end))
+            for start, length, end in zip(corner, self.crop, self.resized, strict=True)
+        )
+        return rows, columns
+
+    def _place(self, window: UInt8Array, fill: int) -> UInt8Array:
+        """Flip the window and pad it to the crop."""
+        below, beside = self.crop[0] - window.shape[0], self.crop[1] - window.shape[1]
         if self.flip:
-            window = window[:, ::-1]
-        out = np.full((height, width, *pixels.shape[2:]), fill, np.uint8)
-        rows, columns = window.shape[:2]
-        # the padding is on the right before the flip, so on the left after it
-        start = width - columns if self.flip else 0
-        out[:rows, start : start + columns] = window
-        return out
+            window = np.asarray(cv2.flip(window, 1), np.uint8)
+        if below or beside:
+            # the padding is on the right before the flip, so on the left after it
+            left, right = (beside, 0) if self.flip else (0, beside)
+            color = 3 * (float(fill),)
+            how = cv2.BORDER_CONSTANT
+            padded = cv2.copyMakeBorder(window, 0, below, left, right, how, value=color)
+            window = np.asarray(padded, np.uint8)
+        return np.ascontiguousarray(window)
 
 
 @dataclass(frozen=True)
@@ -135,7 +232,10 @@ class Jitter:
     contrast_first: bool = True
 
     def apply(self, image: UInt8Array) -> UInt8Array:
-        """(H, W, 3) uint8 RGB -> the same; values are cut off at 0 and 255."""
+        """(H, W, 3) uint8 RGB -> the same; values are cut off at 0 and 255.
+
+        Where nothing is distorted, what comes out is the image that was handed in.
+        """
         bright = _linear(1.0, self.brightness)
         contrast = _linear(self.contrast, 0.0)
         before, after = (contrast[bright], None) if self.contrast_first else (bright, contrast)
@@ -161,6 +261,8 @@ def _linear(factor: float, offset: float) -> UInt8Array:
 
 
 def _look_up(image: UInt8Array, table: UInt8Array) -> UInt8Array:
+    if np.array_equal(table, np.arange(256)):
+        return image
     return np.asarray(cv2.LUT(image, table), np.uint8)
 
 
