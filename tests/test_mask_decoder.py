@@ -11,13 +11,15 @@ from transformers_weights import (
 )
 
 from clouds.modeling.mask_decoder.attention import MultiheadAttention, may_attend
-from clouds.modeling.mask_decoder.class_heads import OriginalMultiScaleMaskedTransformerDecoder
+from clouds.modeling.mask_decoder.class_heads import CLASS_HEADS
+from clouds.modeling.mask_decoder.predictions import Predictions
+from clouds.modeling.text.classifier import TextRows
 
 QUERIES, CLASSES, LAYERS = 12, 5, 4
 
 
-def build(in_channels=32, dropout=0.0):
-    decoder = OriginalMultiScaleMaskedTransformerDecoder(
+def build(in_channels=32, dropout=0.0, name="linear"):
+    decoder = CLASS_HEADS[name](
         in_channels=in_channels,
         channels=32,
         mask_dim=24,
@@ -115,20 +117,74 @@ def test_may_attend_by_hand():
     """A query with an empty mask looks everywhere, any other inside its mask, the edge included."""
     mask_logits = torch.tensor(
         [[[[-1.0, -2.0], [-3.0, -4.0]], [[1.0, -1.0], [0.0, -5.0]], [[2.0, 2.0], [2.0, 2.0]]]]
-    )
-    allowed = may_attend(mask_logits, (2, 2))
+    ).requires_grad_()
+    allowed = may_attend(mask_logits)
     assert allowed.tolist() == [
         [[True, True, True, True], [True, False, True, False], [True, True, True, True]]
     ]
-    # The mean of the four logits decides at 1 x 1: -2.5, -1.25 and 2.
-    assert may_attend(mask_logits, (1, 1)).tolist() == [[[True], [True], [True]]]
-    columns = may_attend(mask_logits, (1, 2))  # means of columns: (-2, -3), (0.5, -3), (2, 2)
-    assert columns.tolist() == [[[True, True], [True, False], [True, True]]]
+    assert not allowed.requires_grad
 
 
-def test_masks_pass_no_gradient_to_where_queries_look():
-    mask_logits = torch.randn(1, 2, 4, 4, requires_grad=True)
-    assert not may_attend(mask_logits, (2, 2)).requires_grad
+def test_queries_look_inside_the_masks_they_predicted_resized():
+    """What attention was given is what resizing the predicted masks gives."""
+    decoder = build()
+    maps, mask_features = inputs(2, 96, 64, offset=8.0)
+    seen = []
+    for layer in decoder.transformer_cross_attention_layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[-1]))
+    predictions = decoder(maps, mask_features)
+    assert len(seen) == LAYERS
+    for allowed, logits in zip(seen, attended_masks(predictions.mask_logits, maps), strict=True):
+        sure = logits.abs() > 1e-4  # rounding decides at 0
+        inside = logits >= 0
+        expected = inside | ~inside.any(-1, keepdim=True)
+        assert torch.equal(allowed[sure], expected[sure]) and sure.float().mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["linear", "text", "pooled"])
+def test_the_last_prediction_alone(name):
+    decoder = build(name=name).eval()
+    maps, mask_features = inputs(2, 64, 96)
+    text = TextRows(F.normalize(torch.randn(CLASSES + 2, 16), dim=-1), (2,) + (1,) * (CLASSES - 1))
+    everything = decoder(maps, mask_features, text)
+    last = decoder(maps, mask_features, text, final_only=True)
+    assert len(last.class_logits) == len(last.mask_logits) == 1
+    for got, want in zip(last.final, everything.final, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_chosen_masks_are_those_predicted_and_lead_back_alike():
+    decoder = build()
+    maps, mask_features = inputs(2, 64, 64)
+    mask_features.requires_grad_()
+    layers = [LAYERS, 0, 2]
+    queries = [torch.tensor([[3, 1], [0, 11], [5, 5]]), torch.tensor([[7], [2], [9]])]
+
+    def gradients(made):
+        masks = made()
+        loss = sum((m * m.detach().sin()).sum() for m in masks)
+        wanted = [mask_features, *decoder.mask_embed.parameters(), decoder.query_feat.weight]
+        return masks, torch.autograd.grad(loss, wanted)
+
+    predictions = decoder(maps, mask_features)
+    by_hand = [
+        torch.stack(
+            [
+                torch.stack([predictions.mask_logits[i][n, q] for q in row])
+                for i, row in zip(layers, rows, strict=True)
+            ]
+        )
+        for n, rows in enumerate(queries)
+    ]
+    expected, expected_gradients = gradients(lambda: by_hand)
+    without_source = Predictions(predictions.class_logits, decoder(maps, mask_features).mask_logits)
+    for way in (decoder(maps, mask_features), without_source):
+        got, got_gradients = gradients(lambda way=way: way.chosen_masks(layers, queries))
+        assert [tuple(m.shape) for m in got] == [(3, 2, 16, 16), (3, 1, 16, 16)]
+        for one, other in zip(
+            [*got, *got_gradients], [*expected, *expected_gradients], strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -171,9 +171,9 @@ class CLOUDS(nn.Module):
         return losses
 
     def predict(self, images: Tensor) -> tuple[Predictions, Features]:
-        """The head's predictions of normalized, padded images (N, 3, H, W), and the features."""
+        """The last prediction of normalized, padded images (N, 3, H, W), and the features."""
         features = self.backbone(images)
-        return self._head_on(self.sem_seg_head, features), features
+        return self._head_on(self.sem_seg_head, features, final_only=True), features
 
     @torch.no_grad()
     def segment(self, batch: Sequence[Sample]) -> list[Tensor]:
@@ -230,14 +230,15 @@ class CLOUDS(nn.Module):
         return self.self_training
 
     def _teacher_labels(self, features: Features, images: ImageList) -> list[PseudoLabel]:
-        predictions = self._head_on(self._teaching().teacher.head, features)
+        predictions = self._head_on(self._teaching().teacher.head, features, final_only=True)
         maps = self._semantic_maps(predictions, features, images, self.teacher_ensemble)
         return [label_from_scores(one.scores()) for one in maps]
 
-    def _head_on(self, head: nn.Module, features: Features) -> Predictions:
-        predictions: Predictions = head(
-            features, self._text_rows() if self.sem_seg_head.needs_text else None
-        )
+    def _head_on(
+        self, head: nn.Module, features: Features, final_only: bool = False
+    ) -> Predictions:
+        text = self._text_rows() if self.sem_seg_head.needs_text else None
+        predictions: Predictions = head(features, text, final_only=final_only)
         return predictions
 
     def _semantic_maps_of(self, batch: Sequence[Sample]) -> Iterator[tuple[SemanticMap, Sample]]:

@@ -63,12 +63,18 @@ class CLOUDSHead(nn.Module):
         """Whether `forward` wants the text classifier."""
         return self.predictor.needs_text
 
-    def forward(self, features: Mapping[str, Tensor], text: TextRows | None = None) -> Predictions:
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        text: TextRows | None = None,
+        final_only: bool = False,
+    ) -> Predictions:
         """
         Args:
             features: name -> (N, C, H / stride, W / stride), from the backbone.
             text: the text classifier, where `needs_text`.
+            final_only: give the last prediction alone.
         """
         mask_features, maps = self.pixel_decoder(features)
-        predictions: Predictions = self.predictor(maps, mask_features, text)
+        predictions: Predictions = self.predictor(maps, mask_features, text, final_only)
         return predictions

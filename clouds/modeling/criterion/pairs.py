@@ -52,3 +52,8 @@ class Pairs:
         counts = [t.shape[1] for _, t in images]
         by_target = orders.flatten().split(sizes)
         return cls(every_query, targets.split(counts, dim=1), by_target, counts)
+
+    def queries_of_images(self, queries: int) -> list[Tensor]:
+        """Per image (L, m), among its own Q queries."""
+        images = torch.split(self.queries, self.counts, dim=1)
+        return [image - i * queries for i, image in enumerate(images)]

@@ -101,7 +101,8 @@ class SetCriterion(nn.Module):
         void = math.fsum((queries - c) * t.void for c, t in zip(counts, targets, strict=True))
         masks_norm, class_norm = self._normalizers(sum(counts), void)
         classes = self._class_losses(class_logits, targets, pairs) / class_norm
-        bce, dice = self._mask_losses(mask_logits, targets, masks, pairs, points) / masks_norm
+        chosen = predictions.chosen_masks(list(layers.values()), pairs.queries_of_images(queries))
+        bce, dice = self._mask_losses(chosen, targets, masks, pairs, points) / masks_norm
         losses = {}
         for i, suffix in enumerate(layers):
             losses["loss_ce" + suffix] = self.weights.classes * classes[i]
@@ -193,24 +194,20 @@ class SetCriterion(nn.Module):
 
     def _mask_losses(
         self,
-        logits: list[Tensor],
+        matched: Sequence[Tensor],
         targets: Sequence[Targets],
         masks: list[Tensor],
         pairs: Pairs,
         points: list[Points],
     ) -> Tensor:
-        """Sums over the matched masks of binary cross-entropy and of dice loss: (2, L)."""
+        """Sums over the matched masks of binary cross-entropy and of dice loss: (2, L).
+
+        Args:
+            matched: per image the logits of matched queries (L, m, h, w).
+        """
         if not sum(pairs.counts):  # nothing but void: zero, with a gradient of zero
-            return torch.stack([layer.sum() * 0 for layer in logits]).expand(2, -1)
-        matched = torch.stack(
-            [
-                layer.flatten(0, 1).index_select(0, queries)
-                for layer, queries in zip(logits, pairs.queries, strict=True)
-            ]
-        )
-        images = enumerate(
-            zip(torch.split(matched, pairs.counts, 1), targets, masks, points, strict=True)
-        )
+            return torch.stack([m.flatten(1).sum(1) for m in matched]).sum(0).expand(2, -1)
+        images = enumerate(zip([m.float() for m in matched], targets, masks, points, strict=True))
         losses = []
         for i, (predicted, target, whole, drawn) in images:
             chosen = self.sampler.choose(predicted, drawn, target.weights)

@@ -124,19 +124,17 @@ def _init_xavier(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def may_attend(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+@torch.no_grad()
+def may_attend(mask_logits: Tensor) -> Tensor:
     """Where each query may look next: inside the mask it predicts now.
 
     A query whose mask is empty may look everywhere.
 
     Args:
-        mask_logits: (N, Q, h, w)
-        size: (height, width) of the map to be attended.
+        mask_logits: at the size of the map to be attended (N, Q, h, w).
 
     Returns:
-        bool (N, Q, height * width)
+        bool (N, Q, h * w)
     """
-    with torch.no_grad():
-        resized = F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False)
-        inside = resized.flatten(2) >= 0
-        return inside | ~inside.any(-1, keepdim=True)
+    inside = mask_logits.flatten(2) >= 0
+    return inside | ~inside.any(-1, keepdim=True)

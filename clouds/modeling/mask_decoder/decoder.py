@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clouds.modeling.mask_decoder.attention import (
     MLP,
@@ -14,7 +15,7 @@ from clouds.modeling.mask_decoder.attention import (
     SelfAttentionLayer,
     may_attend,
 )
-from clouds.modeling.mask_decoder.predictions import Predictions
+from clouds.modeling.mask_decoder.predictions import MaskSource, Predictions, masks_of
 from clouds.modeling.position_encoding import sine_position_encoding
 from clouds.modeling.text.classifier import TextRows
 
@@ -82,21 +83,26 @@ class MaskedTransformerDecoder(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, maps: Sequence[Tensor], mask_features: Tensor, text: TextRows | None = None
+        self,
+        maps: Sequence[Tensor],
+        mask_features: Tensor,
+        text: TextRows | None = None,
+        final_only: bool = False,
     ) -> Predictions:
         """
         Args:
             maps: multi-scale features (N, in_channels, h_l, w_l), coarse to fine.
             mask_features: (N, mask_dim, H / 4, W / 4).
             text: the text classifier, for a subclass that needs it.
+            final_only: give the last prediction alone, where there are no losses on the others.
         """
         n = mask_features.shape[0]
-        sizes = [(m.shape[-2], m.shape[-1]) for m in maps]
         memory = self._memory(maps)
+        coarse = [_resized(mask_features, m) for m in maps]
         position = self.query_embed.weight.expand(n, -1, -1)
         x = self.query_feat.weight.expand(n, -1, -1)
-        class_logits, mask_logits = self._predict(x, mask_features, text)
-        predictions = Predictions([class_logits], [mask_logits])
+        queries = [self.decoder_norm(x)]
+        embeddings = [self.mask_embed(queries[-1])]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -105,13 +111,15 @@ class MaskedTransformerDecoder(nn.Module):
         )
         for i, (cross_attention, self_attention, ffn) in enumerate(layers):
             level = i % len(maps)
-            allowed = may_attend(mask_logits, sizes[level])
+            # As the masks resized: resizing and the product are linear, their order is free.
+            allowed = may_attend(masks_of(embeddings[-1].detach(), coarse[level]))
             x = cross_attention(x, position, *memory[level], allowed)
             x = ffn(self_attention(x, position))
-            class_logits, mask_logits = self._predict(x, mask_features, text)
-            predictions.class_logits.append(class_logits)
-            predictions.mask_logits.append(mask_logits)
-        return predictions
+            queries.append(self.decoder_norm(x))
+            embeddings.append(self.mask_embed(queries[-1]))
+        if final_only:
+            queries, embeddings = queries[-1:], embeddings[-1:]
+        return self._predictions(queries, MaskSource(embeddings, mask_features), text)
 
     def _memory(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Keys (position added) and values of every level, each (N, h * w, C)."""
@@ -123,9 +131,21 @@ class MaskedTransformerDecoder(nn.Module):
             memory.append((value + position, value))
         return memory
 
-    def _predict(
-        self, x: Tensor, mask_features: Tensor, text: TextRows | None
-    ) -> tuple[Tensor, Tensor]:
-        query = self.decoder_norm(x)
-        mask_logits = torch.einsum("nqc,nchw->nqhw", self.mask_embed(query), mask_features)
-        return self.classify(query, mask_logits, mask_features, text), mask_logits
+    def _predictions(
+        self, queries: list[Tensor], source: MaskSource, text: TextRows | None
+    ) -> Predictions:
+        """Of normalized queries after several layers, all at once."""
+        mask_logits = masks_of(torch.cat(source.embeddings, dim=1), source.features)
+        together = torch.cat(queries, dim=1)
+        class_logits = self.classify(together, mask_logits, source.features, text)
+        count = queries[0].shape[1]
+        return Predictions(
+            list(torch.split(class_logits, count, dim=1)),
+            list(torch.split(mask_logits, count, dim=1)),
+            source,
+        )
+
+
+@torch.no_grad()
+def _resized(features: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(features, like.shape[-2:], mode="bilinear", align_corners=False)

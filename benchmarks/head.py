@@ -1,0 +1,206 @@
+#!/usr/bin/env python
+"""The head alone, forward and backward: ours beside transformers' Mask2Former, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/head.py
+    OMP_NUM_THREADS=1 python benchmarks/head.py --images 4 --repeats 3 --amp
+
+Pixel decoder and mask decoder of the published sizes, on the same features of a frozen backbone and
+with the same weights; predictions and gradients are compared before anything is timed. Every class
+and mask logit of all ten predictions gets a gradient, or with --final those of the last alone. On a
+CPU the processor's time is taken, of all threads: what other programs take of it does not count.
+Needs `pip install transformers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import clouds.modeling  # noqa: F401 - registers what the config names
+from clouds.config import get_cfg
+from clouds.d2 import SEM_SEG_HEADS_REGISTRY, ShapeSpec
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from transformers_weights import (
+    mask2former,
+    mask2former_config,
+    mask_decoder_weights,
+    pixel_decoder_weights,
+    randomize,
+)
+
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+SEED = 0
+TOLERANCE = 1e-3
+"""Of the root mean square of logits and gradients. A rounding error may turn a pixel that a query
+may just see or just not see, and with it a few of its logits a little."""
+
+Logits = list[Tensor]
+Way = Callable[[], Logits]
+
+
+def main() -> None:
+    args = parse()
+    device = torch.device(args.device)
+    features = made_features(args, device)
+    heads = {"transformers": Theirs(args), "ours": our_head(args)}
+    heads["transformers"].take_weights(heads["ours"])
+    for head in heads.values():
+        head.to(device).eval()
+    ways = {name: forward_of(head, features) for name, head in heads.items()}
+    gradients = [torch.randn_like(logits) / logits.numel() for logits in ways["ours"]()]
+    if args.final:
+        gradients = [None if i + 2 < len(gradients) else g for i, g in enumerate(gradients)]
+    compare(heads, ways, gradients)
+
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
+        for name, way in ways.items():
+            heads[name].zero_grad()
+            times[name].append(seconds(way, gradients, device, args.amp))
+    print(
+        f"{args.images} images of {args.size}, features of {args.width} to {8 * args.width} "
+        f"channels, {'bf16 autocast' if args.amp else 'float32'}, "
+        f"{'last prediction' if args.final else 'all predictions'}; "
+        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    before = statistics.median(times["transformers"])
+    for name, taken in times.items():
+        median = statistics.median(taken)
+        spread = f"{min(taken):.3f} to {max(taken):.3f}"
+        print(f"{name:>14}: {median:.3f} s ({spread}), {before / median:.2f} x")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--size", type=int, default=384, help="of an image, a multiple of 32")
+    parser.add_argument("--width", type=int, default=128, help="channels of res2: 128 base")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", action="store_true", help="under bf16 autocast")
+    parser.add_argument("--final", action="store_true", help="gradients of the last prediction")
+    return parser.parse_args()
+
+
+def made_features(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
+    """Noise, laid out in memory as a ConvNeXt's features are."""
+    torch.manual_seed(SEED)
+    return {
+        name: torch.randn(
+            args.images, args.size // stride, args.size // stride, args.width * stride // 4
+        )
+        .to(device)
+        .permute(0, 3, 1, 2)
+        for name, stride in STRIDES.items()
+    }
+
+
+def our_head(args: argparse.Namespace) -> Any:
+    shapes = {
+        name: ShapeSpec(channels=args.width * stride // 4, stride=stride)
+        for name, stride in STRIDES.items()
+    }
+    cfg = get_cfg()
+    return randomize(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes, 640))
+
+
+class Theirs(nn.Module):
+    """transformers' pixel decoder, transformer module and class predictor."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__()
+        config, cfg = mask2former_config(), get_cfg()
+        widths = [args.width * stride // 4 for stride in STRIDES.values()]
+        self.pixel_decoder: Any = mask2former().Mask2FormerPixelDecoder(config, widths)
+        self.predictor: Any = mask2former().Mask2FormerTransformerModule(256, config)
+        self.class_embed = nn.Linear(256, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES + 1)
+
+    def take_weights(self, ours: Any) -> None:
+        state = {name: value.clone() for name, value in ours.pixel_decoder.state_dict().items()}
+        self.pixel_decoder.load_state_dict(pixel_decoder_weights(state))
+        state = {name: value.clone() for name, value in ours.predictor.state_dict().items()}
+        self.predictor.load_state_dict(mask_decoder_weights(state))
+        self.class_embed.load_state_dict(ours.predictor.class_embed.state_dict())
+
+    def forward(self, features: dict[str, Tensor]) -> Logits:
+        pixel = self.pixel_decoder(list(features.values()), return_dict=True)
+        out = self.predictor(pixel.multi_scale_features, pixel.mask_features)
+        classes = [self.class_embed(s.transpose(0, 1)) for s in out.intermediate_hidden_states]
+        return [x for pair in zip(classes, out.masks_queries_logits, strict=True) for x in pair]
+
+
+def forward_of(head: Any, features: dict[str, Tensor]) -> Way:
+    """Class and mask logits in turns, prediction after prediction."""
+
+    def forward() -> Logits:
+        out = head(features)
+        if isinstance(out, list):
+            return out
+        return [x for pair in zip(out.class_logits, out.mask_logits, strict=True) for x in pair]
+
+    return forward
+
+
+def backward(logits: Logits, gradients: list[Tensor | None]) -> None:
+    pairs = [(x, g) for x, g in zip(logits, gradients, strict=True) if g is not None]
+    torch.autograd.backward([x for x, _ in pairs], [g.to(x.dtype) for x, g in pairs])
+
+
+def seconds(way: Way, gradients: list[Tensor | None], device: torch.device, amp: bool) -> float:
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    autocast = torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
+    synchronize(device)
+    start = clock()
+    with autocast:
+        logits = way()
+    backward(logits, gradients)
+    synchronize(device)
+    return clock() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: list[Tensor | None]) -> None:
+    """In float32: the logits, and the gradients of two layers at the far end of the way back."""
+    theirs, ours = ways["transformers"](), ways["ours"]()
+    for expected, got in zip(theirs, ours, strict=True):
+        close("logits", got, expected)
+    for logits in (theirs, ours):
+        backward(logits, gradients)
+    reached = {
+        name: (
+            head.pixel_decoder.get_submodule(projections)[0].weight.grad,
+            head.predictor.query_feat.weight.grad
+            if name == "ours"
+            else head.predictor.queries_features.weight.grad,
+        )
+        for (name, head), projections in zip(
+            heads.items(), ("input_projections.0", "input_proj.0"), strict=True
+        )
+    }
+    for expected, got in zip(reached["transformers"], reached["ours"], strict=True):
+        close("gradients", got, expected)
+
+
+def close(what: str, got: Tensor, expected: Tensor) -> None:
+    error = (got - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+    assert error < TOLERANCE, f"{what} differ by {error}"
+
+
+if __name__ == "__main__":
+    main()
