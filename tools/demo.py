@@ -67,8 +67,11 @@ def gallery(folder: Path, at: Path) -> str:
     )
 
 
-def page(commands: list[str], results: dict[str, dict[str, Any]], output: Path) -> str:
+def page(
+    commands: list[str], results: dict[str, dict[str, Any]], output: Path, generated: Path
+) -> str:
     """The result as HTML: scores, the commands, then pictures."""
+    sheet = html.escape(os.path.relpath(generated / "contact_sheet.png", output))
     return (
         "<!doctype html><meta charset=utf-8><title>CLOUDS demo</title>"
         "<style>body{font:16px sans-serif;margin:2em;max-width:1400px}img{max-width:100%}"
@@ -80,7 +83,7 @@ def page(commands: list[str], results: dict[str, dict[str, Any]], output: Path) 
         f"<pre>{html.escape(chr(10).join(commands))}</pre>"
         f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"
         f"<h2>After the warm-up</h2>{gallery(output / 'warmup', output)}"
-        '<h2>Scenes painted from prompts</h2><img src="generated.png" alt="contact sheet">'
+        f'<h2>Scenes painted from prompts</h2><img src="{sheet}" alt="contact sheet">'
         '<h2>What the domains look like</h2><img src="scenes.png" alt="contact sheet">'
     )
 
@@ -99,18 +102,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def generated_folder(args: argparse.Namespace) -> Path:
+    """The dataset sd_demo."""
+    folder: Path = args.data / "stable_diffusion" / "demo"
+    return folder
+
+
 def plan(args: argparse.Namespace) -> list[list[str]]:
     """The commands of the demo, in order."""
     tool = os.path.relpath(HERE)
     configs = os.path.relpath(HERE.parent / "configs" / "demo")
-    generated = args.data / "stable_diffusion" / "demo"
     paint = [f"{tool}/make_demo_data.py", "--output", str(args.data), "--datasets", *DATASETS]
     paint += ["--train", str(args.train), "--val", str(args.val)]
     paint += ["--contact-sheet", str(args.output / "scenes.png")]
     generate = [f"{tool}/generate_images.py", "--generator", "procedural"]
     generate += ["--prompts", args.prompts, "--count", str(args.generated)]
-    generate += ["--height", "160", "--width", "320", "--output", str(generated)]
-    generate += ["--contact-sheet", str(args.output / "generated.png")]
+    generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
     trainings = []
     for phase in PHASES:
         command = [f"{tool}/train_net.py", "--config-file", f"{configs}/{phase}.yaml"]
@@ -135,7 +142,7 @@ def main() -> None:
         phase: json.loads((args.output / phase / "results.json").read_text()) for phase in PHASES
     }
     index = args.output / "index.html"
-    index.write_text(page(commands, results, args.output))
+    index.write_text(page(commands, results, args.output, generated_folder(args)))
     print(f"\nmIoU, mean over the unseen domains {', '.join(DATASETS[1:])}:")
     for phase, title in PHASES.items():
         print(f"  {title}: {results[phase]['mean']['mIoU']:.1f}")
