@@ -421,7 +421,7 @@ def test_the_folder_is_seldom_looked_through(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_goes_once_it_is_old(tmp_path):
-    old, new = (tmp_path / f".{key_of(n)}.{key_of(7)}.part" for n in (1, 2))
+    old, new = (tmp_path / f".{key_of(n)}.npe.{key_of(7)}.part" for n in (1, 2))
     for path in (old, new):
         path.write_bytes(b"half")
     aged(old, 7200)

@@ -179,7 +179,7 @@ def test_what_has_no_line_is_painted_again(tmp_path):
     # Killed while the last line was written, with a half-written image beside.
     broken.manifest.write_bytes(b"".join(rows[:-1]) + rows[-1][:20])
     (broken.output / "images/000005.png").write_bytes(b"half")
-    (broken.output / "images/.000006.png.77.part").write_bytes(b"half")
+    (broken.output / f"images/.000006.png.{'0a' * 16}.part").write_bytes(b"half")
     (broken.output / "images/000001.png").unlink()
     (broken.output / "labels/000002.png").unlink()
     assert fill(broken) == [1, 2, 5]
@@ -212,7 +212,7 @@ def test_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, where):
 
     if where == "data":  # of the third picture: each has two files
         real = os.fsync
-        monkeypatch.setattr(work.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     else:
         real = work.append_entry
         calls += [()] * 3
@@ -237,7 +237,7 @@ def test_full_disk_in_one_line_on_the_command_line(tmp_path, prompts, monkeypatc
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(work.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as stop:
         load_tool().main(command(tmp_path / "a", prompts, 2))
     assert stop.value.code == 2

@@ -469,9 +469,10 @@ def test_data_that_ends_is_an_error(tmp_path):
 
 
 def test_half_written_files_are_cleared(tmp_path):
-    (tmp_path / "model_0000003.pth.tmp").write_bytes(b"half")
+    (tmp_path / f".model_0000003.pth.{'0a' * 16}.part").write_bytes(b"half")
+    (tmp_path / ".another's.part").write_bytes(b"half")
     trainer_of(tmp_path).train()
-    assert not list(tmp_path.glob("*.tmp"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".another's.part"]
 
 
 def test_tensorboard_has_scalars_and_pictures(tmp_path):

@@ -88,7 +88,7 @@ def write(weights: Mapping[str, torch.Tensor], output: Path, to: str) -> None:
     import safetensors.torch
     import torch
 
-    from clouds.engine.checkpoint import written_whole
+    from clouds.whole_file import written_whole
 
     # Clones: tensors that share memory are an error to safetensors, and parts of larger ones would
     # drag the rest of them into a .pth.

@@ -9,9 +9,7 @@ the newest.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import pickle
 import re
 import warnings
@@ -19,7 +17,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fvcore.common.checkpoint as fvcore_checkpoint
 import numpy as np
@@ -28,6 +26,7 @@ import yaml
 from torch import nn
 
 from clouds.d2 import CfgNode
+from clouds.whole_file import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -270,24 +269,6 @@ def clean_weights(path: Path, weights: Mapping[str, Any]) -> dict[str, torch.Ten
             )
         tensors[str(name).removeprefix("module.") if wrapped else str(name)] = value
     return tensors
-
-
-@contextlib.contextmanager
-def written_whole(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that appears under its name only when all of it is on disk.
-
-    Its folder is made if there is none.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open(mode) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]

@@ -26,6 +26,7 @@ from clouds.engine.metrics import (
     memory_gib,
     tensorboard_folder,
 )
+from clouds.whole_file import unfinished
 
 if TYPE_CHECKING:
     from clouds.engine.trainer import Trainer
@@ -160,8 +161,8 @@ class CheckpointHook(Hook):
         """Clear up half-written files; count the checkpoints that a resumed run finds."""
         self.periodic = PeriodicCheckpointer(trainer.checkpointer, self.period, self.keep or None)
         if distributed.is_main():
-            for leftover in Path(trainer.checkpointer.save_dir).glob("*.tmp"):
-                leftover.unlink()
+            for leftover in unfinished(Path(trainer.checkpointer.save_dir)):
+                leftover.unlink(missing_ok=True)
         if trainer.start > 0:
             self.periodic.adopt_existing()
 

@@ -25,6 +25,7 @@ from clouds.data.label_space import CITYSCAPES_19
 from clouds.generation.prompts import clip_tokens, parse_prompts
 from clouds.generation.scene_words import content_words, read_scene
 from clouds.scenes.style import TIMES, WEATHERS
+from clouds.whole_file import unfinished, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -363,13 +364,14 @@ class _PromptFile:
 
     def __init__(self, path: Path, header: Mapping[str, object]) -> None:
         self.path = path
+        for leftover in unfinished(path.parent, path.name):
+            leftover.unlink(missing_ok=True)
         before, settings, body = _split_file(_read(path))
         self._head = before + _BEGIN + json.dumps(header) + "\n"
         if settings is None:
             if before and not before.endswith("\n"):
                 self._head = before + "\n" + self._head[len(before) :]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _replace_text(path, self._head)
+            self._write("")
         else:
             _check_same(path, settings, header)
             self._head = before + _BEGIN + settings + "\n"
@@ -389,7 +391,12 @@ class _PromptFile:
         """Forget what stands behind the last closed round."""
         while self._lines and not self._lines[-1].startswith(_CLOSED):
             self._lines.pop()
-        _replace_text(self.path, self._head + "".join(self._lines))
+        self._write("".join(self._lines))
+
+    def _write(self, body: str) -> None:
+        """Write all of the file anew."""
+        with written_whole(self.path, "w") as stream:
+            stream.write(self._head + body)
 
     def append(self, prompts: Sequence[str], closes: int | None) -> None:
         """Write prompts, and the line that closes a round, to the disk."""
@@ -417,16 +424,6 @@ def _split_file(text: str) -> tuple[str, str | None, str]:
     before, begin, rest = text.partition(_BEGIN)
     settings, end, body = rest.partition("\n")
     return (before, settings, body) if begin and end else (before, None, "")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    """Write a whole file so that a reader sees the old one or the new one."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(path)
 
 
 def _check_same(path: Path, settings: str, header: Mapping[str, object]) -> None:

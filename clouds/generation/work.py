@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,12 +37,12 @@ from clouds.generation.manifest import (
 )
 from clouds.version import __version__
 from clouds.visualize import Tile, side_by_side
+from clouds.whole_file import unfinished, written_whole
 
 RECORD = "generation.json"
 SHEET = "contact_sheet.png"
 
 _OUR_NAME = re.compile(r"\d{6,}\.png")
-_UNFINISHED = ".part"
 
 Record = dict[str, object]
 UInt8Array = npt.NDArray[np.uint8]
@@ -152,8 +151,9 @@ def prepare(plan: Plan, overwrite: bool = False, verify: bool = False) -> None:
                 image = plan.output / "images" / name
                 if image.is_file() and file_sha256(image) != entry.sha256:
                     image.unlink()
-        text = json.dumps({"clouds": __version__} | plan.record(), indent=1, ensure_ascii=False)
-        write_whole(plan.output / RECORD, text.encode() + b"\n")
+        with written_whole(plan.output / RECORD, "w") as file:
+            record = {"clouds": __version__} | plan.record()
+            file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_record(output: Path) -> Record | None:
@@ -242,7 +242,7 @@ def _drop_unfinished(plan: Plan, entries: dict[str, Entry]) -> None:
         if path.name not in entries:
             path.unlink()
     for folder in (plan.output, plan.output / "images", plan.output / "labels"):
-        for path in folder.glob(f".*{_UNFINISHED}"):
+        for path in unfinished(folder):
             path.unlink(missing_ok=True)
 
 
@@ -285,12 +285,12 @@ def paint(plan: Plan, numbers: Sequence[int]) -> Iterator[int]:
 
 
 def _write(plan: Plan, number: int, picture: Picture) -> None:
-    """Label, image, line: in this order, so that what has a line is complete."""
+    """Label, image, line: in this order, so that what has a line is complete on the disk."""
     path = plan.image(number)
     with _errors_named(path):
         if picture.label is not None:
-            write_whole(plan.label(number), _png(picture.label))
-        write_whole(path, _png(cv2.cvtColor(picture.image, cv2.COLOR_RGB2BGR)))
+            _write_png(plan.label(number), picture.label)
+        _write_png(path, cv2.cvtColor(picture.image, cv2.COLOR_RGB2BGR))
         entry = Entry(
             file=image_name(number),
             prompt=plan.prompt(number),
@@ -304,24 +304,12 @@ def _write(plan: Plan, number: int, picture: Picture) -> None:
         append_entry(plan.manifest, entry)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, then rename it: it is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # else the manifest could outlive the image in a power cut
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _png(picture: npt.NDArray[np.generic]) -> bytes:
+def _write_png(path: Path, picture: npt.NDArray[np.generic]) -> None:
+    """Write a picture, (H, W) or (H, W, 3) BGR."""
     done, data = cv2.imencode(".png", picture)
     assert done, "OpenCV cannot encode PNG"
-    return bytes(data)
+    with written_whole(path) as file:
+        file.write(data)
 
 
 def _finished(plan: Plan) -> dict[str, Entry]:
@@ -376,7 +364,7 @@ def write_contact_sheet(plan: Plan, columns: int = 6, rows: int = 4, tile_width:
     path = plan.output / SHEET
     sheet = cv2.cvtColor(np.vstack(panels), cv2.COLOR_RGB2BGR)
     with _errors_named(path):
-        write_whole(path, _png(sheet))
+        _write_png(path, sheet)
     return path
 
 

@@ -8,7 +8,6 @@ the record does not know are never touched.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ import cv2
 
 from clouds.scenes.painter import check_size
 from clouds.scenes.writers import FAMILIES, Recipe, folders, picture_paths, row_names, write_picture
+from clouds.whole_file import written_whole
 
 RECORD = "demo_data.json"
 PAINTER = 1
@@ -198,7 +198,6 @@ def read_record(root: Path) -> dict[str, Painted]:
 
 
 def _write_record(root: Path, made: Mapping[str, Painted]) -> None:
-    unfinished = root / f".{RECORD}.{os.getpid()}.part"
     entries = {name: asdict(painted) for name, painted in sorted(made.items())}
-    unfinished.write_text(json.dumps(entries, indent=2) + "\n")
-    unfinished.replace(root / RECORD)
+    with written_whole(root / RECORD, "w") as file:
+        file.write(json.dumps(entries, indent=2) + "\n")

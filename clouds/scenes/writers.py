@@ -7,7 +7,6 @@ what that table reads. The rest of a file's name only has to look like the real 
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from clouds.scenes.canvas import Bytes
 from clouds.scenes.domains import STYLES
 from clouds.scenes.layout import CLASSES, Contents
 from clouds.scenes.painter import SMALLEST, Painting, paint_scene
+from clouds.whole_file import written_whole
 
 if TYPE_CHECKING:
     from clouds.data.datasets.table import Row
@@ -138,8 +138,10 @@ def write_picture(recipe: Recipe, index: int, image_path: Path, label_path: Path
     painting = paint_picture(recipe, index)
     raw = cv2.LUT(painting.label, recipe.raw_ids())
     encode_label = _format(recipe.name).encode_label
-    _write_whole(label_path, encode_label(raw, painting.instances, recipe.ids))
-    _write_whole(image_path, _encode_image(painting.image, image_path.suffix))
+    with written_whole(label_path) as file:
+        file.write(encode_label(raw, painting.instances, recipe.ids))
+    with written_whole(image_path) as file:
+        file.write(_encode_image(painting.image, image_path.suffix))
 
 
 def _row(name: str) -> Row:
@@ -233,15 +235,3 @@ _FORMATS: Mapping[str, _Format] = {
 
 def _format(name: str) -> _Format:
     return _FORMATS[name.removesuffix("_train").removesuffix("_val")]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file under another name, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise

@@ -1,7 +1,7 @@
 """Image embeddings on disk, so that SAM's encoder sees each view of a picture once.
 
-    <key>.npe       an entry: header (magic, CRC-32 of the values, shape), then the values
-    .<key>.*.part   one that is being written; a killed process may leave it
+    <key>.npe            an entry: header (magic, CRC-32 of the values, shape), then the values
+    .<key>.npe.*.part    one that is being written; a killed process may leave it
 
 The key is a hash of the picture's pixels and of SAM's encoder, so neither a picture that was
 painted again, nor its flipped view, nor other weights meet an entry that is not theirs. Entries
@@ -22,7 +22,6 @@ import os
 import re
 import struct
 import time
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from clouds.whole_file import name_when_whole, written_whole
 
 if TYPE_CHECKING:
     from clouds.self_training.refiners.sam import Embed
@@ -42,7 +43,6 @@ MAGIC = b"CLDSEMB1"
 HEADER = struct.Struct("<8s4I40x")
 """Magic, CRC-32 of the values, shape; 64 bytes."""
 _ENTRY = re.compile(r"[0-9a-f]{32}\.npe")
-_PART = re.compile(r"\.[0-9a-f]{32}\.[0-9a-f]{32}\.part")
 ABANDONED_AFTER = 3600.0
 """Seconds after which an entry that is still being written belongs to a process that is gone."""
 SHARES = 16
@@ -164,17 +164,9 @@ class EmbeddingCache:
         return values.reshape(self.shape)
 
     def _write(self, path: Path, values: Half) -> None:
-        """Under another name first. Not synchronized with the disk: there is the checksum."""
-        part = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as file:
-                file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
-                file.write(values.data)
-            part.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                part.unlink()
-            raise
+        with written_whole(path, synced=False) as file:  # the checksum tells of a torn one
+            file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
+            file.write(values.data)
 
     def _make_room(self) -> None:
         """Look through the folder, evict what is stale if need be, and share out what is left."""
@@ -204,14 +196,14 @@ class EmbeddingCache:
         files = []
         with os.scandir(self.folder) as found:
             for item in found:
-                part = _PART.fullmatch(item.name)
-                if not part and not _ENTRY.fullmatch(item.name):
+                target = name_when_whole(item.name)
+                if not _ENTRY.fullmatch(target or item.name):
                     continue
                 try:
                     status = item.stat()
                 except FileNotFoundError:  # evicted, or written, by another process
                     continue
-                if not part:
+                if target is None:
                     files.append((status.st_mtime, status.st_size, Path(item.path)))
                 elif status.st_mtime < time.time() - ABANDONED_AFTER:
                     Path(item.path).unlink(missing_ok=True)
