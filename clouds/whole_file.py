@@ -19,15 +19,17 @@ _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part", re.DOTALL)
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, mode: str = "wb", *, synced: bool = True) -> Iterator[IO[Any]]:
+def written_whole(
+    path: Path, mode: str = "wb", *, parents: bool = True, synced: bool = True
+) -> Iterator[IO[Any]]:
     """Open a file for writing that appears under its name, or replaces what was there, at the end.
 
-    Its folder is made if there is none. On any error what was there before stays, and nothing is
-    left beside it.
+    On any error what was there before stays, and nothing is left beside it.
 
     Args:
         path: the file.
         mode: "wb", or "w" for text: UTF-8, lines as they are.
+        parents: make its folder if there is none.
         synced: wait until the content is on the disk. Without, a power cut may leave a torn file
             under the name, which its reader must recognize.
 
@@ -35,7 +37,8 @@ def written_whole(path: Path, mode: str = "wb", *, synced: bool = True) -> Itera
         OSError: it cannot be written.
     """
     assert mode in ("w", "wb"), mode
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     encoding, newline = ("utf-8", "") if mode == "w" else (None, None)
     try:

@@ -31,6 +31,12 @@ def test_it_appears_at_the_end_in_a_folder_that_is_made(tmp_path):
     assert names(path.parent) == ["x.bin"]
 
 
+def test_a_folder_that_must_be_there(tmp_path):
+    with pytest.raises(FileNotFoundError), written_whole(tmp_path / "a/x", parents=False):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_text_is_utf8_with_its_own_lines(tmp_path):
     with written_whole(tmp_path / "x.txt", "w") as file:
         file.write("Bäume\r\n…\n")

@@ -308,7 +308,7 @@ def _write_png(path: Path, picture: npt.NDArray[np.generic]) -> None:
     """Write a picture, (H, W) or (H, W, 3) BGR."""
     done, data = cv2.imencode(".png", picture)
     assert done, "OpenCV cannot encode PNG"
-    with written_whole(path) as file:
+    with written_whole(path, parents=False) as file:
         file.write(data)
 
 

@@ -164,7 +164,8 @@ class EmbeddingCache:
         return values.reshape(self.shape)
 
     def _write(self, path: Path, values: Half) -> None:
-        with written_whole(path, synced=False) as file:  # the checksum tells of a torn one
+        # Not synced: the checksum tells of a torn one.
+        with written_whole(path, parents=False, synced=False) as file:
             file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
             file.write(values.data)
 
