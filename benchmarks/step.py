@@ -1,0 +1,439 @@
+#!/usr/bin/env python
+"""A warm-up step and a joint step: the published way beside ours, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/step.py
+    OMP_NUM_THREADS=1 python benchmarks/step.py --clip clouds_tiny --sam tiny --size 128
+    python benchmarks/step.py --clip convnext_large_d_320 --sam vit_h --size 768 --source 4 \
+        --generated 4 --device cuda --dtype bfloat16 --repeats 10
+
+The published way (`published_step.py`) is composed of open_clip, transformers' Mask2Former and
+segment_anything in float32. Ours is the trainer's own iteration. A warm-up step has labelled images
+alone. Of the joint step, "cold" is ours at the first visit of a generated picture, "warm" at every
+later one, when SAM's embedding is in the cache. Both ways begin with the same weights and get the
+same batch; their losses are printed, which differ by the random points they are taken at.
+
+Weights are random, which costs what trained ones cost, but a random teacher sees one region. So
+both ways compute the teacher's label, then refine the painted one in its place, which has about as
+many components as a street scene has (--teacher-label teacher: its own).
+
+On a CPU the processor's time is what ratios are of: what other programs take does not count. With
+--only one way is measured alone, for its memory. Further settings of the model follow as KEY VALUE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import itertools
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from tabulate import tabulate
+from torch import Tensor
+
+import clouds.modeling  # noqa: F401 - registers what the config names
+from clouds.building import build_seeded
+from clouds.config import get_cfg
+from clouds.d2 import CfgNode
+from clouds.data.label_space import IGNORE
+from clouds.data.mappers.pair import to_tensor
+from clouds.data.sample import Domain
+from clouds.data.transforms import JitterRange
+from clouds.engine import Trainer
+from clouds.engine.benchmark import (
+    BACKWARD,
+    OPTIMIZER,
+    REST,
+    PartClock,
+    PeakMemory,
+    probes,
+    synchronizer,
+)
+from clouds.scenes import get_style, paint
+from clouds.scenes.generated_style import draw_style
+from clouds.self_training.components import find_components
+from clouds.self_training.ema_teacher import EMATeacher
+from clouds.self_training.pseudo_label import PseudoLabel, PseudoLabelOptions, RefinedLabel
+from clouds.self_training.refiners.sam import SamOptions, SamRefiner, cached
+from clouds.self_training.refiners.sam_model import build_sam
+from clouds.self_training.self_training import SelfTraining
+
+sys.path.insert(0, str(Path(__file__).parent))
+from published_step import BACKBONE, HEAD, LOSSES, REFINER, TEACHER, Labels, PublishedStep, Sample
+
+PARTS = (BACKBONE, TEACHER, REFINER, HEAD, LOSSES, BACKWARD, OPTIMIZER, REST)
+SAME = {"pixel decoder": HEAD, "mask decoder": HEAD, "matcher and criterion": LOSSES}
+"""The library's names of parts, where ours are others."""
+PUBLISHED, OURS, COLD, WARM = "published way", "ours", "ours, cold", "ours, warm"
+COMPONENTS = 15
+"""In a painted label of the batch, as nearly as there is one among CANDIDATES pictures."""
+CANDIDATES = 24
+
+Step = Callable[[PartClock], dict[str, float]]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    args = parse(words)
+    torch.set_num_threads(args.threads)
+    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
+    device = torch.device(args.device)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = config(args, Path(folder))
+        parts = Parts(args, cfg, device)
+        for phase in ("warmup", "joint") if args.phase == "both" else (args.phase,):
+            ways = parts.ways(phase)
+            untimed, args.untimed = args.untimed, 0  # those of the first phase are enough
+            report(args, phase, measure(ways, untimed, args.repeats, device), parts)
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
+    add("--size", type=int, default=384, help="of a picture, pixels, a multiple of 32")
+    add("--source", type=int, default=2, help="labelled images; a warm-up step has all of them")
+    add("--generated", type=int, default=2, help="images without a label")
+    add("--sam", default="vit_b", choices=["tiny", "vit_b", "vit_l", "vit_h"])
+    add("--larger-than", type=int, help="pixels of a component (5000 of a picture of 768)")
+    add("--repeats", type=int, default=1)
+    add("--untimed", type=int, default=1, help="rounds before all others that do not count")
+    add("--threads", type=int, default=1)
+    add("--phase", default="both", choices=["warmup", "joint", "both"])
+    add("--device", default="cpu")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of ours, by autocast")
+    add("--teacher-label", default="painted", choices=["painted", "teacher"])
+    add("--only", choices=["ours", "published"], help="measure one alone")
+    add("settings", nargs="*", metavar="KEY VALUE", help="of the model, as for tools/train_net.py")
+    args = parser.parse_args(words)
+    if (
+        args.size % 32
+        or min(args.source, args.repeats) < 1
+        or min(args.generated, args.untimed) < 0
+    ):
+        parser.error("--size is a multiple of 32, --source and --repeats are at least 1")
+    if args.phase != "warmup" and not args.generated:
+        parser.error("a joint step needs generated images")
+    if args.larger_than is None:
+        args.larger_than = round(5000 * (args.size / 768) ** 2)
+    return args
+
+
+def config(args: argparse.Namespace, folder: Path) -> CfgNode:
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = args.device
+    cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = args.clip
+    cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    node = cfg.MODEL.CLOUDS.SAM
+    node.MODEL, node.WEIGHTS, node.SIZE_THRESHOLD = args.sam, "", args.larger_than
+    node.OVERLAP = "published"
+    node.CACHE_DIR = str(folder / "embeddings")
+    cfg.DATASETS.TEST = ()
+    cfg.INPUT.CROP.SIZE = (args.size, args.size)
+    cfg.SOLVER.IMS_PER_BATCH = args.source + args.generated
+    cfg.SOLVER.AMP.ENABLED = args.dtype == "bfloat16"
+    cfg.OUTPUT_DIR = str(folder / "output")
+    cfg.merge_from_list(args.settings)
+    return cfg
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def source_sample(seed: int, size: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    image, label = paint(rng, get_style("gta5"), None, (size, size))
+    sample = {"image": to_tensor(image), "sem_seg": to_tensor(label), "domain": Domain.SOURCE}
+    return {**sample, "seed": seed}
+
+
+def generated_samples(
+    count: int, size: int, larger_than: int
+) -> list[tuple[dict[str, Any], Labels]]:
+    """Samples without a label, and what was painted."""
+    candidates = []
+    for seed in range(CANDIDATES):
+        rng = np.random.default_rng(seed)
+        image, label = paint(rng, draw_style(rng), None, (size, size))
+        label = without_ignore(label)
+        far = abs(len(find_components(label, larger_than)) - COMPONENTS)
+        candidates.append((far, seed, image, label))
+    chosen = []
+    for _, seed, image, label in sorted(candidates, key=lambda c: c[:2])[:count]:
+        jittered = JitterRange().draw(np.random.default_rng(seed)).apply(image)
+        views = {"image": to_tensor(jittered), "clean_image": to_tensor(image)}
+        chosen.append(({**views, "domain": Domain.GENERATED, "seed": seed}, label))
+    return chosen
+
+
+def without_ignore(label: Labels) -> Labels:
+    """As a teacher labels: every pixel has a class, here the nearest one."""
+    nearest = ndimage.distance_transform_edt(
+        label == IGNORE, return_distances=False, return_indices=True
+    )
+    return label[tuple(nearest)]
+
+
+# -------------------------------------------------------------------------- ours
+
+
+class GivenLabels:
+    """A refiner that refines labels it was given in place of the teacher's.
+
+    Attributes:
+        refiner: does the work.
+        given: see `PublishedStep`.
+        clock: is told that the teacher is done and that the refiner begins.
+    """
+
+    def __init__(self, refiner: SamRefiner, given: Sequence[Labels] | None) -> None:
+        self.refiner = refiner
+        self.given = given
+        self.clock: PartClock | None = None
+
+    def refine(
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
+    ) -> list[RefinedLabel]:
+        """See `clouds.self_training.refiners.Refiner`."""
+        if self.clock is None:
+            return self._refine(images, labels, seeds)
+        self.clock.leave()  # of the teacher, which began with its head
+        with self.clock.part(REFINER):
+            return self._refine(images, labels, seeds)
+
+    def _refine(
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
+    ) -> list[RefinedLabel]:
+        if self.given is not None:
+            labels = [
+                PseudoLabel(torch.from_numpy(given).to(label.classes.device), label.confidence)
+                for given, label in zip(self.given, labels, strict=True)
+            ]
+        return self.refiner.refine(images, labels, seeds)
+
+
+class OurStep:
+    """The trainer's iteration.
+
+    Args:
+        cfg: the config.
+        model: the one that trains; it gets a teacher where there is a SAM.
+        sam: as from `build_sam`; None: sources alone.
+        given: see `PublishedStep`.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, model: Any, sam: Any = None, given: Sequence[Labels] | None = None
+    ) -> None:
+        self.teaching: GivenLabels | None = None
+        if sam is not None:
+            embed = cached(cfg, sam)
+            sam.image_encoder.to(sam.device)
+            self.teaching = GivenLabels(SamRefiner(sam, SamOptions.from_config(cfg), embed), given)
+            teacher = EMATeacher.from_config(cfg, model.sem_seg_head)
+            teacher.restart()
+            model.self_training = SelfTraining(
+                teacher, lambda _: self.teaching, PseudoLabelOptions.from_config(cfg)
+            )
+        self.trainer = Trainer(cfg, model, loader=lambda _: itertools.repeat([]))
+        self.numbers = itertools.count()
+
+    def __call__(self, batch: Sequence[Sample], clock: PartClock) -> dict[str, float]:
+        """Do a step; returns the weighted losses."""
+        with ExitStack() as stack:
+            iteration = stack.enter_context(probes(self.trainer, clock))
+            if self.teaching is not None:
+                self.teaching.clock = clock
+                teacher = self.trainer.model.self_training.teacher
+                begin = teacher.head.register_forward_pre_hook(lambda *_: clock.enter(TEACHER))
+                stack.callback(begin.remove)
+            step = iteration(next(self.numbers), batch, time.perf_counter())
+        return dict(step.losses)
+
+
+class Parts:
+    """The batch, and both ways, from the same weights.
+
+    Attributes:
+        given: painted labels of the generated images.
+        published, ours: a way; None where it is not measured.
+    """
+
+    def __init__(self, args: argparse.Namespace, cfg: CfgNode, device: torch.device) -> None:
+        count = args.source + args.generated
+        self.labelled = [source_sample(seed, args.size) for seed in range(count)]
+        painted = generated_samples(args.generated, args.size, args.larger_than)
+        self.painted = [sample for sample, _ in painted]
+        self.given = [label for _, label in painted]
+        given = self.given if args.teacher_label == "painted" else None
+        self.source = args.source
+        self.cache = Path(cfg.MODEL.CLOUDS.SAM.CACHE_DIR)
+        model = build_seeded(cfg).to(device)
+        sam = None if args.phase == "warmup" else build_sam(cfg, device)
+        self.published = self.ours = None
+        if args.only != "ours":
+            self.published = PublishedStep(cfg, model, sam, given)
+        if args.only != "published":
+            self.ours = OurStep(cfg, model, sam, given)
+
+    def batch(self, phase: str) -> list[Sample]:
+        """Labelled images first."""
+        if phase == "warmup":
+            return self.labelled
+        return self.labelled[: self.source] + self.painted
+
+    def ways(self, phase: str) -> dict[str, Step]:
+        """Name -> step on the phase's batch, in the order of a round."""
+        batch = self.batch(phase)
+        ways: dict[str, Step] = {}
+        if self.published is not None:
+            published, loaded = self.published, self.published.loaded(batch)
+            ways[PUBLISHED] = lambda clock: published(loaded, clock)
+        if self.ours is not None:
+            ours = self.ours
+            if phase == "joint":
+                ways[COLD] = lambda clock: self.at_first_visit(ours, batch, clock)
+            ways[OURS if phase == "warmup" else WARM] = lambda clock: ours(batch, clock)
+        return ways
+
+    def at_first_visit(
+        self, ours: OurStep, batch: Sequence[Sample], clock: PartClock
+    ) -> dict[str, float]:
+        """Our step with an empty cache."""
+        for entry in self.cache.iterdir():
+            entry.unlink()
+        return ours(batch, clock)
+
+
+# --------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one step took.
+
+    Attributes:
+        cpu: seconds of the processor, all threads.
+        wall: seconds.
+        parts: seconds by part, of the processor; on a GPU, that passed.
+        more: largest memory of the step above that before it, MiB, see `PeakMemory`.
+        peak: largest memory of the step, MiB, what the other ways hold included.
+        losses: weighted.
+    """
+
+    cpu: float
+    wall: float
+    parts: dict[str, float]
+    more: float
+    peak: float
+    losses: dict[str, float]
+
+
+def measure(
+    ways: dict[str, Step], untimed: int, repeats: int, device: torch.device
+) -> dict[str, list[Taken]]:
+    """Steps of all ways in turns: what disturbs the machine disturbs each."""
+    taken: dict[str, list[Taken]] = {name: [] for name in ways}
+    for number in range(untimed + repeats):
+        for name, way in ways.items():
+            one = take(way, device, probe=False)
+            if number >= untimed:
+                taken[name].append(one)
+    if device.type == "cuda":  # waiting at every border takes time, so parts have a round of theirs
+        for name, way in ways.items():
+            parts = take(way, device, probe=True).parts
+            taken[name] = [replace(one, parts=parts) for one in taken[name]]
+    return taken
+
+
+def take(way: Step, device: torch.device, probe: bool) -> Taken:
+    synchronize = synchronizer(device)
+    on_cpu = device.type == "cpu"
+    clock = PartClock(
+        synchronize if probe else lambda: None, time.process_time if on_cpu else time.perf_counter
+    )
+    memory = PeakMemory(device)
+    if on_cpu:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed does not count
+    synchronize()
+    memory.restart()
+    held = torch.cuda.memory_allocated(device) / 2**30 if not on_cpu else memory.gib()
+    cpu, wall = time.process_time(), time.perf_counter()
+    with clock.part(REST):
+        losses = way(clock)
+    synchronize()
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    parts = dict.fromkeys(PARTS, 0.0)
+    for name, seconds in clock.seconds.items():
+        parts[SAME.get(name, name)] += seconds
+    return Taken(cpu, wall, parts, 1024 * (memory.gib() - held), 1024 * memory.gib(), losses)
+
+
+def report(
+    args: argparse.Namespace, phase: str, taken: dict[str, list[Taken]], parts: Parts
+) -> None:
+    on_cpu = args.device == "cpu"
+    print(subject(args, phase, parts))
+    seconds = {
+        name: statistics.median(one.cpu if on_cpu else one.wall for one in steps)
+        for name, steps in taken.items()
+    }
+    first = next(iter(seconds.values()))
+    rows = [
+        [
+            name,
+            statistics.median(one.cpu for one in steps),
+            statistics.median(one.wall for one in steps),
+            first / seconds[name],
+            max(one.more for one in steps),
+            max(one.peak for one in steps),
+        ]
+        for name, steps in taken.items()
+    ]
+    head = ["", "CPU s", "wall s", "ratio", "MiB more", "MiB"]
+    print(tabulate(rows, head, floatfmt=("", ".2f", ".2f", ".2f", ".0f", ".0f")))
+    losses = [
+        f"{name} {sum(steps[0].losses.values()):.2f}"
+        for name, steps in taken.items()
+        if name != WARM  # which comes one step later than "cold"
+    ]
+    print(f"loss of the first step: {', '.join(losses)}\n")
+    table = [
+        [part, *(statistics.median(one.parts[part] for one in steps) for steps in taken.values())]
+        for part in PARTS
+    ]
+    for row in table:
+        row.append(row[1] / row[-1] if row[-1] and len(taken) > 1 else None)
+    print(tabulate(table, ["seconds", *taken, "first / last"], floatfmt=".2f"), "\n")
+
+
+def subject(args: argparse.Namespace, phase: str, parts: Parts) -> str:
+    """What was measured, in a line."""
+    images = f"{args.source + args.generated} labelled images"
+    if phase == "joint":
+        images = f"{args.source} labelled and {args.generated} generated images"
+    words = [f"{phase} step, {images} of {args.size}x{args.size}, CLIP {args.clip}"]
+    if phase == "joint":
+        counts = [len(find_components(label, args.larger_than)) for label in parts.given]
+        found = " + ".join(map(str, counts))
+        words.append(f"SAM {args.sam}, {found} components of more than {args.larger_than} pixels")
+        if args.teacher_label == "teacher":
+            words[-1] = f"SAM {args.sam}, components of the teacher's label"
+    words.append(f"ours {args.dtype}; {args.device}, {args.threads} threads")
+    return ", ".join([*words, f"torch {torch.__version__}"])
+
+
+if __name__ == "__main__":
+    main()
