@@ -73,7 +73,11 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-REPORT = f"import sys; print('loaded:', [m for m in {HEAVY!r} if m in sys.modules])"
+def report(modules: tuple[str, ...]) -> str:
+    return f"import sys; print('loaded:', [m for m in {modules!r} if m in sys.modules])"
+
+
+REPORT = report(HEAVY)
 
 ALL_MODULES = f"""
 import importlib, pkgutil, clouds
@@ -93,3 +97,41 @@ def test_importing_is_quiet_and_light(code):
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert (result.stdout, result.stderr) == ("loaded: []\n", "")
+
+
+# A second or two; all that trains or reads pictures needs them, a first answer does not.
+SLOW = (*HEAVY, "cv2", "numpy", "scipy", "torch", "torchvision")
+
+
+def test_the_package_alone_brings_nothing_slow():
+    result = run_python(f"import clouds; {report(SLOW)}")
+    assert (result.stdout, result.stderr) == ("loaded: []\n", "")
+
+
+# Fast enough, and what datasets are listed and scenes painted with.
+ALLOWED = ("cv2", "numpy")
+
+
+TOOLS = sorted(p for p in (ROOT / "tools").glob("*.py") if "__main__" in p.read_text())
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)
+def test_help_comes_before_anything_slow(tool):
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(tool.parent)!r})  # where a script finds its neighbors
+sys.argv = [{str(tool)!r}, "--help"]
+try:
+    runpy.run_path({str(tool)!r}, run_name="__main__")
+except SystemExit as end:
+    print("exit code:", end.code)
+{report(tuple(m for m in SLOW if m not in ALLOWED))}
+"""
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: ")
+    assert result.stdout.endswith("exit code: 0\nloaded: []\n")
+
+
+def test_the_rule_sees_what_is_slow():
+    assert "'torch'" in run_python(f"import clouds.d2; {report(SLOW)}").stdout

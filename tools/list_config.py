@@ -6,16 +6,16 @@ import argparse
 import shutil
 import textwrap
 
-from tabulate import tabulate
-
-from clouds.config import KEYS
-from clouds.config.values import expected
+# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
 HEADERS = ("key", "default", "allowed", "meaning")
 
 
 def rows(pattern: str) -> list[tuple[str, str, str, str]]:
     """One row per key whose name contains `pattern`, whatever the case."""
+    from clouds.config import KEYS
+    from clouds.config.values import expected
+
     return [
         (key.name, repr(key.default), key.rule.words or expected(key), key.doc)
         for key in KEYS
@@ -31,6 +31,8 @@ def main() -> None:
     args = parser.parse_args()
     table = rows(args.pattern)
     if args.markdown:
+        from tabulate import tabulate
+
         table = [(f"`{name}`", f"`{default}`", *rest) for name, default, *rest in table]
         print(tabulate([[c.replace("|", "\\|") for c in r] for r in table], HEADERS, "github"))
         return

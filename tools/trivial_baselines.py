@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from clouds.config import load_config
 from clouds.data.datasets import DatasetSpec, get_dataset, is_generated
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.reading import read_image
-from clouds.evaluation.confusion import ConfusionMatrix
+
+# torch is imported where it is used: --help and a mistyped flag answer at once.
 
 UInt8Array = npt.NDArray[np.uint8]
 Predictor = Callable[[UInt8Array], UInt8Array]
@@ -87,6 +86,10 @@ def features(cell: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 def score(predict: Predictor, spec: DatasetSpec) -> float:
     """mIoU in percent over the classes of the dataset."""
+    import torch
+
+    from clouds.evaluation.confusion import ConfusionMatrix
+
     matrix = ConfusionMatrix(CITYSCAPES_19.num_classes)
     for record in tqdm(spec.records(), desc=spec.name):
         prediction = predict(read_image(record.image))
@@ -101,6 +104,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     args = parser.parse_args()
+
+    from clouds.config import load_config
+
     cfg = load_config(args.config_file, args.opts)
     labelled = [name for name in cfg.DATASETS.TRAIN if not is_generated(name)]
     sources = [get_dataset(name) for name in labelled]

@@ -518,7 +518,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "TEST.MASKS_AT_ONCE",
         10,
-        "Query masks held at full size at a time: bounds the memory of segmenting an image.",
+        "Memory for masks and scores while an image is segmented, counted in masks of its size.",
         at_least(1),
     ),
     Key(
