@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clouds.data import reading
 from clouds.data.datasets import get_dataset
 from clouds.data.label_space import IGNORE, LabelMapping
 from clouds.data.mappers.pair import to_tensor
@@ -271,6 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crop", type=int, nargs=2, default=(768, 768), help="height, width")
     parser.add_argument("--files", type=int, default=4, help="pictures of each kind")
     parser.add_argument("--repeats", type=int, default=10, help="visits to each picture")
+    parser.add_argument("--without-kornia", action="store_true", help="as if not installed")
     parser.add_argument("--camvid", type=Path, default=Path("datasets/camvid"))
     parser.add_argument("--demo", type=Path, default=Path("demo_data"))
     return parser.parse_args()
@@ -282,8 +284,11 @@ def main() -> None:
     torch.set_num_threads(1)
     geometry = GeometryRange((0, 0), (0.5, 2.0), tuple(args.crop), "uniform", flip=True)
     mapper = SourceMapper(geometry, JitterRange())
-    print(f"OpenCV {cv2.__version__}, Pillow {Image.__version__}, one thread", end="")
-    print(f", crop {args.crop[0]}x{args.crop[1]}, scale 0.5-2.0, {args.repeats} visits")
+    if args.without_kornia:
+        reading.decode_image_png_u8 = None
+    fast = "without" if reading.decode_image_png_u8 is None else "with"
+    print(f"OpenCV {cv2.__version__}, Pillow {Image.__version__}, {fast} kornia_rs, one thread")
+    print(f"crop {args.crop[0]}x{args.crop[1]}, scale 0.5-2.0, {args.repeats} visits")
     with tempfile.TemporaryDirectory() as folder:
         for kind, records in kinds(Path(folder), args).items():
             report(kind, records, mapper, args.repeats)
