@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import losses, saved, train_until
 
 from clouds.building import build_seeded
 from clouds.config import load_config
@@ -64,20 +65,6 @@ def config(folder, *overrides):
     return load_config(DEMO, [*SMALL, "OUTPUT_DIR", str(folder), *overrides])
 
 
-def losses(folder):
-    """Iteration -> every loss of it."""
-    records = [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
-    return {
-        r["iteration"]: {k: v for k, v in r.items() if "loss" in k}
-        for r in records
-        if "loss_ce" in r
-    }
-
-
-def weights(folder):
-    return torch.load(Path(folder, "model_final.pth"), weights_only=True)["model"]
-
-
 def test_a_run_leaves_what_the_readme_promises(trained):
     folder, console = trained
     for name in ("log.txt", "config.yaml", "metrics.json", "model_final.pth", "results.json"):
@@ -107,21 +94,11 @@ def test_a_broken_off_run_goes_on_bit_for_bit(trained, data, tmp_path, monkeypat
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
     torch.set_num_threads(1)
     cfg = config(tmp_path, "DATASETS.TEST", "()")
-    broken = Trainer(cfg)
-    step = broken.iteration
-
-    def break_off(iteration, *rest):
-        if iteration == 4:
-            raise KeyboardInterrupt
-        return step(iteration, *rest)
-
-    broken.iteration = break_off
-    with pytest.raises(KeyboardInterrupt):
-        broken.train()
+    train_until(Trainer(cfg), 4)
     Trainer(cfg).train(resume=True)
     assert losses(tmp_path) == losses(whole)
-    for name, tensor in weights(whole).items():
-        assert torch.equal(tensor, weights(tmp_path)[name]), name
+    for name, tensor in saved(whole)["model"].items():
+        assert torch.equal(tensor, saved(tmp_path)["model"][name]), name
 
 
 def train_frozen(folder, data):
@@ -147,9 +124,9 @@ def test_two_processes_train_as_one(data, tmp_path, monkeypatch):
             assert two[iteration][name] == pytest.approx(value, rel=1e-5), (iteration, name)
     before = build_seeded(config(whole)).state_dict()
     moved = 0.0
-    for name, tensor in weights(whole).items():
+    for name, tensor in saved(whole)["model"].items():
         moved = max(moved, float((tensor - before[name]).abs().max()))
-        torch.testing.assert_close(weights(shared)[name], tensor, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(saved(shared)["model"][name], tensor, rtol=1e-5, atol=1e-5)
     assert moved > 1e-3  # so equality to 1e-5 says something
 
 
