@@ -409,7 +409,7 @@ def report(
         for name, steps in taken.items()
         if name != WARM  # which comes one step later than "cold"
     ]
-    print(f"loss of the first step: {', '.join(losses)}\n")
+    print(f"loss of the first step that counts: {', '.join(losses)}\n")
     table = [
         [part, *(statistics.median(one.parts[part] for one in steps) for steps in taken.values())]
         for part in PARTS
