@@ -465,6 +465,7 @@ def test_weights_that_are_not_there(run):
 def test_help_is_fast_and_imports_nothing_heavy():
     program = (
         f"import runpy, sys; sys.argv = ['benchmark.py', '--help']\n"
+        f"sys.path.insert(0, {str(TOOL.parent)!r})\n"
         f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'clouds'} & set(sys.modules)"

@@ -25,12 +25,16 @@ needs_keys = pytest.mark.skipif(not KEYS.is_file(), reason=f"no published keys a
 
 @pytest.fixture(scope="module")
 def convert():
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        import convert_checkpoint
-    finally:
-        sys.path.pop(0)
-    return lambda *words: convert_checkpoint.main([str(word) for word in words])
+    import convert_checkpoint
+
+    def run(*words):
+        """The exit code."""
+        try:
+            return convert_checkpoint.main([str(word) for word in words])
+        except SystemExit as leaving:
+            return leaving.code
+
+    return run
 
 
 @pytest.fixture

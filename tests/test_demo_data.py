@@ -281,7 +281,10 @@ def load():
 
 
 def run(capsys, *args) -> tuple[int, str, str]:
-    code = load().main([str(arg) for arg in args])
+    try:
+        code = load().main([str(arg) for arg in args])
+    except SystemExit as leaving:
+        code = leaving.code
     shown = capsys.readouterr()
     return code, shown.out, shown.err
 

@@ -50,6 +50,7 @@ def fails(tool, capsys):
 def test_help_is_fast_and_imports_nothing_heavy():
     program = (
         "import runpy, sys; sys.argv = ['train_net.py', '--help']\n"
+        f"sys.path.insert(0, {str(TOOL.parent)!r})\n"
         f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'clouds'} & set(sys.modules)"

@@ -382,19 +382,26 @@ def arguments(folder: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def exit_code(words: list[str]) -> object:
+    try:
+        return tool.main(words)
+    except SystemExit as leaving:
+        return leaving.code
+
+
 def test_tool_runs_a_real_model_and_gives_up_on_garbage(folders, tmp_path, capsys):
     """Five tokens are five words, and no prompt has fewer than six."""
     path = tmp_path / "p.txt"
     avoid = tmp_path / "avoid.txt"
     avoid.write_text("A red bus waits beside a brick wall.\n")
     more = ["--patience", "2", "--avoid", str(avoid)]
-    assert tool.main(arguments(folders["chat"], path, *more)) == 1
+    assert exit_code(arguments(folders["chat"], path, *more)) == 1
     err = capsys.readouterr().err
     assert "error: 2 rounds in a row gave no prompt" in err
     lines = path.read_text().splitlines()
     assert lines[0].startswith("# written by tools/write_prompts.py: {")
     assert lines[1:] == ["# end of round 0", "# end of round 1"]
-    assert tool.main(arguments(folders["chat"], path, *more)) == 1  # two rounds more
+    assert exit_code(arguments(folders["chat"], path, *more)) == 1  # two rounds more
     assert path.read_text().splitlines()[3:] == ["# end of round 2", "# end of round 3"]
 
 
@@ -406,10 +413,10 @@ def test_tool_writes_with_a_writer_that_obeys(folders, tmp_path, capsys, monkeyp
 
     monkeypatch.setattr(language_model.LanguageModel, "answer", obey)
     path = tmp_path / "p.txt"
-    assert tool.main(arguments(folders["plain"], path, "--quota", "2")) == 0
+    assert exit_code(arguments(folders["plain"], path, "--quota", "2")) == 0
     assert f"{path}: {len(read_prompts(path))} prompts" in capsys.readouterr().out
     assert min(coverage(read_prompts(path))["class"].values()) >= 2
-    assert tool.main(arguments(folders["plain"], path, "--seed", "4", "--quota", "2")) == 2
+    assert exit_code(arguments(folders["plain"], path, "--seed", "4", "--quota", "2")) == 2
     assert "begun with seed 0 (now 4)" in capsys.readouterr().err
 
 
@@ -421,7 +428,7 @@ def test_tool_that_is_stopped_says_how_to_go_on(folders, tmp_path, capsys, monke
         language_model.LanguageModel, "answer", lambda _, *a, **k: writer.answer(*a, **k)
     )
     path = tmp_path / "p.txt"
-    assert tool.main([*arguments(folders["plain"], path), "--count", "50"]) == 130
+    assert exit_code([*arguments(folders["plain"], path), "--count", "50"]) == 130
     assert f"The same command goes on with {path}" in capsys.readouterr().err
     assert path.read_text().endswith("# end of round 0\n")
 
@@ -436,7 +443,7 @@ def test_tool_that_is_stopped_says_how_to_go_on(folders, tmp_path, capsys, monke
     ],
 )
 def test_tool_says_in_one_line_what_is_wrong(folders, tmp_path, capsys, more, message):
-    assert tool.main(arguments(folders["plain"], tmp_path / "p.txt", *more)) == 2
+    assert exit_code(arguments(folders["plain"], tmp_path / "p.txt", *more)) == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error")]
     assert line.startswith(message)
     assert not (tmp_path / "p.txt").exists()

@@ -19,11 +19,12 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from command_line import refuse_late_flags, user_errors_in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "eval")
 DEFAULT_EVAL_SIZE = (1024, 2048)
-USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,9 +94,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="config overrides, after all flags: SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    flags = [word for word in args.opts if word.startswith("--")]
-    if flags:
-        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")
+    refuse_late_flags(parser, args.opts)
     if args.iterations < 1:
         parser.error(f"--iterations is {args.iterations}; it must be at least 1")
     if args.warmup < 0:
@@ -115,16 +113,6 @@ def choice_of_parts(text: str) -> tuple[str, ...]:
         if part not in PARTS:
             raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(PARTS)}")
     return chosen
-
-
-@contextmanager
-def user_errors_in_one_line() -> Iterator[None]:
-    """Turn what is wrong with the input into a message and exit status 2."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from error
 
 
 def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:

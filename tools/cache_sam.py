@@ -20,11 +20,10 @@ import argparse
 import logging
 import shutil
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from command_line import USER_ERROR, refuse_late_flags, user_errors_in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
-USER_ERROR = 2
+STOPPED = "stopped; the same command goes on from here"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,40 +57,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="config overrides, after all flags: MODEL.CLOUDS.SAM.CACHE_DIR /fast/sam_cache",
     )
     args = parser.parse_args(argv)
-    flags = [word for word in args.opts if word.startswith("--")]
-    if flags:
-        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")
+    refuse_late_flags(parser, args.opts)
     return args
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn an error that this project raises about its input into a message and exit status 2.
-
-    What other packages raise passes with its traceback.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError) as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        raised_in = str(frames[-1][0].f_globals.get("__name__", ""))
-        if raised_in.split(".")[0] not in ("clouds", __name__):
-            raise
-        text = str(error)
-        if isinstance(error, ModuleNotFoundError) and error.name == "clouds":
-            text += f". Install the project first: pip install -e {Path(__file__).parents[1]}"
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, read the config, and run in as many processes as asked for."""
     args = parse(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    with errors_in_one_line():
+    with user_errors_in_one_line(stopped=STOPPED):
         from clouds.config import load_config
         from clouds.engine.distributed import check_launch, launch
 
@@ -126,7 +100,7 @@ def check_config(cfg: CfgNode) -> None:
 
 def run(cfg: CfgNode) -> None:
     """What each process does."""
-    with errors_in_one_line():
+    with user_errors_in_one_line(stopped=STOPPED):
         from clouds.d2 import resolve_device
         from clouds.engine import distributed
         from clouds.self_training.refiners.sam import cached

@@ -17,11 +17,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-from tqdm import tqdm
+from command_line import user_errors_in_one_line
 
-from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
-from clouds.data.health import Health, check_dataset
+with user_errors_in_one_line():
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
+    from clouds.data.health import Health, check_dataset
 
 SAMPLE = 5  # pairs opened of each dataset without --full
 

@@ -17,24 +17,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from command_line import user_errors_in_one_line
+
 if TYPE_CHECKING:
     from clouds.generation.prompts import Prompt
 
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
-USER_ERROR = 2
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
     args = parse(argv)
-    from clouds.generation.prompts import coverage, read_prompts
+    with user_errors_in_one_line():
+        from clouds.generation.prompts import coverage, read_prompts
 
-    try:
         prompts = read_prompts(args.file)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
     counts = coverage(prompts)
     print(f"{args.file}: {len(prompts)} prompts\n")
     print(class_table(counts["class"], len(prompts)))

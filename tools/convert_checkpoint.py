@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from command_line import user_errors_in_one_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -130,13 +132,10 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 2 for input that cannot be used."""
+    """Returns the exit code."""
     args = parse(argv)
-    try:
+    with user_errors_in_one_line():
         convert(args)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     return 0
 
 

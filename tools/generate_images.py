@@ -21,11 +21,11 @@ import argparse
 import logging
 import os
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from command_line import USER_ERROR, user_errors_in_one_line
 
 if TYPE_CHECKING:
     from clouds.generation.generators import Generator
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
-USER_ERROR = 2
 MOST_REMARKS = 5
+STOPPED = "stopped; the same command goes on from here"
 OPTIONS = (
     "model", "scheduler", "steps", "guidance", "negative_prompt", "height", "width", "dtype",
     "device", "batch_size", "offline",
@@ -93,37 +93,12 @@ def add_diffusion_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, metavar="N", help="images at once (default: 4)")
 
 
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn an error that this project raises about its input into a message and exit status 2.
-
-    What other packages raise passes with its traceback.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        raised_in = str(frames[-1][0].f_globals.get("__name__", ""))
-        if raised_in.split(".")[0] not in ("clouds", __name__):
-            raise
-        text = str(error)
-        if isinstance(error, OSError) and error.strerror:
-            text = error.strerror
-        if isinstance(error, ModuleNotFoundError) and error.name == "clouds":
-            text += f". Install the project first: pip install -e {Path(__file__).parents[1]}"
-        print(f"error: {text}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from error
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, and run in this process; torchrun has started the others."""
     args = parse(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        with errors_in_one_line():
+        with user_errors_in_one_line():
             from clouds.engine.distributed import launch
         # The processes only wait for each other before they paint, so gloo is enough on GPUs too.
         launch(run, (args, True), device="cpu")
@@ -138,7 +113,7 @@ def run(args: argparse.Namespace, shared: bool) -> None:
         from clouds.engine import distributed
 
         rank, world_size = distributed.rank(), distributed.world_size()
-    with errors_in_one_line():
+    with user_errors_in_one_line(MemoryError, stopped=STOPPED):
         plan = make_plan(args, world_size)
         prepare_once(plan, args, rank, world_size)
         if rank == 0:

@@ -6,6 +6,8 @@ import argparse
 import shutil
 import textwrap
 
+from command_line import user_errors_in_one_line
+
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
 HEADERS = ("key", "default", "allowed", "meaning")
@@ -29,7 +31,8 @@ def main() -> None:
     parser.add_argument("pattern", nargs="?", default="", help="only keys that contain this text")
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     args = parser.parse_args()
-    table = rows(args.pattern)
+    with user_errors_in_one_line():
+        table = rows(args.pattern)
     if args.markdown:
         from tabulate import tabulate
 

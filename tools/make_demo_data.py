@@ -17,11 +17,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
-from tqdm import tqdm
+from command_line import user_errors_in_one_line
 
-from clouds.scenes import demo_data
-from clouds.scenes.writers import FAMILIES, folders
+with user_errors_in_one_line():
+    import cv2
+    from tqdm import tqdm
+
+    from clouds.scenes import demo_data
+    from clouds.scenes.writers import FAMILIES, folders
 
 SHEET_COLUMNS = 6
 
@@ -29,21 +32,25 @@ SHEET_COLUMNS = 6
 def main(argv: Sequence[str] | None = None) -> int:
     """Paint; returns the exit code."""
     args = parse(argv)
-    try:
+    with user_errors_in_one_line():
         wanted = demo_data.counts(args.datasets, args.train, args.val)
+        report(args, wanted, make(args, wanted))
+    return 0
+
+
+def make(args: argparse.Namespace, wanted: dict[str, int]) -> int:
+    """Paint what is not there; returns how many pictures that were."""
+    try:
         jobs = demo_data.plan(args.output, wanted, args.seed, tuple(args.size), args.overwrite)
         paint(jobs, args.workers)
         if args.contact_sheet is not None:
             write_sheet(args.contact_sheet, args.output, list(wanted))
-    except (ValueError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except FileExistsError:
+        raise
     except OSError as error:
         where = error.filename or args.output
-        print(f"error: cannot write {where}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    report(args, wanted, len(jobs))
-    return 0
+        raise OSError(f"cannot write {where}: {error.strerror or error}") from error
+    return len(jobs)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

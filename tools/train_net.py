@@ -13,11 +13,11 @@ import argparse
 import logging
 import shlex
 import sys
-import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from command_line import refuse_late_flags, user_errors_in_one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("clouds.train_net")
 
-USER_ERROR = 2
 DIVERGED = 3
 
 
@@ -68,34 +67,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="config overrides, after all flags: SOLVER.BASE_LR 1e-4 OUTPUT_DIR output/a",
     )
     args = parser.parse_args(argv)
-    flags = [word for word in args.opts if word.startswith("--")]
-    if flags:
-        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")
+    refuse_late_flags(parser, args.opts)
     if not args.config_file:
         parser.error("--config-file is needed, e.g. configs/demo/warmup.yaml")
     return args
-
-
-@contextmanager
-def user_errors_in_one_line() -> Iterator[None]:
-    """Turn an error that this project raises about its input into a message and exit status 2.
-
-    What other packages raise, and other kinds of error, are not input errors and pass with their
-    traceback. The log file gets the traceback in either case.
-    """
-    try:
-        yield
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        raised_in = str(frames[-1][0].f_globals.get("__name__", ""))
-        if raised_in.split(".")[0] not in ("clouds", __name__):
-            raise
-        logger.debug("stopped by an error in the input", exc_info=True)
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        if isinstance(error, ModuleNotFoundError) and error.name == "clouds":
-            text += f". Install the project first: pip install -e {Path(__file__).parents[1]}"
-        sys.stderr.write(f"error: {text}\n")
-        raise SystemExit(USER_ERROR) from error
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-from tabulate import tabulate
-from tqdm import tqdm
+from command_line import refuse_late_flags, user_errors_in_one_line
 
-from clouds.data.datasets import DatasetSpec, get_dataset, is_generated
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
-from clouds.data.reading import read_image
+with user_errors_in_one_line():
+    import cv2
+    import numpy as np
+    import numpy.typing as npt
+    from tabulate import tabulate
+    from tqdm import tqdm
+
+    from clouds.data.datasets import DatasetSpec, get_dataset, is_generated
+    from clouds.data.label_space import CITYSCAPES_19, IGNORE
+    from clouds.data.reading import read_image
 
 # torch is imported where it is used: --help and a mistyped flag answer at once.
 
@@ -104,7 +107,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides")
     args = parser.parse_args()
+    refuse_late_flags(parser, args.opts)
+    with user_errors_in_one_line():
+        print(table(args))
 
+
+def table(args: argparse.Namespace) -> str:
+    """Fit both, score them on all test datasets."""
     from clouds.config import load_config
 
     cfg = load_config(args.config_file, args.opts)
@@ -120,7 +129,7 @@ def main() -> None:
         scores = [score(predict, spec) for spec in targets]
         rows.append([name, *scores, float(np.mean(scores))])
     headers = ["mIoU, %", *cfg.DATASETS.TEST, "mean"]
-    print(tabulate(rows, headers, floatfmt=".1f", tablefmt="github"))
+    return tabulate(rows, headers, floatfmt=".1f", tablefmt="github")
 
 
 if __name__ == "__main__":

@@ -16,35 +16,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from command_line import user_errors_in_one_line
+
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
 FAILED = 1
-USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write; returns the exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
+    stopped = f"Stopped. The same command goes on with {args.output}."
+    with user_errors_in_one_line(MemoryError, stopped=stopped):
         return write(args)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        if not from_clouds(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"\nStopped. The same command goes on with {args.output}.", file=sys.stderr)
-        return 130
-
-
-def from_clouds(error: BaseException) -> bool:
-    """Whether this project raised the error, or the operating system did on its behalf."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    module = "" if frame is None else str(frame.tb_frame.f_globals.get("__name__", ""))
-    return module.split(".")[0] in ("clouds", "pathlib", __name__)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
