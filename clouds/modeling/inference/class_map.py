@@ -76,16 +76,20 @@ class ClassMapBuilder:
     def add(self, rows: Tensor) -> None:
         """Take the next rows of scores, (C, n, w) of any floating type, C at most 256."""
         assert rows.shape[0] <= 256, f"a uint8 class map cannot hold {rows.shape[0]} classes"
-        first = self._received
-        self._received += int(rows.shape[1])
-        assert self._received <= self.source[0], f"{self._received} rows of {self.source[0]}"
+        first, received = self._received, self._received + int(rows.shape[1])
+        assert received <= self.source[0], f"{received} rows of {self.source[0]}"
         if self._last is not None:
-            rows, first = torch.cat((self._last, rows), dim=1), first - 1
-        stretched = self.source[0] != self.size[0]
-        if stretched and self._received < self.source[0]:
+            self._classify(torch.cat((self._last, rows[:, :1]), dim=1), first - 1)
+        self._classify(rows, first)
+        self._received = received
+        if self.source[0] != self.size[0] and received < self.source[0]:
             # what lies between this last row and the next one has to wait for it
             self._last = rows[:, -1:].clone()
-        start, stop = self._finished, self._within_reach(stretched)
+
+    def _classify(self, rows: Tensor, first: int) -> None:
+        """Finish what follows from `rows`, of which the first is number `first` of all."""
+        stretched = self.source[0] != self.size[0]
+        start, stop = self._finished, self._within_reach(first + int(rows.shape[1]))
         step = max(1, self._elements // (rows.shape[0] * max(self.size[1], self.source[1])))
         for top in range(start, stop, step):
             bottom = min(top + step, stop)
@@ -102,13 +106,13 @@ class ClassMapBuilder:
             self.result[top:bottom] = stripe.max(0).indices
         self._finished = stop
 
-    def _within_reach(self, stretched: bool) -> int:
-        """How many rows of the result follow from the rows of scores received so far."""
-        if self._received == self.source[0]:
+    def _within_reach(self, received: int) -> int:
+        """How many rows of the result follow from so many rows of scores."""
+        if received == self.source[0]:
             return self.size[0]
-        if not stretched:
-            return self._received
-        return int(torch.searchsorted(self._above, self._received - 1))
+        if self.source[0] == self.size[0]:
+            return received
+        return int(torch.searchsorted(self._above, received - 1))
 
     def _stretched(self, rows: Tensor, first: int, top: int, bottom: int) -> Tensor:
         """Rows top..bottom of the scores at the result's height, (C, bottom - top, w) float32.

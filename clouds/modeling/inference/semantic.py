@@ -80,12 +80,13 @@ class SemanticMap:
         if size == self.image_size:
             return self._classes()
         builder = ClassMapBuilder(self.image_size, size, self._weights.device)
-        classes, width = len(self._weights), self.image_size[1]
+        height, width = self._step * self._factors[0], self.image_size[1]
+        scores = self._weights.new_empty(len(self._weights), height, width)
         for band, pieces in self._bands():
-            scores = self._weights.new_empty(classes, band.stop - band.start, width)
+            part = scores[:, : band.stop - band.start]
             for rows, columns, piece in pieces:
-                scores[:, rows, columns] = piece
-            builder.add(scores)
+                part[:, rows, columns] = piece
+            builder.add(part)
         return builder.result
 
     def _classes(self) -> Tensor:
@@ -112,18 +113,19 @@ class SemanticMap:
 
         Yields:
             Rows (counted from the band's first) and columns of pixels, and their scores (C, number
-            of rows, number of columns); together every pixel of the band once.
+            of rows, number of columns), until the next piece takes their place; together every
+            pixel of the band once.
         """
         logits = self._with_neighbors(first, last)
         shape = (logits.shape[0], last - first, self._columns)
         masks = logits.new_empty(shape)
+        sums = masks.new_empty(len(self._weights), shape[1] * shape[2])
         width = self.image_size[1]
         for y in range(min(self._factors[0], height)):
             level = _between(logits, 1, y, self._factors[0])
             rows = slice(y, height, self._factors[0])
             for x in range(min(self._factors[1], width)):
                 _between(level, 2, x, self._factors[1], out=masks).sigmoid_()
-                sums = masks.new_empty(len(self._weights), shape[1] * shape[2])
                 # into a given tensor: autocast would round to half precision otherwise
                 torch.mm(self._weights, masks.flatten(1), out=sums)
                 columns = slice(x, width, self._factors[1])
