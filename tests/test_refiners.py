@@ -16,6 +16,7 @@ from clouds.self_training.components import find_components
 from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
+from clouds.self_training.refiners import sam as sam_refiner
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.sam import (
     ImageEmbedder,
@@ -129,7 +130,8 @@ def test_resizing_is_segment_anythings(size):
         assert resized(*size, side) == ResizeLongestSide.get_preprocess_shape(*size, side)
 
 
-def test_how_many_are_decoded_at_once_does_not_matter(tiny):
+def test_how_many_are_decoded_at_once_does_not_matter(tiny, monkeypatch):
+    monkeypatch.setattr(sam_refiner, "CPU_AT_ONCE", 1000)
     label = label_of()
     points = choose_points(
         find_components(label.classes.numpy(), 50), PointOptions(), np.random.default_rng(0)

@@ -33,6 +33,10 @@ def resized(height: int, width: int, long_side: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
+CPU_AT_ONCE = 4
+"""Components that a CPU decodes together at most: more do not fit its caches and take longer."""
+
+
 class Embed(Protocol):
     """Clean images -> SAM's embeddings of them. A function of the image alone: it can be kept."""
 
@@ -81,7 +85,7 @@ class PointDecoder:
     Args:
         sam: as from `build_sam`.
         second_pass: decode again, with the logits of each component's best mask as a prompt.
-        at_once: components decoded together; bounds memory.
+        at_once: components decoded together at most; bounds memory.
     """
 
     def __init__(self, sam: Any, second_pass: bool = False, at_once: int = 64) -> None:
@@ -107,9 +111,11 @@ class PointDecoder:
         frame = resized(*size, self.sam.image_encoder.img_size)
         scale = np.array([frame[1] / size[1], frame[0] / size[0]])
         prompts = torch.from_numpy((points * scale).astype(np.float32)).to(embedding.device)
+        at_once = self.at_once
+        if embedding.device.type == "cpu":
+            at_once = min(at_once, CPU_AT_ONCE)
         parts = [
-            self._decode(embedding, some, frame, size)
-            for some in torch.split(prompts, self.at_once)
+            self._decode(embedding, some, frame, size) for some in torch.split(prompts, at_once)
         ]
         masks, ious = zip(*parts, strict=True)
         return torch.cat(masks), torch.cat(ious)
