@@ -346,9 +346,9 @@ def test_an_output_that_is_a_file_is_explained(tmp_path, capsys):
 
 
 def test_no_workers_is_an_error(capsys):
-    with pytest.raises(SystemExit):
-        run(capsys, "--workers", 0)
-    assert "--workers must be at least 1" in capsys.readouterr().err
+    code, _, err = run(capsys, "--workers", 0)
+    assert code == 2
+    assert "--workers must be at least 1" in err
 
 
 def test_every_name_on_offer_can_be_painted():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clouds.generation.device import resolve_device
+
 logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -121,7 +123,7 @@ def load_language_model(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
-    place = _device(device)
+    place = resolve_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if place.type == "cuda" else "float32"
     _check_folder(model)
@@ -139,20 +141,6 @@ def load_language_model(
     network = network.to(place).eval()
     logger.info("%s: %s on %s", model, dtype, place)
     return LanguageModel(network, tokenizer, temperature, max_new_tokens)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name!r}, but torch {torch.__version__} sees no GPU here")
-    return device
 
 
 def _check_folder(model: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clouds.generation.device import resolve_device
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     LARGEST_SEED,
@@ -75,7 +76,7 @@ def stable_diffusion(
         ImportError: diffusers is not installed.
     """
     _check_numbers(steps=steps, batch_size=batch_size, height=height, width=width)
-    torch_device = _resolve_device(device)
+    torch_device = resolve_device(device)
     dtype = _resolve_dtype(dtype, torch_device)
     pipeline = _load(model, dtype, offline).to(torch_device)
     pipeline.set_progress_bar_config(disable=True)
@@ -190,20 +191,6 @@ def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-
-
-def _resolve_device(name: str) -> Any:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device is {name!r}; use auto, cpu, cuda or cuda:<number>") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device is {name!r}, but torch {torch.__version__} sees no GPU here")
-    return device
 
 
 def _resolve_dtype(name: str, device: Any) -> str:
