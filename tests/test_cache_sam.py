@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import resource
@@ -13,6 +12,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
+import cache_sam as tool
 import pytest
 import yaml
 from dataset_files import picture, save, write
@@ -27,15 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools/cache_sam.py"
 PICTURES = 5
 ENTRY = 64 + 2 * 64 * 8 * 8  # bytes of an entry of the tiny SAM
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("cache_sam", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -64,12 +55,12 @@ def config_file(tmp_path, monkeypatch):
     return path
 
 
-def run(tool, capsys, config_file, *overrides):
+def run(capsys, config_file, *overrides):
     tool.main(["--config-file", str(config_file), *map(str, overrides)])
     return capsys.readouterr()
 
 
-def fails(tool, capsys, *argv):
+def fails(capsys, *argv):
     """What it says, in one line, when it ends with status 2."""
     with pytest.raises(SystemExit) as stopped:
         tool.main([*map(str, argv)])
@@ -94,8 +85,8 @@ def trained(cfg, batches):
     return len(views), refiner.embed.computed
 
 
-def test_training_computes_nothing_afterwards(tool, capsys, config_file, tmp_path):
-    said = run(tool, capsys, config_file).out
+def test_training_computes_nothing_afterwards(capsys, config_file, tmp_path):
+    said = run(capsys, config_file).out
     cache = tmp_path / "cache"
     assert len(files(cache)) == 2 * PICTURES
     assert "10 of 10 views" in said and "10 of them computed now" in said
@@ -107,26 +98,26 @@ def test_training_computes_nothing_afterwards(tool, capsys, config_file, tmp_pat
     assert files(tmp_path / "cold") == files(cache)
 
 
-def test_without_flips_there_is_one_view(tool, capsys, config_file, tmp_path):
-    said = run(tool, capsys, config_file, "INPUT.FLIP", "False").out
+def test_without_flips_there_is_one_view(capsys, config_file, tmp_path):
+    said = run(capsys, config_file, "INPUT.FLIP", "False").out
     assert "5 of 5 views" in said
     assert len(files(tmp_path / "cache")) == PICTURES
 
 
-def test_it_goes_on_where_it_was(tool, capsys, config_file, tmp_path):
-    run(tool, capsys, config_file)
+def test_it_goes_on_where_it_was(capsys, config_file, tmp_path):
+    run(capsys, config_file)
     before = files(tmp_path / "cache")
     names = sorted(before)
     (tmp_path / "cache" / names[0]).unlink()
     (tmp_path / "cache" / names[1]).write_bytes(before[names[1]][:100])
-    said = run(tool, capsys, config_file).out
+    said = run(capsys, config_file).out
     assert "10 of 10 views" in said and "2 of them computed now" in said
     assert files(tmp_path / "cache") == before
-    assert "0 of them computed now" in run(tool, capsys, config_file).out
+    assert "0 of them computed now" in run(capsys, config_file).out
 
 
-def test_it_says_how_large_the_folder_is(tool, capsys, config_file, tmp_path):
-    said = run(tool, capsys, config_file).out
+def test_it_says_how_large_the_folder_is(capsys, config_file, tmp_path):
+    said = run(capsys, config_file).out
     number = float(re.search(r"the folder holds 10 embeddings, (\S+) GiB", said).group(1))
     size = sum(len(data) for data in files(tmp_path / "cache").values())
     assert size == 10 * ENTRY
@@ -138,7 +129,7 @@ def environment():
     return own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def test_two_processes_share_the_pictures(tool, capsys, config_file, tmp_path):
+def test_two_processes_share_the_pictures(capsys, config_file, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*torchrun, "--nproc-per-node", "2", str(TOOL), "--config-file", str(config_file)],
@@ -146,20 +137,20 @@ def test_two_processes_share_the_pictures(tool, capsys, config_file, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "10 of 10 views" in done.stdout and "10 of them computed now" in done.stdout
-    run(tool, capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_DIR", tmp_path / "one")
+    run(capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_DIR", tmp_path / "one")
     assert files(tmp_path / "cache") == files(tmp_path / "one")
 
 
-def test_a_bound_that_is_too_small_is_told_before_and_kept(tool, capsys, config_file, tmp_path):
+def test_a_bound_that_is_too_small_is_told_before_and_kept(capsys, config_file, tmp_path):
     bound = 6 * ENTRY / 2**30
-    said = run(tool, capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_GIB", bound)
+    said = run(capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_GIB", bound)
     assert "CACHE_GIB" in said.err and "10 views need" in said.err
     assert "6 of 10 views" in said.out
     assert "Train with" not in said.out
     assert sum(map(len, files(tmp_path / "cache").values())) == 6 * ENTRY
 
 
-def test_a_full_disk_is_an_error(tool, capsys, config_file, tmp_path):
+def test_a_full_disk_is_an_error(capsys, config_file, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (ENTRY // 2, limits[1]))
@@ -174,11 +165,11 @@ def test_a_full_disk_is_an_error(tool, capsys, config_file, tmp_path):
     assert files(tmp_path / "cache") == {}
 
 
-def test_a_disk_that_is_too_small_is_told_before(tool, capsys, config_file, monkeypatch):
+def test_a_disk_that_is_too_small_is_told_before(capsys, config_file, monkeypatch):
     usage = type("Usage", (), {"free": 3 * ENTRY})
     monkeypatch.setattr(tool.shutil, "disk_usage", lambda folder: usage)
-    assert "may be needed" in run(tool, capsys, config_file).err
-    assert "may be needed" not in run(tool, capsys, config_file).err  # all is there
+    assert "may be needed" in run(capsys, config_file).err
+    assert "may be needed" not in run(capsys, config_file).err  # all is there
 
 
 # ------------------------------------------------------------------ user errors
@@ -199,34 +190,34 @@ def test_a_disk_that_is_too_small_is_told_before(tool, capsys, config_file, monk
         (("SEED", "1", "--num-gpus", "2"), "comes after KEY VALUE"),
     ],
 )
-def test_user_errors(tool, capsys, config_file, overrides, message):
-    assert message in fails(tool, capsys, "--config-file", config_file, *overrides)
+def test_user_errors(capsys, config_file, overrides, message):
+    assert message in fails(capsys, "--config-file", config_file, *overrides)
 
 
-def test_a_folder_that_cannot_be_made(tool, capsys, config_file):
+def test_a_folder_that_cannot_be_made(capsys, config_file):
     folder = config_file / "below"
-    text = fails(tool, capsys, "--config-file", config_file, "MODEL.CLOUDS.SAM.CACHE_DIR", folder)
+    text = fails(capsys, "--config-file", config_file, "MODEL.CLOUDS.SAM.CACHE_DIR", folder)
     assert text.startswith("error: MODEL.CLOUDS.SAM.CACHE_DIR: cannot make the folder")
     assert text.count("\n") == 1
 
 
-def test_a_broken_picture_is_named(tool, capsys, config_file, tmp_path):
+def test_a_broken_picture_is_named(capsys, config_file, tmp_path):
     (tmp_path / "stable_diffusion/y/images/4.png").write_bytes(b"torn")
-    text = fails(tool, capsys, "--config-file", config_file)
+    text = fails(capsys, "--config-file", config_file)
     assert "4.png" in text
     assert len(files(tmp_path / "cache")) == 8  # those before it are kept
 
 
-def test_no_config(tool, capsys, tmp_path):
-    assert "--config-file" in fails(tool, capsys)
-    assert "no.yaml" in fails(tool, capsys, "--config-file", tmp_path / "no.yaml")
+def test_no_config(capsys, tmp_path):
+    assert "--config-file" in fails(capsys)
+    assert "no.yaml" in fails(capsys, "--config-file", tmp_path / "no.yaml")
 
 
-def test_entries_are_those_of_the_pictures(tool, capsys, config_file, tmp_path):
+def test_entries_are_those_of_the_pictures(capsys, config_file, tmp_path):
     """A picture that is painted anew has no entry; the others keep theirs."""
-    run(tool, capsys, config_file)
+    run(capsys, config_file)
     save(tmp_path / "stable_diffusion/x/images/0.png", picture(77, (24, 32)))
-    assert "2 of them computed now" in run(tool, capsys, config_file).out
+    assert "2 of them computed now" in run(capsys, config_file).out
     assert len(files(tmp_path / "cache")) == 12
 
 

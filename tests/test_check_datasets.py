@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
+import check_datasets as tool
 import numpy as np
 import pytest
 from dataset_files import EVERY, picture, real_camvid, save, save_palette, write
@@ -14,16 +14,6 @@ from clouds.data.health import check_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOL = REPOSITORY / "tools/check_datasets.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("check_datasets", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load()
 
 
 @pytest.fixture(autouse=True)

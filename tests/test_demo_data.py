@@ -6,12 +6,12 @@ OpenCV directly.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import cv2
+import make_demo_data
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +21,6 @@ from clouds.data.label_space import CITYSCAPES_19
 from clouds.scenes import demo_data, writers
 from clouds.scenes.writers import Recipe, paint_picture, picture_paths, write_picture
 
-TOOL = Path(__file__).resolve().parents[1] / "tools/make_demo_data.py"
 SIZE = (72, 128)
 
 CITYSCAPES = {
@@ -273,16 +272,9 @@ def test_a_broken_record_is_named(tmp_path):
 
 
 # ---------------------------------------------------------------------- the command line
-def load():
-    spec = importlib.util.spec_from_file_location("make_demo_data", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(capsys, *args) -> tuple[int, str, str]:
     try:
-        code = load().main([str(arg) for arg in args])
+        code = make_demo_data.main([str(arg) for arg in args])
     except SystemExit as leaving:
         code = leaving.code
     shown = capsys.readouterr()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import generate_images
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,14 +30,6 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools/generate_images.py"
 PROMPTS = ("a tram at night in the rain", "a bus beside a wall", "cars in the snow")
 SIZE = 64
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("generate_images", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -239,7 +231,7 @@ def test_full_disk_in_one_line_on_the_command_line(tmp_path, prompts, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as stop:
-        load_tool().main(command(tmp_path / "a", prompts, 2))
+        generate_images.main(command(tmp_path / "a", prompts, 2))
     assert stop.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: cannot write") and "No space left" in message
@@ -264,7 +256,7 @@ def test_two_processes_make_the_same_images(tmp_path, prompts):
 
 
 def test_a_refusal_reaches_every_process(tmp_path, prompts, monkeypatch):
-    tool, folder = load_tool(), plan(tmp_path / "a", 3)
+    tool, folder = generate_images, plan(tmp_path / "a", 3)
     fill(plan(tmp_path / "a", 3, seed=1))
     before = hashes(folder.output)
     args = tool.parse(command(tmp_path / "a", prompts, 3))
@@ -349,7 +341,7 @@ def test_broken_record_is_an_error(tmp_path):
 )
 def test_user_errors_are_one_line(tmp_path, prompts, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        load_tool().main([*command(tmp_path / "a", prompts, 2), *arguments])
+        generate_images.main([*command(tmp_path / "a", prompts, 2), *arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
@@ -360,7 +352,7 @@ def test_missing_model_on_the_command_line(tmp_path, prompts, capsys):
     pytest.importorskip("diffusers")
     arguments = ["--output", str(tmp_path / "a"), "--prompts", str(prompts), "--offline"]
     with pytest.raises(SystemExit) as stop:
-        load_tool().main([*arguments, "--model", "nobody/nothing", "--device", "cpu"])
+        generate_images.main([*arguments, "--model", "nobody/nothing", "--device", "cpu"])
     assert stop.value.code == 2
     assert "the model nobody/nothing cannot be loaded" in capsys.readouterr().err
 
@@ -368,7 +360,7 @@ def test_missing_model_on_the_command_line(tmp_path, prompts, capsys):
 # ---------------------------------------------------------------------- what the user sees
 def test_command_tells_where_things_are_and_draws_a_contact_sheet(tmp_path, prompts, capsys):
     output = tmp_path / "stable_diffusion/mine"
-    load_tool().main(command(output, prompts, 8))
+    generate_images.main(command(output, prompts, 8))
     printed = capsys.readouterr()
     assert "8 images in" in printed.out and "sd_mine" in printed.out
     assert f"DETECTRON2_DATASETS={tmp_path}" in printed.out
@@ -380,7 +372,7 @@ def test_command_tells_where_things_are_and_draws_a_contact_sheet(tmp_path, prom
     tile = sheet[60 : 60 + 256, 12 : 12 + 256]
     assert np.abs(first.astype(float) - tile).mean() < 8
     capsys.readouterr()
-    load_tool().main(command(output, prompts, 8))  # nothing to do: says so and keeps everything
+    generate_images.main(command(output, prompts, 8))  # nothing to do: says so and keeps everything
     assert "8 images in" in capsys.readouterr().out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from collections import Counter
 from itertools import chain, islice
 from pathlib import Path
 
+import check_datasets
 import numpy as np
 import pytest
 import torch
@@ -559,16 +559,8 @@ def test_reading_is_done_once_per_sample(cfg, monkeypatch):
 # ---------------------------------------------------------------- tools/check_datasets.py
 
 
-def load_tool():
-    path = REPOSITORY / "tools/check_datasets.py"
-    spec = importlib.util.spec_from_file_location("check_datasets", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def check(capsys, root, *args) -> tuple[int, str]:
-    code = load_tool().main(["--root", str(root), *args])
+    code = check_datasets.main(["--root", str(root), *args])
     captured = capsys.readouterr()
     return code, captured.out + captured.err
 

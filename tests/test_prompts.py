@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import pickle
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import check_prompts as tool
 import numpy as np
 import pytest
 
@@ -31,16 +31,6 @@ from clouds.scenes.style import PLACES, TIMES, WEATHERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RARE = [*"train bus rider motorcycle wall fence truck".split(), "traffic light"]
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load("check_prompts")
 
 
 # ---------------------------------------------------------------------- words

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import write_prompts as tool
 
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.generation.language_model import load_language_model
@@ -22,15 +22,6 @@ from clouds.generation.prompts import coverage, near_duplicates, read_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load("write_prompts")
 
 THINGS = {
     "road": "an avenue", "sidewalk": "a sidewalk", "building": "a church", "wall": "a brick wall",
