@@ -198,7 +198,7 @@ def test_names_of_fc_clip_are_ours(tmp_path):
 
 @pytest.mark.parametrize(("mobile", "ours"), [("True", "mobile"), ("False", "vit_h")])
 def test_a_renamed_key_may_have_other_values_here(mobile, ours):
-    assert load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", mobile]).MODEL.CLOUDS.SAM.MODEL == ours
+    assert ours == load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", mobile]).MODEL.CLOUDS.SAM.MODEL
 
 
 def test_a_wrong_value_of_a_renamed_key_is_an_error():
