@@ -26,19 +26,26 @@ class Targets:
     void: float = 1.0
 
 
-def masks_from_label(sem_seg: torch.Tensor, ignore: int = 255) -> Targets:
+def masks_from_label(
+    sem_seg: torch.Tensor, ignore: int = 255, device: torch.device | None = None
+) -> Targets:
     """Split a label map into binary masks (Mask2Former's targets of semantic segmentation).
 
     Args:
         sem_seg: (H, W), uint8 or wider integers, values 0..255.
         ignore: the value that is in no mask.
+        device: where the masks are wanted; None: where `sem_seg` is. Which classes there are is
+            found where `sem_seg` is, so that from a label on the host nothing waits for a GPU.
 
     Returns:
-        One mask per class present, on the device of `sem_seg`; K = 0 and masks (0, H, W) when
+        One mask per class present; K = 0 and masks (0, H, W) when
         every pixel is ignored.
     """
     assert sem_seg.ndim == 2, f"expected (H, W), got {tuple(sem_seg.shape)}"
     labels = torch.bincount(sem_seg.flatten(), minlength=256).nonzero().squeeze(1)
     labels = labels[labels != ignore]
+    if device is not None:
+        labels = labels.to(device, non_blocking=True)
+        sem_seg = sem_seg.to(device, non_blocking=True)
     masks = sem_seg == labels.to(sem_seg.dtype)[:, None, None]
     return Targets(labels, masks)

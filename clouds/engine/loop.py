@@ -152,7 +152,8 @@ class Iteration:
     ) -> tuple[dict[str, float], float, bool]:
         """Losses averaged over the processes, gradient norm, and whether one wants to stop."""
         names = sorted(losses)
-        stop = torch.tensor(float(self.stop_requested()), device=norm.device)
+        # Filled on the device: a copy from the host would wait for all that is queued there.
+        stop = norm.new_full((), float(self.stop_requested()))
         vector = torch.stack(
             [losses[name].detach().double() for name in names] + [norm.double(), stop.double()]
         )

@@ -188,7 +188,7 @@ class SetCriterion(nn.Module):
         )
         entropy = entropy.view(layers, -1)
         if any(t.void != 1 for t in targets):
-            factor = entropy.new_tensor([t.void for t in targets]).repeat_interleave(queries)
+            factor = torch.cat([entropy.new_full((queries,), t.void) for t in targets])
             entropy = torch.where(wanted == self.classes, entropy * factor, entropy)
         return entropy.sum(1)
 

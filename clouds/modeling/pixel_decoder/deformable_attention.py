@@ -195,8 +195,11 @@ class MSDeformAttn(nn.Module):
         # Places are computed in float32: half precision cannot tell neighbouring pixels apart.
         # Over flat rows: on a CPU an operation whose last side is 2 takes several times as long.
         offsets = self.sampling_offsets(query).float()
-        size = torch.tensor([[w, h] for h, w in sizes], dtype=torch.float32, device=query.device)
-        pixel = size.reciprocal()[:, None].expand(-1, self.points, -1).flatten().repeat(self.heads)
+        pixel = offsets.new_empty(self.heads, self.levels, self.points, 2)
+        for level, (height, width) in enumerate(sizes):  # filled, as a copy would wait for a GPU
+            pixel[:, level, :, 0].fill_(1 / width)
+            pixel[:, level, :, 1].fill_(1 / height)
+        pixel = pixel.flatten()
         centres = reference.repeat(1, pixel.numel() // 2)
         locations = torch.addcmul(centres, offsets, pixel).view(*shape, 2)
         # Over columns rather than short rows: on a CPU several times as fast.
