@@ -49,7 +49,9 @@ class CLIP(Backbone):
         widths = self._widths()
         self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
         clip_model.requires_grad_(False)
-        if not frozen:
+        if frozen:  # pixels with all their channels, as its layers compute: nothing is turned round
+            visual.to(memory_format=torch.channels_last)
+        else:
             for layer in self._feature_layers():
                 layer.requires_grad_(True)
         self.train(self.training)
@@ -99,8 +101,11 @@ class CLIP(Backbone):
             x: normalized images (N, 3, H, W), H and W multiples of 32.
 
         Returns:
-            name -> (N, C, H / stride, W / stride)
+            name -> (N, C, H / stride, W / stride), channels last in memory where it is frozen.
         """
+        if self.frozen:
+            x = x.contiguous(memory_format=torch.channels_last)
+        # Not inference mode: its tensors may take no part in what the head records.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._convnext(x) if self.is_convnext else self._resnet(x)
 
@@ -147,11 +152,10 @@ class CLIP(Backbone):
     def _convnext(self, x: Tensor) -> dict[str, Tensor]:
         trunk = self.clip_model.visual.trunk
         x = trunk.stem(x)
-        features = {"stem": x.contiguous()}
+        features = {"stem": x}
         for name, stage in zip(STAGES, trunk.stages, strict=True):
-            x = stage(x)
-            features[name] = x.contiguous()
-        features["clip_vis_dense"] = trunk.norm_pre(x).contiguous()
+            x = features[name] = stage(x)
+        features["clip_vis_dense"] = trunk.norm_pre(x)
         return features
 
     def _resnet(self, x: Tensor) -> dict[str, Tensor]:

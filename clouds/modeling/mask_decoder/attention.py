@@ -97,7 +97,7 @@ class FFNLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, Q, C) -> (N, Q, C)"""
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         out: Tensor = self.norm(x + self.dropout(self.linear2(hidden)))
         return out
 
@@ -113,7 +113,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         *inner, last = self.layers
         for layer in inner:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         out: Tensor = last(x)
         return out
 

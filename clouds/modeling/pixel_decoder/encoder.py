@@ -39,7 +39,7 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """x (N, S, C), position (1, S, C), reference (S, 2) -> (N, S, C)"""
         x = self.norm1(x + self.dropout(self.self_attn(x + position, reference, x, sizes)))
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         out: Tensor = self.norm2(x + self.dropout(self.linear2(hidden)))
         return out
 

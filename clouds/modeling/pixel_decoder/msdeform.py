@@ -15,6 +15,20 @@ GROUPS = 32
 MASK_STRIDE = 4
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution as a product of matrices.
+
+    Memory is laid out with the channels last, as a ConvNeXt's features are and as the transformer
+    wants its tokens: so nothing is copied on the way from the one to the other.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _pointwise(x, self.weight, self.bias)
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution without bias, then GroupNorm, a part of it under the name `norm`."""
 
@@ -26,7 +40,8 @@ class ConvNorm(nn.Conv2d):
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(super().forward(x))
+        x = _pointwise(x, self.weight) if self.kernel_size == (1, 1) else super().forward(x)
+        out: Tensor = self.norm(x)
         return out
 
 
@@ -74,7 +89,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for i, name in enumerate(by_stride[:steps], start=1):
             self.add_module(f"adapter_{i}", ConvNorm(_channels(input_shape[name]), channels, 1))
             self.add_module(f"layer_{i}", ConvNorm(channels, channels, 3))
-        self.mask_features = nn.Conv2d(channels, mask_dim, 1)
+        self.mask_features = Pointwise(channels, mask_dim)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         _zero_bias(self.mask_features)
 
@@ -97,12 +112,16 @@ class MSDeformAttnPixelDecoder(nn.Module):
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
             up = F.interpolate(fine, lateral.shape[-2:], mode="bilinear", align_corners=False)
-            fine = F.relu(self.get_submodule(f"layer_{i}")(lateral + up))
+            fine = F.relu(self.get_submodule(f"layer_{i}")(up + lateral), inplace=True)
         return self.mask_features(fine), maps
 
 
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+
+
 def _projection(in_channels: int, channels: int) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, channels, 1)
+    conv = Pointwise(in_channels, channels)
     nn.init.xavier_uniform_(conv.weight)
     _zero_bias(conv)
     return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels))
