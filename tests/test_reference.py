@@ -50,6 +50,7 @@ def cfg():
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = "convnext_base"
     cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    cfg.MODEL.CLOUDS.TEXT_CACHE_DIR = ""
     return cfg
 
 

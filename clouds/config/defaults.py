@@ -96,6 +96,14 @@ KEYS: tuple[Key, ...] = (
         "what did not match is listed either way.",
     ),
     Key(
+        "MODEL.COMPILE",
+        "none",
+        "Which parts torch.compile makes kernels for, when they are first used: 'backbone', 'head' "
+        "(that of the teacher too), 'all' or 'none'. Needs a C++ compiler, on CUDA Triton; every "
+        "new size of image costs a minute. Results differ by rounding.",
+        one_of("none", "backbone", "head", "all"),
+    ),
+    Key(
         "MODEL.PIXEL_MEAN",
         [122.7709383, 116.7460125, 104.09373615],
         "Subtracted from the image, RGB, on the 0-255 scale (CLIP's own).",
@@ -236,6 +244,12 @@ KEYS: tuple[Key, ...] = (
         "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
         "laion2b_s29b_b131k_ft_soup",
         "open_clip's tag of its weights, or a file; empty: random weights.",
+    ),
+    Key(
+        "MODEL.CLOUDS.TEXT_CACHE_DIR",
+        "~/.cache/clouds",
+        "Folder where CLIP's text features of the class names are kept, a small file for each text "
+        "encoder, so that a start does not compute them again; empty: it does.",
     ),
     Key(
         "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE",

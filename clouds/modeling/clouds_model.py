@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemb
 from clouds.modeling.inference.semantic import SemanticMap
 from clouds.modeling.mask_decoder.predictions import Predictions
 from clouds.modeling.text.classifier import TextClassifier, TextRows
+from clouds.modeling.text.feature_cache import FeatureCache
 from clouds.self_training.ema_teacher import label_from_scores
 from clouds.self_training.pseudo_label import PseudoLabel
 from clouds.self_training.self_training import SelfTraining
@@ -57,6 +59,8 @@ class CLOUDS(nn.Module):
         ensemble: how to average with CLIP's zero-shot classes when segmenting; None: not at all.
         self_training: teacher and refiner, which label generated images; None: source alone.
         teacher_ensemble: as `ensemble`, for the teacher.
+        text_cache: folder of text features; None: they are computed at every start.
+        compiled: what torch.compile is for: 'backbone', 'head', 'all' or 'none'.
 
     Attributes:
         self_training: as above. It is no module: nothing of it is in the state dict.
@@ -81,6 +85,8 @@ class CLOUDS(nn.Module):
         ensemble: EnsembleOptions | None = None,
         self_training: SelfTraining | None = None,
         teacher_ensemble: EnsembleOptions | None = None,
+        text_cache: Path | None = None,
+        compiled: str = "none",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -97,7 +103,13 @@ class CLOUDS(nn.Module):
         self.ensemble = ensemble
         self.self_training = self_training
         self.teacher_ensemble = teacher_ensemble
-        self.text_classifier = TextClassifier(synonyms)
+        self.text_classifier = TextClassifier(
+            synonyms, FeatureCache(text_cache) if text_cache else None
+        )
+        # In place, or around the call: so names in the state dict stay as they are.
+        if compiled in ("backbone", "all"):
+            backbone.compile()
+        self._call_head = torch.compile(_call) if compiled in ("head", "all") else _call
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -121,6 +133,10 @@ class CLOUDS(nn.Module):
             "teacher_ensemble": (
                 EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE_EMA else None
             ),
+            "text_cache": (
+                Path(clouds.TEXT_CACHE_DIR).expanduser() if clouds.TEXT_CACHE_DIR else None
+            ),
+            "compiled": cfg.MODEL.COMPILE,
         }
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -238,8 +254,7 @@ class CLOUDS(nn.Module):
         self, head: nn.Module, features: Features, final_only: bool = False
     ) -> Predictions:
         text = self._text_rows() if self.sem_seg_head.needs_text else None
-        predictions: Predictions = head(features, text, final_only=final_only)
-        return predictions
+        return self._call_head(head, features, text, final_only)
 
     def _semantic_maps_of(self, batch: Sequence[Sample]) -> Iterator[tuple[SemanticMap, Sample]]:
         images = self._images([sample["image"] for sample in batch])
@@ -293,13 +308,21 @@ class CLOUDS(nn.Module):
 
     def _targets(self, sample: Sample) -> Targets:
         """The targets of a labelled image."""
-        label = sample["sem_seg"].to(self.device, non_blocking=True)
+        label = sample["sem_seg"]
         if label.shape != sample["image"].shape[-2:]:
             raise ValueError(
                 f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
                 f"image {tuple(sample['image'].shape[-2:])}; they must be of one size"
             )
-        return masks_from_label(label, self.ignore_value)
+        return masks_from_label(label, self.ignore_value, self.device)
+
+
+def _call(
+    head: nn.Module, features: Features, text: TextRows | None, final_only: bool
+) -> Predictions:
+    """The student's head or the teacher's."""
+    predictions: Predictions = head(features, text, final_only=final_only)
+    return predictions
 
 
 def _padded(targets: Targets, images: ImageList) -> Targets:

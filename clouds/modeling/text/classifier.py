@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from clouds.modeling.backbones.clip import CLIP
 from clouds.modeling.backbones.open_clip_model import get_tokenizer
+from clouds.modeling.text.feature_cache import FeatureCache, key_of
 from clouds.modeling.text.templates import TEMPLATES
 
 PROMPTS_AT_ONCE = 128  # bounds the text encoder's memory; the result does not depend on it
@@ -47,10 +48,17 @@ class TextClassifier:
     """The text features of class names, computed when first asked for.
 
     `reset` when the backbone's weights have changed.
+
+    Args:
+        synonyms: per class, its words.
+        cache: where features are kept from one start to the next.
     """
 
-    def __init__(self, synonyms: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, synonyms: Sequence[Sequence[str]], cache: FeatureCache | None = None
+    ) -> None:
         self.synonyms = tuple(tuple(names) for names in synonyms)
+        self.cache = cache
         self._features: Tensor | None = None
 
     def reset(self) -> None:
@@ -62,13 +70,28 @@ class TextClassifier:
         """(S, D): one unit-length row per synonym, on the backbone's device."""
         device = backbone.logit_scale.device
         if self._features is None or self._features.device != device:
-            tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms)).to(device)
-            with torch.autocast(device.type, enabled=False):  # once for all: in full precision
-                rows = torch.cat([backbone.encode_text(t) for t in tokens.split(PROMPTS_AT_ONCE)])
-            rows = F.normalize(rows.float(), dim=-1)
-            rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
-            self._features = F.normalize(rows, dim=-1)
+            tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms))
+            self._features = self._cached(backbone, tokens).to(device)
         return self._features
+
+    def _cached(self, backbone: CLIP, tokens: Tensor) -> Tensor:
+        if self.cache is None:
+            return self._compute(backbone, tokens)
+        key = key_of(backbone.clip_model, backbone.model_name, tokens, len(TEMPLATES))
+        features = self.cache.get(key)
+        if features is None:
+            features = self._compute(backbone, tokens)
+            self.cache.put(key, features)
+        return features
+
+    def _compute(self, backbone: CLIP, tokens: Tensor) -> Tensor:
+        device = backbone.logit_scale.device
+        chunks = torch.split(tokens.to(device), PROMPTS_AT_ONCE)
+        with torch.autocast(device.type, enabled=False):  # once for all: in full precision
+            rows = torch.cat([backbone.encode_text(chunk) for chunk in chunks])
+        rows = F.normalize(rows.float(), dim=-1)
+        rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
+        return F.normalize(rows, dim=-1)
 
     def rows(self, backbone: CLIP, void: Tensor) -> TextRows:
         """The features with the void embedding (1, D), which is normalized here, appended."""
