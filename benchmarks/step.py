@@ -86,7 +86,6 @@ Step = Callable[[PartClock], dict[str, float]]
 def main(words: Sequence[str] | None = None) -> None:
     args = parse(words)
     torch.set_num_threads(args.threads)
-    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
     device = torch.device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         cfg = config(args, Path(folder))
@@ -436,4 +435,5 @@ def subject(args: argparse.Namespace, phase: str, parts: Parts) -> str:
 
 
 if __name__ == "__main__":
+    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
     main()

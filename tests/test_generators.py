@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import generate_images
 import numpy as np
 import pytest
 
@@ -373,25 +374,23 @@ def test_long_prompts_are_remarked_on(tiny):
 
 
 def test_command_paints_with_a_model_and_goes_on_in_other_batches(tiny, tmp_path, capsys):
-    from test_generate_images import load_tool
-
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     command = [
         "--output", str(tmp_path / "a"), "--prompts", str(tmp_path / "prompts.txt"), "--model",
         str(tiny), "--count", "5", "--batch-size", "3", "--steps", "2", "--height", "64",
         "--width", "64", "--device", "cpu", "--offline",
     ]  # fmt: skip
-    load_tool().main(command)
+    generate_images.main(command)
     images = sorted((tmp_path / "a/images").iterdir())
     assert [path.name for path in images] == [f"{n:06d}.png" for n in range(5)]
     assert not (tmp_path / "a/labels").exists()
     before = [path.read_bytes() for path in images]
     for number in (1, 2, 4):
         images[number].unlink()
-    load_tool().main(command)
+    generate_images.main(command)
     assert [path.read_bytes() for path in images] == before
     with pytest.raises(SystemExit):
-        load_tool().main([*command, "--guidance", "5"])
+        generate_images.main([*command, "--guidance", "5"])
     assert "guidance was 7.5 and is now 5.0" in capsys.readouterr().err
 
 
