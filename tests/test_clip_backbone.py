@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import pickle
 
 import open_clip
@@ -90,6 +91,34 @@ def test_a_frozen_backbone_stays_in_evaluation_mode_and_records_nothing(clip):
     assert not any(f.requires_grad for f in features.values())
     for name, value in clip.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_frozen_backbone_computes_with_the_channels_last(clip):
+    """The same numbers as with channels first, from which nothing keeps a gradient away."""
+    first = copy.deepcopy(clip)
+    first.clip_model.to(memory_format=torch.contiguous_format)
+    features = clip(images())
+    with torch.no_grad():
+        expected = (first._convnext if clip.is_convnext else first._resnet)(images())
+    for name, feature in features.items():
+        assert feature.is_contiguous(memory_format=torch.channels_last), name
+        torch.testing.assert_close(feature, expected[name], rtol=1e-5, atol=1e-5)
+        assert not feature.is_inference()
+        layer = nn.Conv2d(feature.shape[1], 2, 1)
+        layer(feature).sum().backward()
+        assert layer.weight.grad.abs().max() > 0
+
+
+def test_weights_of_either_layout_load(clip):
+    state = {n: v.contiguous() for n, v in clip.state_dict().items()}
+    other = tiny_clip(clip.model_name, seed=1)
+    other.load_state_dict(state)
+    for name, value in clip(images()).items():
+        torch.testing.assert_close(other(images())[name], value, rtol=1e-5, atol=1e-5)
+    trained = tiny_clip(clip.model_name, frozen=False)
+    assert all(p.is_contiguous() for p in trained.parameters())
+    trained.load_state_dict(clip.state_dict())
+    assert all(p.is_contiguous() for p in trained.parameters())
 
 
 @pytest.mark.parametrize("name", [CONVNEXT, RESNET])

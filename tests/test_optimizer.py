@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from engine_toy import Toy, toy_config
 from torch import nn
 
-from clouds.engine.optimizer import build_clipping, build_optimizer, parameter_groups
+from clouds.engine.optimizer import (
+    build_clipping,
+    build_optimizer,
+    can_fuse,
+    parameter_groups,
+)
 
 
 class Block(nn.Module):
@@ -96,6 +103,43 @@ def test_first_adamw_step_by_its_formula(decay, kept):
     optimizer.step()
     expected = before * (1 - 0.01 * kept) - 0.01 * gradient.sign()
     torch.testing.assert_close(model.weight.detach(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ADAMW", "SGD"])
+def test_the_fused_form_gives_what_torchs_plain_one_gives(name):
+    cfg = config(OPTIMIZER=name, BASE_LR=0.01, WEIGHT_DECAY=0.1)
+    ours, other = Toy(), Toy()
+    optimizer = build_optimizer(cfg, ours)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    groups = [
+        {key: g[key] for key in ("lr", "weight_decay")}
+        | {"params": [dict(other.named_parameters())[n] for n in g["param_names"]]}
+        for g in optimizer.param_groups
+    ]
+    kinds = {
+        "ADAMW": lambda: torch.optim.AdamW(groups, foreach=False),
+        "SGD": lambda: torch.optim.SGD(groups, momentum=cfg.SOLVER.MOMENTUM, foreach=False),
+    }
+    plain = kinds[name]()
+    for i in range(4):
+        for model in (ours, other):
+            generator = torch.Generator().manual_seed(i)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+        if i == 2:  # the state of a checkpoint that was saved before there was a fused form
+            saved = copy.deepcopy(plain.state_dict())
+            for group, names in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+                group["param_names"] = names["param_names"]
+            optimizer.load_state_dict(saved)
+        optimizer.step()
+        plain.step()
+    for parameter, expected in zip(ours.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_where_torch_has_no_fused_form_the_plain_one_serves():
+    groups = [{"params": [nn.Parameter(torch.zeros(2, device=d))]} for d in ("cpu", "meta")]
+    assert can_fuse(groups[:1]) and not can_fuse(groups)
 
 
 def test_sgd_has_momentum():

@@ -109,3 +109,18 @@ def test_every_parameter_and_feature_takes_part():
     (mask_features.square().mean() + sum(m.square().mean() for m in maps)).backward()
     for name, tensor in [*decoder.named_parameters(), *inputs.items()]:
         assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
+
+
+def test_how_features_lie_in_memory_does_not_matter():
+    decoder = build()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        inputs = {
+            name: f.contiguous(memory_format=layout).requires_grad_()
+            for name, f in features(2, 64, 96).items()
+        }
+        mask_features, maps = decoder(inputs)
+        loss = mask_features.square().mean() + sum(m.square().mean() for m in maps)
+        results.append([mask_features, *maps, *torch.autograd.grad(loss, list(inputs.values()))])
+    for first, last in zip(*results, strict=True):
+        torch.testing.assert_close(first, last, rtol=1e-4, atol=1e-5)

@@ -98,6 +98,16 @@ def test_logits_by_hand():
     torch.testing.assert_close(logits, expected)
 
 
+def test_logits_under_autocast_are_exact(clip):
+    text = TextClassifier(SYNONYMS).rows(clip, torch.ones(1, 32))
+    embeddings = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(4)).bfloat16()
+    expected = text.logits(embeddings.float(), torch.tensor(100.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = text.logits(embeddings, torch.tensor(100.0))
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, expected)
+
+
 def test_loading_weights_into_the_model_makes_the_features_anew():
     model = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text")
     before = model.text_classifier.features(model.backbone)

@@ -39,7 +39,9 @@ class TextRows:
         Returns:
             (N, Q, C + 1): per class the maximum over its synonyms, void last.
         """
-        similarity = scale * F.normalize(embeddings, dim=-1) @ self.rows.T
+        # The scale is up to 100, and half precision would round the cosines to half a percent.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            similarity = scale * F.normalize(embeddings.float(), dim=-1) @ self.rows.T
         per_class = torch.split(similarity, [*self.counts, 1], dim=-1)
         return torch.stack([columns.amax(-1) for columns in per_class], dim=-1)
 

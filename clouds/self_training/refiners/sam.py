@@ -114,9 +114,12 @@ class PointDecoder:
         at_once = self.at_once
         if embedding.device.type == "cpu":
             at_once = min(at_once, CPU_AT_ONCE)
-        parts = [
-            self._decode(embedding, some, frame, size) for some in torch.split(prompts, at_once)
-        ]
+        # In half precision points of a large image would lie pixels beside their places.
+        with torch.autocast(embedding.device.type, enabled=False):
+            parts = [
+                self._decode(embedding.float(), some, frame, size)
+                for some in torch.split(prompts, at_once)
+            ]
         masks, ious = zip(*parts, strict=True)
         return torch.cat(masks), torch.cat(ious)
 
