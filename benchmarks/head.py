@@ -5,16 +5,17 @@
     OMP_NUM_THREADS=1 python benchmarks/head.py --images 4 --repeats 3 --amp
 
 Pixel decoder and mask decoder of the published sizes, on the same features of a frozen backbone and
-with the same weights; predictions and gradients are compared before anything is timed. Every class
-and mask logit of all ten predictions gets a gradient, or with --final those of the last alone. On a
-CPU the processor's time is taken, of all threads: what other programs take of it does not count.
-Needs `pip install transformers`.
+with the same weights; predictions and gradients are compared before anything is timed. As in
+training, all class logits of the ten predictions get a gradient, and the logits of a few masks of
+each, those that are matched (--matched 100: of all). On a CPU the processor's time is taken, of all
+threads: what other programs take of it does not count. Needs `pip install transformers`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import statistics
 import sys
 import time
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 import clouds.modeling  # noqa: F401 - registers what the config names
 from clouds.config import get_cfg
 from clouds.d2 import SEM_SEG_HEADS_REGISTRY, ShapeSpec
+from clouds.modeling.mask_decoder.predictions import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from transformers_weights import (
@@ -45,6 +47,8 @@ TOLERANCE = 1e-3
 may just see or just not see, and with it a few of its logits a little."""
 
 Logits = list[Tensor]
+"""Class logits of every prediction, then the mask logits that losses are taken on."""
+
 Way = Callable[[], Logits]
 
 
@@ -52,14 +56,16 @@ def main() -> None:
     args = parse()
     device = torch.device(args.device)
     features = made_features(args, device)
-    heads = {"transformers": Theirs(args), "ours": our_head(args)}
-    heads["transformers"].take_weights(heads["ours"])
-    for head in heads.values():
-        head.to(device).eval()
-    ways = {name: forward_of(head, features) for name, head in heads.items()}
+    ours = our_head(args).to(device)
+    theirs = Theirs(args, ours).to(device)
+    call = torch.compile(ours) if args.compile else ours
+    queries = torch.arange(args.matched, device=device)
+    heads = {"transformers": theirs, "ours": ours}
+    ways: dict[str, Way] = {
+        "transformers": lambda: theirs(features, queries),
+        "ours": lambda: chosen(call(features), queries),
+    }
     gradients = [torch.randn_like(logits) / logits.numel() for logits in ways["ours"]()]
-    if args.final:
-        gradients = [None if i + 2 < len(gradients) else g for i, g in enumerate(gradients)]
     compare(heads, ways, gradients)
 
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -69,8 +75,8 @@ def main() -> None:
             times[name].append(seconds(way, gradients, device, args.amp))
     print(
         f"{args.images} images of {args.size}, features of {args.width} to {8 * args.width} "
-        f"channels, {'bf16 autocast' if args.amp else 'float32'}, "
-        f"{'last prediction' if args.final else 'all predictions'}; "
+        f"channels, {args.matched} matched masks, {'bf16 autocast' if args.amp else 'float32'}"
+        f"{', ours compiled' if args.compile else ''}; "
         f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     before = statistics.median(times["transformers"])
@@ -90,7 +96,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--amp", action="store_true", help="under bf16 autocast")
-    parser.add_argument("--final", action="store_true", help="gradients of the last prediction")
+    parser.add_argument("--matched", type=int, default=10, help="masks of an image with a loss")
+    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
     return parser.parse_args()
 
 
@@ -117,48 +124,38 @@ def our_head(args: argparse.Namespace) -> Any:
 
 
 class Theirs(nn.Module):
-    """transformers' pixel decoder, transformer module and class predictor."""
+    """transformers' pixel decoder, transformer module and class predictor, with our weights."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, ours: Any) -> None:
         super().__init__()
-        config, cfg = mask2former_config(), get_cfg()
+        config = mask2former_config()
         widths = [args.width * stride // 4 for stride in STRIDES.values()]
         self.pixel_decoder: Any = mask2former().Mask2FormerPixelDecoder(config, widths)
         self.predictor: Any = mask2former().Mask2FormerTransformerModule(256, config)
-        self.class_embed = nn.Linear(256, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES + 1)
+        self.class_embed = copy.deepcopy(ours.predictor.class_embed)
+        weights = pixel_decoder_weights(ours.pixel_decoder.state_dict())
+        self.pixel_decoder.load_state_dict(weights)
+        self.predictor.load_state_dict(mask_decoder_weights(ours.predictor.state_dict()))
 
-    def take_weights(self, ours: Any) -> None:
-        state = {name: value.clone() for name, value in ours.pixel_decoder.state_dict().items()}
-        self.pixel_decoder.load_state_dict(pixel_decoder_weights(state))
-        state = {name: value.clone() for name, value in ours.predictor.state_dict().items()}
-        self.predictor.load_state_dict(mask_decoder_weights(state))
-        self.class_embed.load_state_dict(ours.predictor.class_embed.state_dict())
-
-    def forward(self, features: dict[str, Tensor]) -> Logits:
+    def forward(self, features: dict[str, Tensor], queries: Tensor) -> Logits:
         pixel = self.pixel_decoder(list(features.values()), return_dict=True)
         out = self.predictor(pixel.multi_scale_features, pixel.mask_features)
         classes = [self.class_embed(s.transpose(0, 1)) for s in out.intermediate_hidden_states]
-        return [x for pair in zip(classes, out.masks_queries_logits, strict=True) for x in pair]
+        return classes + [masks.index_select(1, queries) for masks in out.masks_queries_logits]
 
 
-def forward_of(head: Any, features: dict[str, Tensor]) -> Way:
-    """Class and mask logits in turns, prediction after prediction."""
-
-    def forward() -> Logits:
-        out = head(features)
-        if isinstance(out, list):
-            return out
-        return [x for pair in zip(out.class_logits, out.mask_logits, strict=True) for x in pair]
-
-    return forward
+def chosen(predictions: Predictions, queries: Tensor) -> Logits:
+    layers, images = len(predictions.class_logits), len(predictions.class_logits[0])
+    index = queries.expand(layers, -1)
+    masks = predictions.chosen_masks(range(layers), [index] * images)
+    return predictions.class_logits + list(torch.stack(masks, dim=1))
 
 
-def backward(logits: Logits, gradients: list[Tensor | None]) -> None:
-    pairs = [(x, g) for x, g in zip(logits, gradients, strict=True) if g is not None]
-    torch.autograd.backward([x for x, _ in pairs], [g.to(x.dtype) for x, g in pairs])
+def backward(logits: Logits, gradients: Logits) -> None:
+    torch.autograd.backward(logits, [g.to(x.dtype) for x, g in zip(logits, gradients, strict=True)])
 
 
-def seconds(way: Way, gradients: list[Tensor | None], device: torch.device, amp: bool) -> float:
+def seconds(way: Way, gradients: Logits, device: torch.device, amp: bool) -> float:
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     autocast = torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
     synchronize(device)
@@ -175,7 +172,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: list[Tensor | None]) -> None:
+def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: Logits) -> None:
     """In float32: the logits, and the gradients of two layers at the far end of the way back."""
     theirs, ours = ways["transformers"](), ways["ours"]()
     for expected, got in zip(theirs, ours, strict=True):
