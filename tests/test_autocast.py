@@ -17,13 +17,18 @@ BF16 = torch.autocast("cpu", torch.bfloat16)
 def test_sams_decoder_is_exact_and_its_encoder_near(tiny_sam):  # noqa: F811
     image, size = image_of(), (96, 160)
     points = torch.randint(0, 96, (6, 5, 2), generator=torch.Generator().manual_seed(0)).numpy()
-    decode = PointDecoder(tiny_sam)
+    decoder = PointDecoder(tiny_sam)
+    points = points.astype("float32")
+
+    def decode(embedding):
+        return decoder([embedding], [points], [size])[0]
+
     exact = ImageEmbedder(tiny_sam)([image])[0]
-    masks, ious = decode(exact, points.astype("float32"), size)
+    masks, ious = decode(exact)
     with BF16:
         rounded = ImageEmbedder(tiny_sam)([image])[0]
-        same_masks, same_ious = decode(exact, points.astype("float32"), size)
-        near_masks, _ = decode(rounded, points.astype("float32"), size)
+        same_masks, same_ious = decode(exact)
+        near_masks, _ = decode(rounded)
     assert torch.equal(same_masks, masks) and torch.equal(same_ious, ious)
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
     assert (near_masks == masks).float().mean() > 0.97

@@ -185,7 +185,8 @@ def decoded(reference):
     state = {f"sam.sam.{name}": value for name, value in sam.state_dict().items()}
     weights_rule().fill(sam, state)
     embedding = ImageEmbedder(sam)([torch.from_numpy(reference["in/joint0/generated/image"])])[0]
-    return PointDecoder(sam, at_once=10)(embedding, reference["joint0/points_xy"], (256, 320))
+    (decoded,) = PointDecoder(sam)([embedding], [reference["joint0/points_xy"]], [(256, 320)])
+    return decoded
 
 
 @pytest.mark.slow

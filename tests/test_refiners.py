@@ -17,6 +17,7 @@ from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners import sam as sam_refiner
+from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.sam import (
     ImageEmbedder,
@@ -68,7 +69,7 @@ def tiny():
     for layer in head:
         layer.weight.normal_(std=0.2, generator=generator)
     points = torch.rand(64, 5, 2, generator=generator).numpy() * 95
-    _, ious = PointDecoder(sam)(ImageEmbedder(sam)([image_of()])[0], points, (96, 160))
+    [(_, ious)] = PointDecoder(sam)(ImageEmbedder(sam)([image_of()]), [points], [(96, 160)])
     head[-1].bias[1:] -= ious.mean(0)
     return sam
 
@@ -104,7 +105,7 @@ def test_embedding_and_masks_equal_segment_anythings(tiny, size, second_pass):
     ours = ImageEmbedder(tiny)([image])[0]
     assert ours.shape == (64, 8, 8)
     torch.testing.assert_close(ours, embedding)
-    our_masks, our_ious = PointDecoder(tiny, second_pass, at_once=4)(ours, points, size)
+    [(our_masks, our_ious)] = PointDecoder(tiny, second_pass)([ours], [points], [size])
     torch.testing.assert_close(our_ious, ious, rtol=1e-4, atol=1e-4)
     assert our_masks.shape == masks.shape and our_masks.dtype == torch.bool
     assert (our_masks == masks).float().mean() > 0.9999
@@ -112,13 +113,43 @@ def test_embedding_and_masks_equal_segment_anythings(tiny, size, second_pass):
     assert 0.05 < masks.float().mean() < 0.95
 
 
+@pytest.mark.parametrize("points", [1, 5, 17])
+def test_the_decoder_is_segment_anythings(points):
+    """Every parameter counts: none is left at the zero or one that it begins with."""
+    sam = build_sam(config(), "cpu")
+    generator = torch.Generator().manual_seed(points)
+    for parameter in sam.mask_decoder.parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    embedding = torch.randn(3, 64, 8, 8, generator=generator)
+    coords = 128 * torch.rand(3, points, 2, generator=generator)
+    sparse, dense = sam.prompt_encoder((coords, torch.ones(3, points)), None, None)
+    positions = sam.prompt_encoder.get_dense_pe()
+    logits, ious = MaskDecoder(sam.mask_decoder)(
+        as_tokens(embedding + dense), as_tokens(positions[0]), sparse, (8, 8)
+    )
+    for number in range(3):
+        expected, expected_ious = sam.mask_decoder(
+            embedding[number : number + 1],
+            positions,
+            sparse[number : number + 1],
+            dense[number : number + 1],
+            multimask_output=True,
+        )
+        torch.testing.assert_close(ious[number], expected_ious[0], rtol=1e-4, atol=1e-4)
+        best = expected[0, expected_ious[0].argmax()]
+        torch.testing.assert_close(logits[number, 0], best, rtol=1e-4, atol=1e-4)
+
+
 def test_the_second_pass_changes_masks(tiny):
     image, label = image_of(), label_of()
     points = choose_points(
         find_components(label.classes.numpy(), 100), PointOptions(), np.random.default_rng(0)
     )
-    embedding = ImageEmbedder(tiny)([image])[0]
-    once, twice = (PointDecoder(tiny, p)(embedding, points, (96, 160))[0] for p in (False, True))
+    embeddings = ImageEmbedder(tiny)([image])
+    once, twice = (
+        PointDecoder(tiny, passes)(embeddings, [points], [(96, 160)])[0][0]
+        for passes in (False, True)
+    )
     assert (once != twice).any()
 
 
@@ -130,18 +161,27 @@ def test_resizing_is_segment_anythings(size):
         assert resized(*size, side) == ResizeLongestSide.get_preprocess_shape(*size, side)
 
 
-def test_how_many_are_decoded_at_once_does_not_matter(tiny, monkeypatch):
+@pytest.mark.parametrize("second_pass", [False, True])
+def test_how_many_are_decoded_at_once_does_not_matter(tiny, second_pass, monkeypatch):
     monkeypatch.setattr(sam_refiner, "CPU_AT_ONCE", 1000)
-    label = label_of()
-    points = choose_points(
-        find_components(label.classes.numpy(), 50), PointOptions(), np.random.default_rng(0)
-    )
-    embedding = ImageEmbedder(tiny)([image_of()])[0]
-    masks, ious = PointDecoder(tiny, at_once=1)(embedding, points, (96, 160))
-    for at_once in (3, 1000):
-        others, other_ious = PointDecoder(tiny, at_once=at_once)(embedding, points, (96, 160))
-        torch.testing.assert_close(ious, other_ious, rtol=1e-4, atol=1e-5)
-        assert (masks == others).float().mean() > 0.9999
+    points = [
+        choose_points(
+            find_components(label_of(size, seed).classes.numpy(), 50),
+            PointOptions(),
+            np.random.default_rng(0),
+        )
+        for seed, size in enumerate(SIZES)
+    ]
+    images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
+    embeddings = ImageEmbedder(tiny)(images)
+    for at_once in (1, 3, 1000):  # 3: of one image, and of two
+        together = PointDecoder(tiny, second_pass, at_once)(embeddings, points, SIZES)
+        assert len(together) == len(SIZES)
+        for image, own, (masks, ious) in zip(images, points, together, strict=True):
+            expected, expected_ious, _ = predicted(tiny, image, own, second_pass)
+            torch.testing.assert_close(ious, expected_ious, rtol=1e-4, atol=1e-4)
+            assert masks.shape == expected.shape
+            assert (masks == expected).float().mean() > 0.9999
 
 
 # ----------------------------------------------------------------- overlaps

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from clouds.d2 import CfgNode
 from clouds.self_training.components import Components, find_components
@@ -21,6 +22,7 @@ from clouds.self_training.refiners.embedding_cache import (
     EmbeddingCache,
     fingerprint,
 )
+from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
 from clouds.self_training.refiners.none import as_it_is
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner
@@ -33,14 +35,17 @@ def resized(height: int, width: int, long_side: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-CPU_AT_ONCE = 4
+CPU_AT_ONCE = 1
 """Components that a CPU decodes together at most: more do not fit its caches and take longer."""
+
+Size = tuple[int, int]
+Points = npt.NDArray[np.float32]
 
 
 class Embed(Protocol):
     """Clean images -> SAM's embeddings of them. A function of the image alone: it can be kept."""
 
-    def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """See `ImageEmbedder`."""
         ...
 
@@ -56,7 +61,7 @@ class ImageEmbedder:
         self.sam = sam
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Embed images, one after the other: they may differ in size, and memory stays bounded.
 
         Args:
@@ -69,18 +74,18 @@ class ImageEmbedder:
         self.sam.image_encoder.to(self.sam.device)  # no copy where it is there
         return [self._embed(image) for image in images]
 
-    def _embed(self, image: torch.Tensor) -> torch.Tensor:
+    def _embed(self, image: Tensor) -> Tensor:
         assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
         height, width = resized(image.shape[1], image.shape[2], self.sam.image_encoder.img_size)
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
         fed = torch.from_numpy(pixels).to(self.sam.device).permute(2, 0, 1).contiguous()
-        embedding: torch.Tensor = self.sam.image_encoder(self.sam.preprocess(fed[None]))
+        embedding: Tensor = self.sam.image_encoder(self.sam.preprocess(fed[None]))
         return embedding[0]
 
 
 class PointDecoder:
-    """SAM's prompt encoder and mask decoder, for many components of an image at once.
+    """SAM's prompt encoder and mask decoder, for many components of several images at once.
 
     Args:
         sam: as from `build_sam`.
@@ -92,73 +97,85 @@ class PointDecoder:
         self.sam = sam
         self.second_pass = second_pass
         self.at_once = at_once
+        self._decoder = MaskDecoder(sam.mask_decoder)
 
     @torch.no_grad()
     def __call__(
-        self, embedding: torch.Tensor, points: npt.NDArray[np.float32], size: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best of SAM's three masks for each component.
+        self, embeddings: Sequence[Tensor], points: Sequence[Points], sizes: Sequence[Size]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The best of SAM's three masks for each component of each image.
 
         Args:
-            embedding: (C, s, s), of the image.
-            points: (M, P, 2), (x, y) pixels of the image, M >= 1; all on the component.
-            size: height, width of the image.
+            embeddings: (C, s, s) of each image, on one device.
+            points: (M, P, 2) for each image, (x, y) pixels of it, all on the component; M may
+                differ, P may not.
+            sizes: height, width of each image.
 
         Returns:
+            For each image:
             masks: bool (M, height, width), those with the largest predicted IoU.
             ious: float32 (M, 3), the predicted IoU of all three.
         """
-        frame = resized(*size, self.sam.image_encoder.img_size)
-        scale = np.array([frame[1] / size[1], frame[0] / size[0]])
-        prompts = torch.from_numpy((points * scale).astype(np.float32)).to(embedding.device)
-        at_once = self.at_once
-        if embedding.device.type == "cpu":
-            at_once = min(at_once, CPU_AT_ONCE)
+        device, counts = embeddings[0].device, [len(one) for one in points]
+        frames = [resized(*size, self.sam.image_encoder.img_size) for size in sizes]
+        prompts = torch.from_numpy(
+            np.concatenate([_into(*one) for one in zip(points, sizes, frames, strict=True)])
+        ).to(device)
+        at_once = min(self.at_once, CPU_AT_ONCE) if device.type == "cpu" else self.at_once
         # In half precision points of a large image would lie pixels beside their places.
-        with torch.autocast(embedding.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
+            images = [as_tokens(embedding.float()).contiguous() for embedding in embeddings]
+            image_of = [image for image, m in zip(images, counts, strict=True) for _ in range(m)]
             parts = [
-                self._decode(embedding.float(), some, frame, size)
-                for some in torch.split(prompts, at_once)
+                self._decode(image_of[first : first + at_once], prompts[first : first + at_once])
+                for first in range(0, len(prompts), at_once)
             ]
-        masks, ious = zip(*parts, strict=True)
-        return torch.cat(masks), torch.cat(ious)
+            logits, ious = (
+                torch.split(torch.cat(part), counts) for part in zip(*parts, strict=True)
+            )
+            return [
+                (self._masks(own, frame, size, at_once), own_ious)
+                for own, own_ious, frame, size in zip(logits, ious, frames, sizes, strict=True)
+            ]
 
-    def _decode(
-        self,
-        embedding: torch.Tensor,
-        points: torch.Tensor,
-        frame: tuple[int, int],
-        size: tuple[int, int],
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, ious = self._predict(embedding, points, None)
-        if self.second_pass:
-            logits, ious = self._predict(embedding, points, _best(logits, ious))
-        # Only the chosen mask is brought to the image's size.
-        upsampled = self.sam.postprocess_masks(_best(logits, ious), frame, size)
-        return upsampled[:, 0] > self.sam.mask_threshold, ious
+    def _decode(self, images: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+        """Best logits (m, 1, 4s, 4s), predicted IoUs (m, 3).
+
+        Args:
+            images: (s * s, C), the image of each component.
+            points: (m, P, 2) in SAM's frame.
+        """
+        pixels = torch.stack(list(images))
+        logits, ious = self._predict(pixels, points, None)
+        return self._predict(pixels, points, logits) if self.second_pass else (logits, ious)
 
     def _predict(
-        self, embedding: torch.Tensor, points: torch.Tensor, masks: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (m, 3, 4s, 4s) and predicted IoUs (m, 3); `masks` (m, 1, 4s, 4s) are logits."""
+        self, pixels: Tensor, points: Tensor, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same; `masks` (m, 1, 4s, 4s) are logits that go with the points."""
+        encoder = self.sam.prompt_encoder
         foreground = torch.ones(points.shape[:2], dtype=torch.int, device=points.device)
-        sparse, dense = self.sam.prompt_encoder(
-            points=(points, foreground), boxes=None, masks=masks
+        sparse, dense = encoder(points=(points, foreground), boxes=None, masks=masks)
+        positions = as_tokens(encoder.get_dense_pe()[0]).contiguous()
+        return self._decoder(
+            pixels + as_tokens(dense), positions, sparse, encoder.image_embedding_size
         )
-        logits, ious = self.sam.mask_decoder(
-            image_embeddings=embedding[None],
-            image_pe=self.sam.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
+
+    def _masks(self, logits: Tensor, frame: Size, size: Size, at_once: int) -> Tensor:
+        """Only chosen masks are brought to the image's size."""
+        return torch.cat(
+            [
+                self.sam.postprocess_masks(some, frame, size)[:, 0] > self.sam.mask_threshold
+                for some in torch.split(logits, at_once)
+            ]
         )
-        return logits, ious
 
 
-def _best(logits: torch.Tensor, ious: torch.Tensor) -> torch.Tensor:
-    """(m, 1, h, w), for each component the logits of the mask that SAM thinks best of."""
-    best = ious.argmax(1)
-    return logits[torch.arange(len(best), device=best.device), best][:, None]
+def _into(points: Points, size: Size, frame: Size) -> Points:
+    """Points of an image of a size, in SAM's frame."""
+    scale = np.array([frame[1] / size[1], frame[0] / size[0]])
+    placed: Points = (points * scale).astype(np.float32)
+    return placed
 
 
 @dataclass(frozen=True)
@@ -213,7 +230,7 @@ class SamRefiner:
     @torch.no_grad()
     def refine(
         self,
-        images: Sequence[torch.Tensor],
+        images: Sequence[Tensor],
         labels: Sequence[PseudoLabel],
         seeds: Sequence[int],
     ) -> list[RefinedLabel]:
@@ -222,19 +239,24 @@ class SamRefiner:
             find_components(label.classes.cpu().numpy(), self.options.larger_than)
             for label in labels
         ]
-        asked = [image for image, parts in zip(images, found, strict=True) if len(parts)]
-        embeddings = iter(self.embed(asked))
-        return [
-            self._refine(next(embeddings), label, parts, seed) if len(parts) else as_it_is(label)
-            for label, parts, seed in zip(labels, found, seeds, strict=True)
+        asked = [i for i, components in enumerate(found) if len(components)]
+        if not asked:
+            return [as_it_is(label) for label in labels]
+        points = [
+            choose_points(found[i], self.options.points, np.random.default_rng(seeds[i]))
+            for i in asked
         ]
+        height_width = [(int(h), int(w)) for h, w in (labels[i].classes.shape for i in asked)]
+        decoded = self.decode(self.embed([images[i] for i in asked]), points, height_width)
+        refined = {
+            i: self._united(labels[i], found[i], masks, own)
+            for i, (masks, _), own in zip(asked, decoded, points, strict=True)
+        }
+        return [refined[i] if i in refined else as_it_is(label) for i, label in enumerate(labels)]
 
-    def _refine(
-        self, embedding: torch.Tensor, label: PseudoLabel, components: Components, seed: int
+    def _united(
+        self, label: PseudoLabel, components: Components, masks: Tensor, points: Points
     ) -> RefinedLabel:
-        points = choose_points(components, self.options.points, np.random.default_rng(seed))
-        height, width = label.classes.shape
-        masks, _ = self.decode(embedding, points, (height, width))
         device = label.classes.device
         united = unite(
             masks.to(device),

@@ -1,0 +1,175 @@
+"""SAM's mask decoder (Kirillov et al., 2023, appendix A) for a few points and many components.
+
+The function is segment_anything's own, with its weights; the way to it is shorter:
+
+- An image has thousands of tokens, a prompt about ten. A projection between their attention's
+  query and key is therefore multiplied into the prompt's side, and so are those of its values and
+  of its output; image tokens are attended to as they are, and nothing of their size is projected.
+- Tokens stay (N, tokens, channels) to the end, where a transposed convolution of stride 2 and
+  kernel 2 is a product with every token. Nothing is transposed or repeated for each component.
+- Predicted IoUs need no mask, so only the mask with the largest one is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class MaskDecoder:
+    """Masks of prompts, from segment_anything's decoder (or one of the same parts).
+
+    Args:
+        decoder: `mask_decoder` of a `segment_anything.modeling.Sam`, in evaluation mode.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        self.decoder = decoder
+
+    def __call__(
+        self, pixels: Tensor, positions: Tensor, prompts: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """The best of SAM's three masks of each prompt.
+
+        Args:
+            pixels: (M, h * w, C), the image's embedding and the dense prompt's, added.
+            positions: (h * w, C), embeddings of the pixels' places.
+            prompts: (M, p, C), embeddings of the sparse prompts.
+            size: h, w.
+
+        Returns:
+            logits: (M, 1, 4h, 4w), of the mask with the largest predicted IoU.
+            ious: (M, 3), the predicted IoU of all three.
+        """
+        decoder = self.decoder
+        own = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+        tokens = torch.cat((own.expand(len(prompts), -1, -1), prompts), dim=1)
+        tokens, pixels = self._transform(tokens, pixels, positions)
+        ious = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]  # without the single mask's
+        best = ious.argmax(1)
+        kernels = torch.stack(
+            [
+                network(tokens[:, number])
+                for number, network in enumerate(decoder.output_hypernetworks_mlps[1:], start=2)
+            ],
+            dim=1,
+        )
+        kernel = kernels[torch.arange(len(best), device=best.device), best]
+        return self._mask(pixels, kernel, size), ious
+
+    def _transform(
+        self, prompts: Tensor, pixels: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts (M, t, C) and pixels (M, n, C) that have looked at each other."""
+        transformer = self.decoder.transformer
+        tokens, placed = prompts, pixels + positions
+        for layer in transformer.layers:
+            if layer.skip_first_layer_pe:
+                tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
+            else:
+                asking = tokens + prompts
+                tokens = layer.norm1(tokens + layer.self_attn(asking, asking, tokens))
+            seen = _look_at_pixels(
+                layer.cross_attn_token_to_image, tokens + prompts, pixels, placed
+            )
+            tokens = layer.norm2(tokens + seen)
+            tokens = layer.norm3(tokens + layer.mlp(tokens))
+            attention = layer.cross_attn_image_to_token
+            pixels = layer.norm4(_add_tokens(attention, pixels, placed, tokens + prompts, tokens))
+            placed = pixels + positions
+        attention = transformer.final_attn_token_to_image
+        seen = _look_at_pixels(attention, tokens + prompts, pixels, placed)
+        tokens = transformer.norm_final_attn(tokens + seen)
+        return tokens, pixels
+
+    def _mask(self, pixels: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (M, 1, 4 * height, 4 * width): upscaled pixels (M, n, C) times a kernel (M, c)."""
+        first, norm, activate, second, activate_again = self.decoder.output_upscaling
+        x = _four_for_one(pixels, first)
+        x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+        x = activate_again(_four_for_one(x, second))
+        height, width = size
+        logits: Tensor = x.flatten(1, -2) @ kernel[..., None]
+        # which of four by four: half of the height and width, then quarter of both
+        logits = logits.view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+        return logits.reshape(-1, 1, 4 * height, 4 * width)
+
+
+def as_tokens(image: Tensor) -> Tensor:
+    """A view of an image (..., C, h, w), which is (..., h * w, C)."""
+    return image.flatten(-2).transpose(-1, -2)
+
+
+def _look_at_pixels(attention: Any, asking: Tensor, pixels: Tensor, placed: Tensor) -> Tensor:
+    """segment_anything's `attention(q=asking, k=placed, v=pixels)`, for few that ask.
+
+    q·(W_k k) is (W_kᵀ q)·k, and the key's bias adds the same to all of a token's scores. The
+    weighted mean of W_v v + b_v is W_v times that of v, plus b_v.
+
+    Args:
+        asking: (M, t, C).
+        pixels, placed: (M, n, C).
+
+    Returns:
+        (M, t, C).
+    """
+    heads = attention.num_heads
+    queries = _split(attention.q_proj(asking), heads)
+    key = _weight_of_heads(attention.k_proj, heads)
+    value = _weight_of_heads(attention.v_proj, heads)
+    found = F.scaled_dot_product_attention(
+        (queries @ key).flatten(1, 2)[:, None],
+        placed[:, None],
+        pixels[:, None],
+        scale=queries.shape[-1] ** -0.5,
+    )
+    seen = found.reshape(*queries.shape[:3], -1) @ value.transpose(1, 2)
+    joined: Tensor = attention.out_proj(seen.transpose(1, 2).flatten(2) + attention.v_proj.bias)
+    return joined
+
+
+def _add_tokens(
+    attention: Any, pixels: Tensor, placed: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """`pixels` plus segment_anything's `attention(q=placed, k=keys, v=values)`, for few keys.
+
+    (W_q q + b_q)·k is q·(W_qᵀ k) + b_q·k. The output's bias is shared out among the heads, in
+    each of which the weights of all keys add up to one.
+
+    Args:
+        pixels, placed: (M, n, C).
+        keys, values: (M, t, C).
+
+    Returns:
+        (M, n, C).
+    """
+    heads = attention.num_heads
+    key = _split(attention.k_proj(keys), heads)
+    key = key * key.shape[-1] ** -0.5
+    value = _split(attention.v_proj(values), heads)
+    bias = (key @ attention.q_proj.bias.view(heads, -1, 1)).flatten(1, 2)
+    key = (key @ _weight_of_heads(attention.q_proj, heads)).flatten(1, 2)
+    scores = torch.baddbmm(bias, key, placed.transpose(1, 2))  # (M, heads * t, n)
+    weights = scores.view(*value.shape[:3], -1).softmax(2).flatten(1, 2)
+    value = (value @ attention.out_proj.weight.T.view(heads, value.shape[-1], -1)).flatten(1, 2)
+    return torch.baddbmm(pixels, weights.transpose(1, 2), value + attention.out_proj.bias / heads)
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """(M, t, heads * d) -> (M, heads, t, d)."""
+    return tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _weight_of_heads(projection: Any, heads: int) -> Tensor:
+    """The weight of a linear layer, (heads, d, C)."""
+    weight: Tensor = projection.weight
+    return weight.view(heads, -1, weight.shape[1])
+
+
+def _four_for_one(tokens: Tensor, conv: Any) -> Tensor:
+    """A transposed convolution of kernel 2 and stride 2: (..., c) -> (..., 2, 2, c')."""
+    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    return F.linear(tokens, weight, conv.bias.repeat(4)).view(*tokens.shape[:-1], 2, 2, -1)
