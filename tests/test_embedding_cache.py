@@ -65,7 +65,7 @@ def counted(refiner):
     """A list that gets a 1 at each call of the refiner's image encoder."""
     calls = []
     embed = refiner.embed.embed if isinstance(refiner.embed, CachedEmbedder) else refiner.embed
-    embed.sam.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    embed.sam.image_encoder.neck.register_forward_hook(lambda *_: calls.append(1))
     return calls
 
 
@@ -138,11 +138,17 @@ def test_embeddings_are_rounded_to_half_precision_and_no_further(tmp_path):
         assert not (a == b).all()
 
 
-def test_autocast_has_no_part_in_entries(tmp_path):
-    plain = build_refiner(config(tmp_path / "a"), "cpu").embed([image_of()])[0]
+def test_entries_of_another_precision_are_others(tmp_path):
+    embed = build_refiner(config(tmp_path), "cpu").embed
+    exact = embed([image_of()])[0]
     with torch.autocast("cpu", torch.bfloat16):
-        under = build_refiner(config(tmp_path / "b"), "cpu").embed([image_of()])[0]
-    assert (plain == under).all() and under.dtype == torch.float32
+        rounded = embed([image_of()])[0]
+        assert embed.computed == len(entries(tmp_path)) == 2
+        assert (embed([image_of()])[0] == rounded).all()
+    assert (embed([image_of()])[0] == exact).all()
+    assert embed.computed == len(entries(tmp_path)) == 2
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_no_folder_no_cache():

@@ -17,6 +17,7 @@ from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners import sam as sam_refiner
+from clouds.self_training.refiners.image_encoder import ImageEncoder, attend
 from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.sam import (
@@ -111,6 +112,37 @@ def test_embedding_and_masks_equal_segment_anythings(tiny, size, second_pass):
     assert (our_masks == masks).float().mean() > 0.9999
     assert len(set(ious.argmax(1).tolist())) > 1  # it is not always the same of the three
     assert 0.05 < masks.float().mean() < 0.95
+
+
+def test_the_encoder_is_segment_anythings():
+    """Distances count, and windows may stick out of the image: 8 pixels in windows of 4 and 3."""
+    generator = torch.Generator().manual_seed(0)
+    for window in (4, 3):
+        sam = build_sam(config(), "cpu")
+        sam.image_encoder.blocks[0].window_size = window
+        attention = sam.image_encoder.blocks[0].attn
+        attention.rel_pos_h = torch.nn.Parameter(torch.zeros(2 * window - 1, 16))
+        attention.rel_pos_w = torch.nn.Parameter(torch.zeros(2 * window - 1, 16))
+        for parameter in sam.image_encoder.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+        images = torch.randn(2, 3, 128, 128, generator=generator)
+        with torch.no_grad():
+            expected = sam.image_encoder(images)
+            found = ImageEncoder(sam.image_encoder)(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_rel_pos", [True, False])
+def test_attention_over_an_oblong(use_rel_pos):
+    from segment_anything.modeling.image_encoder import Attention
+
+    generator = torch.Generator().manual_seed(0)
+    attention = Attention(24, num_heads=3, use_rel_pos=use_rel_pos, input_size=(5, 7))
+    for parameter in attention.parameters():
+        parameter.data.normal_(generator=generator)
+    x = torch.randn(2, 5, 7, 24, generator=generator)
+    with torch.no_grad():
+        torch.testing.assert_close(attend(attention, x), attention(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("points", [1, 5, 17])

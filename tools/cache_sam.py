@@ -7,9 +7,10 @@ r"""Compute SAM's image embeddings of all generated images before training.
     torchrun --nproc-per-node 8 tools/cache_sam.py --config-file … MODEL.CLOUDS.SAM.CACHE_DIR …
 
 Both views of each image, as painted and flipped (where INPUT.FLIP), of all generated datasets in
-DATASETS.TRAIN go to MODEL.CLOUDS.SAM.CACHE_DIR; training with the same SAM and the same folder then
-never runs SAM's image encoder. Without this tool training fills the folder in its first epochs.
-What is there already is not computed again, so a run that was stopped goes on where it was.
+DATASETS.TRAIN go to MODEL.CLOUDS.SAM.CACHE_DIR; training with the same SAM, the same folder and
+the same SOLVER.AMP then never runs SAM's image encoder. Without this tool training fills the folder
+in its first epochs. What is there already is not computed again, so a run that was stopped goes on
+where it was.
 torchrun, or --num-gpus, shares the images among processes and GPUs, and among machines if all of
 them see the folder.
 """
@@ -103,6 +104,7 @@ def run(cfg: CfgNode) -> None:
     with user_errors_in_one_line(stopped=STOPPED):
         from clouds.d2 import resolve_device
         from clouds.engine import distributed
+        from clouds.engine.loop import autocast
         from clouds.self_training.refiners.sam import cached
         from clouds.self_training.refiners.sam_model import build_sam
 
@@ -113,7 +115,8 @@ def run(cfg: CfgNode) -> None:
         total = len(records) * (1 + cfg.INPUT.FLIP)
         if rank == 0:
             warn_of_space(embed.cache, total)
-        done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
+        with autocast(cfg, device):  # as in training: the precision is part of an entry's key
+            done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
         counts = distributed.gather_objects((done, embed.computed))
         if rank == 0:
             report(embed.cache, total, *map(sum, zip(*counts, strict=True)))

@@ -3,10 +3,10 @@
     <key>.npe            an entry: header (magic, CRC-32 of the values, shape), then the values
     .<key>.npe.*.part    one that is being written; a killed process may leave it
 
-The key is a hash of the picture's pixels and of SAM's encoder, so neither a picture that was
-painted again, nor its flipped view, nor other weights meet an entry that is not theirs. Entries
-are in half precision: 2 MB each, whatever the picture's size. SAM's encoder ends in a layer norm,
-so its values are far from half precision's limits.
+The key is a hash of the picture's pixels, of SAM's encoder and of the precision it computes in, so
+neither a picture that was painted again, nor its flipped view, nor other weights, nor a run without
+autocast meet an entry that is not theirs. Entries are in half precision: 2 MB each, whatever the
+picture's size. SAM's encoder ends in a layer norm, so its values are far from that one's limits.
 
 Any number of processes may use a folder at once. An entry appears whole, under its name, or not at
 all; one that a power cut has torn does not match its checksum and is made again.
@@ -219,8 +219,8 @@ class EmbeddingCache:
 class CachedEmbedder:
     """Image embeddings from a cache, and from SAM's encoder where it has none: an `Embed`.
 
-    What it returns is rounded to half precision whether it was there or not, and computed without
-    autocast, so that it is a function of the picture and of SAM alone.
+    What it returns is rounded to half precision whether it was there or not. It is computed under
+    the autocast of the call, which has a part in the key.
 
     Args:
         embed: computes embeddings.
@@ -261,8 +261,7 @@ class CachedEmbedder:
 
     def _compute(self, images: dict[str, torch.Tensor]) -> dict[str, Half]:
         """Embed pictures and keep their embeddings, by key."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            made = self.embed(list(images.values()))
+        made = self.embed(list(images.values()))
         self.computed += len(images)
         rounded = {
             key: np.asarray(embedding.to(torch.float16).cpu().numpy(), HALF)
@@ -273,12 +272,20 @@ class CachedEmbedder:
         return rounded
 
     def key(self, image: torch.Tensor) -> str:
-        """The entry of a picture, uint8 (3, H, W): a hash of its pixels, its size and SAM."""
+        """The entry of a picture, uint8 (3, H, W): a hash of pixels, size, SAM and autocast."""
         assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
         pixels = image.detach().cpu().contiguous().numpy()
-        digest = hashlib.blake2b(f"{self.encoder} {pixels.shape} ".encode(), digest_size=16)
+        known = f"{self.encoder} {_precision(self.device)} {pixels.shape} "
+        digest = hashlib.blake2b(known.encode(), digest_size=16)
         digest.update(pixels.data)
         return digest.hexdigest()
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    """What products are computed in on the device now."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
 
 
 def fingerprint(sam: Any, model: str) -> str:

@@ -22,6 +22,7 @@ from clouds.self_training.refiners.embedding_cache import (
     EmbeddingCache,
     fingerprint,
 )
+from clouds.self_training.refiners.image_encoder import ImageEncoder
 from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
 from clouds.self_training.refiners.none import as_it_is
 from clouds.self_training.refiners.overlap import unite
@@ -59,6 +60,7 @@ class ImageEmbedder:
 
     def __init__(self, sam: Any) -> None:
         self.sam = sam
+        self._encoder = ImageEncoder(sam.image_encoder)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -80,8 +82,7 @@ class ImageEmbedder:
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
         fed = torch.from_numpy(pixels).to(self.sam.device).permute(2, 0, 1).contiguous()
-        embedding: Tensor = self.sam.image_encoder(self.sam.preprocess(fed[None]))
-        return embedding[0]
+        return self._encoder(self.sam.preprocess(fed[None]))[0]
 
 
 class PointDecoder:
