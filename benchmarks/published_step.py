@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from clouds.d2 import CfgNode
 from clouds.data.sample import Domain
 from clouds.data.targets import masks_from_label
-from clouds.engine.benchmark import BACKWARD, OPTIMIZER, PartClock
+from clouds.engine.benchmark import BACKWARD, OPTIMIZER, REFINER, TEACHER, PartClock
 from clouds.engine.optimizer import parameter_groups
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -36,8 +36,7 @@ from transformers_weights import (
     pixel_decoder_weights,
 )
 
-BACKBONE, TEACHER, REFINER = "backbone", "teacher", "refiner"
-HEAD, LOSSES = "head, forward", "matching and losses"
+BACKBONE, HEAD, LOSSES = "backbone", "head, forward", "matching and losses"
 
 Labels = npt.NDArray[np.uint8]
 Sample = Mapping[str, Any]

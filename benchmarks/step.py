@@ -31,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,9 @@ from clouds.engine import Trainer
 from clouds.engine.benchmark import (
     BACKWARD,
     OPTIMIZER,
+    REFINER,
     REST,
+    TEACHER,
     PartClock,
     PeakMemory,
     probes,
@@ -70,7 +71,7 @@ from clouds.self_training.refiners.sam_model import build_sam
 from clouds.self_training.self_training import SelfTraining
 
 sys.path.insert(0, str(Path(__file__).parent))
-from published_step import BACKBONE, HEAD, LOSSES, REFINER, TEACHER, Labels, PublishedStep, Sample
+from published_step import BACKBONE, HEAD, LOSSES, Labels, PublishedStep, Sample
 
 PARTS = (BACKBONE, TEACHER, REFINER, HEAD, LOSSES, BACKWARD, OPTIMIZER, REST)
 SAME = {"pixel decoder": HEAD, "mask decoder": HEAD, "matcher and criterion": LOSSES}
@@ -194,27 +195,16 @@ class GivenLabels:
     Attributes:
         refiner: does the work.
         given: see `PublishedStep`.
-        clock: is told that the teacher is done and that the refiner begins.
     """
 
     def __init__(self, refiner: SamRefiner, given: Sequence[Labels] | None) -> None:
         self.refiner = refiner
         self.given = given
-        self.clock: PartClock | None = None
 
     def refine(
         self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
     ) -> list[RefinedLabel]:
         """See `clouds.self_training.refiners.Refiner`."""
-        if self.clock is None:
-            return self._refine(images, labels, seeds)
-        self.clock.leave()  # of the teacher, which began with its head
-        with self.clock.part(REFINER):
-            return self._refine(images, labels, seeds)
-
-    def _refine(
-        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
-    ) -> list[RefinedLabel]:
         if self.given is not None:
             labels = [
                 PseudoLabel(torch.from_numpy(given).to(label.classes.device), label.confidence)
@@ -251,13 +241,7 @@ class OurStep:
 
     def __call__(self, batch: Sequence[Sample], clock: PartClock) -> dict[str, float]:
         """Do a step; returns the weighted losses."""
-        with ExitStack() as stack:
-            iteration = stack.enter_context(probes(self.trainer, clock))
-            if self.teaching is not None:
-                self.teaching.clock = clock
-                teacher = self.trainer.model.self_training.teacher
-                begin = teacher.head.register_forward_pre_hook(lambda *_: clock.enter(TEACHER))
-                stack.callback(begin.remove)
+        with probes(self.trainer, clock) as iteration:
             step = iteration(next(self.numbers), batch, time.perf_counter())
         return dict(step.losses)
 

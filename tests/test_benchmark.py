@@ -18,8 +18,12 @@ from tiny_model import tiny_config, tiny_model
 from torch import nn
 
 from clouds.config.defaults import KEYS
+from clouds.data.sample import Domain
 from clouds.engine import Trainer, benchmark
 from clouds.engine.benchmark import PartClock, PeakMemory, measure_evaluation, measure_training
+from clouds.self_training.pseudo_label import PseudoLabelOptions
+from clouds.self_training.refiners.none import as_it_is
+from clouds.self_training.self_training import SelfTraining
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "benchmark.py"
@@ -194,6 +198,52 @@ def test_parts_of_a_training_step(tmp_path):
     }
 
 
+class SlowRefiner:
+    """As `refiners.none`, in eight seconds."""
+
+    def __init__(self, hand):
+        self.hand = hand
+
+    def refine(self, images, labels, seeds):
+        self.hand.wait(8)
+        return [as_it_is(label) for label in labels]
+
+
+def joint_config(**settings):
+    return small_config(DATASETS__TRAIN=("gta5", "sd_x"), MODEL__CLOUDS__REFINER="none", **settings)
+
+
+def test_teacher_and_refiner_are_parts_of_a_joint_step(tmp_path):
+    hand = HandClock()
+    cfg = joint_config(OUTPUT_DIR=str(tmp_path))
+    trainer = Trainer(cfg, loader=lambda start: iter(()))
+    teacher = trainer.self_training.teacher
+    teaching = SelfTraining(teacher, lambda device: SlowRefiner(hand), PseudoLabelOptions())
+    trainer.model.self_training = teaching
+    teacher.head.predictor.register_forward_pre_hook(lambda *_: hand.wait(4))
+    trainer.model.criterion.register_forward_pre_hook(lambda *_: hand.wait(16))
+    teaching.prepare(trainer.device)
+    before = vars(teaching).copy()
+    clock = PartClock(lambda: None, hand)
+    batch = next(iter(benchmark.random_batches(cfg)(0)))
+    with benchmark.probes(trainer, clock) as iteration, clock.part(benchmark.REST):
+        iteration(0, batch, time.perf_counter())
+    found = {name: seconds for name, seconds in clock.seconds.items() if seconds}
+    # the criterion's hook was there before the probes' and runs before them
+    assert found == {"teacher": 4, "refiner": 8, "everything else": 16}
+    assert vars(teaching) == before and not teacher.head._forward_pre_hooks
+
+
+def test_a_measured_joint_step(tmp_path):
+    cfg = joint_config(OUTPUT_DIR=str(tmp_path), SOLVER__IMS_PER_BATCH=3)
+    trainer = Trainer(cfg, loader=benchmark.random_batches(cfg))
+    trainer.prepare()
+    found = measure_training(trainer, iterations=1, warmup=0)
+    names = [part.name for part in found.parts]
+    assert names == [*TRAIN_PARTS[:2], "teacher", "refiner", *TRAIN_PARTS[2:]]
+    assert found.subject == "batch of 3, 33% of them generated, crop 64x64"
+
+
 def test_parts_of_a_prediction():
     hand = HandClock()
     model = Sketch(hand)
@@ -298,7 +348,7 @@ def test_peak_memory_that_cannot_count_anew_is_told(monkeypatch, tmp_path, caplo
 
 
 def test_random_samples_are_like_a_crop():
-    sample = benchmark.random_sample((96, 128), 3)
+    sample = benchmark.random_sample((96, 128), 3, Domain.SOURCE)
     image, label = sample["image"], sample["sem_seg"]
     assert image.shape == (3, 96, 128) and image.dtype == torch.uint8
     assert label.shape == (96, 128) and label.dtype == torch.uint8
@@ -308,8 +358,8 @@ def test_random_samples_are_like_a_crop():
     # blocks of an eighth of the shorter side
     assert torch.equal(label[:12, :12], label[0, 0].expand(12, 12))
     assert 20 < image.float().std() < 110
-    assert torch.equal(image, benchmark.random_sample((96, 128), 3)["image"])
-    assert not torch.equal(image, benchmark.random_sample((96, 128), 4)["image"])
+    assert torch.equal(image, benchmark.random_sample((96, 128), 3, Domain.SOURCE)["image"])
+    assert not torch.equal(image, benchmark.random_sample((96, 128), 4, Domain.SOURCE)["image"])
 
 
 def test_random_batches_are_what_the_config_asks_for():
@@ -320,6 +370,12 @@ def test_random_batches_are_what_the_config_asks_for():
     assert len({sample["seed"] for sample in first + second}) == 6
     assert third is first
     assert all(sample["image"].shape == (3, 32, 64) for sample in first + second)
+    assert all("sem_seg" in sample for sample in first + second)
+    cfg.DATASETS.TRAIN = ("gta5", "sd_x")
+    batch = next(iter(benchmark.random_batches(cfg)(0)))
+    assert [sample["domain"].value for sample in batch] == ["source", "source", "generated"]
+    assert ["sem_seg" in sample for sample in batch] == [True, True, False]
+    assert batch[2]["clean_image"].shape == (3, 32, 64)
 
 
 # ---------------------------------------------------------------- the tool

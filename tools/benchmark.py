@@ -5,9 +5,11 @@
     python tools/benchmark.py --config-file … --random-data --json a.json SOLVER.AMP.ENABLED True
     python tools/benchmark.py --config-file … --parts eval --eval-size 1024 2048
 
-The datasets of the config are read; --random-data needs none. One process on one device. Where the
-published CLIP weights are not at hand, MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS '' takes random ones,
-which changes no duration. Nothing is written but the file of --json.
+The datasets of the config are read; --random-data needs none, and where the config has generated
+ones half of each batch is generated. What a refiner takes depends on the teacher's labels: name a
+warm-up's checkpoint in MODEL.WEIGHTS, as a random teacher sees few components. Where the published
+CLIP weights are not at hand, MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS '' takes random ones, which
+changes no duration. One process on one device. Nothing is written but the file of --json.
 """
 
 from __future__ import annotations

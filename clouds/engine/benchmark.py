@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -29,13 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
+from clouds.data.datasets import generated
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.loaders import build_train_loader
 from clouds.data.mappers.pair import to_tensor
-from clouds.data.sample import Domain, EvalSample, TrainSample
+from clouds.data.sample import Domain, EvalSample, TrainInput, TrainSample
 from clouds.engine.loop import Batch, autocast
 from clouds.engine.metrics import memory_gib
 from clouds.engine.trainer import Trainer
+
+if TYPE_CHECKING:
+    from clouds.self_training.self_training import SelfTraining
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ NETWORK = {
     "matcher and criterion": "criterion",
 }
 """Parts of the model, and where in it they are."""
+TEACHER = "teacher"
+REFINER = "refiner"
 BACKWARD = "backward"
 OPTIMIZER = "clipping and optimizer"
 PREPARE = "preparing the image"
@@ -269,13 +275,17 @@ def measure_training(
     assert trainer.batches is not None, "the trainer is to be prepared"
     batches = iter(trainer.batches)
     steps = itertools.count()
+    domains: list[Domain] = []
     memory.restart()
 
     def plain() -> float:
         started = perf_counter()
-        trainer.iteration(next(steps), next(batches), started)
+        batch = next(batches)
+        trainer.iteration(next(steps), batch, started)
         synchronize()
-        return perf_counter() - started
+        seconds = perf_counter() - started
+        domains.extend(sample["domain"] for sample in batch)
+        return seconds
 
     def probed() -> dict[str, float]:
         clock = PartClock(synchronize)
@@ -294,9 +304,12 @@ def measure_training(
     if per_sample is not None:
         besides = (time_samples(per_sample, trainer.batch_size * iterations, progress),)
     height, width = trainer.cfg.INPUT.CROP.SIZE
+    painted = ""
+    if trainer.self_training is not None:
+        painted = f", {domains.count(Domain.GENERATED) / len(domains):.0%} of them generated"
     return Measurement(
         name="training step",
-        subject=f"batch of {trainer.batch_size}, crop {height}x{width}",
+        subject=f"batch of {trainer.batch_size}{painted}, crop {height}x{width}",
         images=trainer.batch_size,
         parts=by_part([seconds for _, seconds in rounds]),
         whole=Timing("whole step, not probed", tuple(seconds for seconds, _ in rounds)),
@@ -318,6 +331,8 @@ def probes(trainer: Trainer, clock: PartClock) -> Iterator[Callable[[int, Batch,
     optimizer = trainer.optimizer
     with ExitStack() as stack:
         probe_network(trainer.model, clock, stack)
+        if trainer.self_training is not None:
+            probe_teaching(trainer.self_training, clock, stack)
         for handle in (
             trainer.model.register_forward_hook(lambda *_: clock.enter(BACKWARD)),
             optimizer.register_step_pre_hook(lambda *_: clock.enter(OPTIMIZER)),
@@ -340,6 +355,26 @@ def probe_network(model: nn.Module, clock: PartClock, stack: ExitStack) -> None:
         after = modules[path].register_forward_hook(lambda *_: clock.leave())
         stack.callback(before.remove)
         stack.callback(after.remove)
+
+
+def probe_teaching(teaching: SelfTraining, clock: PartClock, stack: ExitStack) -> None:
+    """Tell `clock` when the teacher labels and when its labels are refined.
+
+    The clean views' share of the backbone counts as the backbone's.
+    """
+    refine = teaching.refine
+
+    def timed(*args: Any) -> Any:
+        if clock.current == TEACHER:
+            clock.leave()
+        with clock.part(REFINER):
+            return refine(*args)
+
+    begin = teaching.teacher.head.register_forward_pre_hook(lambda *_: clock.enter(TEACHER))
+    stack.callback(begin.remove)
+    # It is no module that has hooks; what is set on the object goes before the class's method.
+    setattr(teaching, "refine", timed)  # noqa: B010 - mypy refuses the plain assignment
+    stack.callback(delattr, teaching, "refine")
 
 
 def by_part(rounds: Sequence[dict[str, float]]) -> tuple[Timing, ...]:
@@ -482,27 +517,37 @@ def random_picture(size: tuple[int, int], seed: int) -> tuple[UInt8Array, UInt8A
     return np.asarray(image, np.uint8), np.ascontiguousarray(label)
 
 
-def random_sample(size: tuple[int, int], seed: int) -> TrainSample:
-    """A training sample of a random picture of this size."""
+def random_sample(size: tuple[int, int], seed: int, domain: Domain) -> TrainSample:
+    """A training sample of a random picture of this size, of SOURCE or GENERATED."""
     image, label = random_picture(size, seed)
-    return {
+    common: TrainInput = {
         "image": to_tensor(image),
-        "sem_seg": to_tensor(label),
         "height": size[0],
         "width": size[1],
         "file_name": f"(random picture {seed})",
-        "domain": Domain.SOURCE,
+        "domain": domain,
         "dataset": "random",
         "seed": seed,
     }
+    if domain is Domain.GENERATED:
+        return {**common, "clean_image": to_tensor(image), "flipped": False}
+    return {**common, "sem_seg": to_tensor(label)}
 
 
 def random_batches(cfg: CfgNode, distinct: int = 2) -> Callable[[int], Iterable[list[TrainSample]]]:
-    """A `Loader` of random pictures of INPUT.CROP.SIZE, in memory, `distinct` batches in turn."""
+    """A `Loader` of random pictures of INPUT.CROP.SIZE, in memory, `distinct` batches in turn.
+
+    Where DATASETS.TRAIN has generated datasets, half of each batch (rounded down) is generated.
+    """
     height, width = cfg.INPUT.CROP.SIZE
     share = cfg.SOLVER.IMS_PER_BATCH
+    sources = share - share // 2 if generated(cfg.DATASETS.TRAIN) else share
+    domains = [Domain.SOURCE] * sources + [Domain.GENERATED] * (share - sources)
     batches = [
-        [random_sample((int(height), int(width)), i * share + k) for k in range(share)]
+        [
+            random_sample((int(height), int(width)), i * share + k, domain)
+            for k, domain in enumerate(domains)
+        ]
         for i in range(distinct)
     ]
     return lambda start: itertools.islice(itertools.cycle(batches), start % distinct, None)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, configurable
+from clouds.modeling.backbones import convnext_block
 from clouds.modeling.backbones.open_clip_model import create_clip
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -154,7 +155,7 @@ class CLIP(Backbone):
         x = trunk.stem(x)
         features = {"stem": x}
         for name, stage in zip(STAGES, trunk.stages, strict=True):
-            x = features[name] = stage(x)
+            x = features[name] = convnext_block.stage(stage, x)
         features["clip_vis_dense"] = trunk.norm_pre(x)
         return features
 
