@@ -11,7 +11,8 @@ from torch import nn
 
 import clouds.modeling  # noqa: F401 - registers what configs name
 from clouds.config import load_config
-from clouds.d2 import CfgNode, build_model, resolve_device
+from clouds.d2 import CfgNode, build_model
+from clouds.device import resolve_device
 from clouds.engine.checkpoint import Checkpointer
 
 

@@ -193,7 +193,7 @@ def describe(cfg: CfgNode, args: argparse.Namespace, words: Sequence[str]) -> di
     import torch
     import yaml
 
-    from clouds.d2 import resolve_device
+    from clouds.device import resolve_device
     from clouds.engine.environment import provenance
 
     test = "random picture" if args.eval_size else str(cfg.DATASETS.TEST[0])

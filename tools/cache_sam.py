@@ -102,7 +102,7 @@ def check_config(cfg: CfgNode) -> None:
 def run(cfg: CfgNode) -> None:
     """What each process does."""
     with user_errors_in_one_line(stopped=STOPPED):
-        from clouds.d2 import resolve_device
+        from clouds.device import resolve_device
         from clouds.engine import distributed
         from clouds.engine.loop import autocast
         from clouds.self_training.refiners.sam import cached

@@ -105,7 +105,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
 
 def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
     """Open the output folder: log, versions, and the config unless that of training is to stay."""
-    from clouds.d2 import resolve_device
+    from clouds.device import resolve_device
     from clouds.engine import distributed, environment
 
     device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
@@ -136,7 +136,7 @@ def train(cfg: CfgNode, resume: bool) -> None:
 
 def evaluate(cfg: CfgNode, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
-    from clouds.d2 import resolve_device
+    from clouds.device import resolve_device
     from clouds.engine import distributed
     from clouds.engine.trainer import on_device
     from clouds.evaluation import evaluate as evaluate_model

@@ -8,8 +8,9 @@ from typing import Any
 
 from clouds.config.defaults import KEYS
 from clouds.config.values import coerce
-from clouds.d2 import CfgNode, resolve_device
+from clouds.d2 import CfgNode
 from clouds.data.label_space import CITYSCAPES_19
+from clouds.device import resolve_device
 
 
 class ConfigError(ValueError):

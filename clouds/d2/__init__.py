@@ -11,7 +11,7 @@ The environment variable CLOUDS_D2 chooses: `auto` (the default: Detectron2 when
 
 from __future__ import annotations
 
-from clouds.d2.build import build_model, resolve_device
+from clouds.d2.build import build_model
 from clouds.d2.choice import BACKEND, backend_version
 from clouds.d2.nouns import (
     BACKBONE_REGISTRY,
@@ -44,5 +44,4 @@ __all__ = [
     "backend_version",
     "build_model",
     "configurable",
-    "resolve_device",
 ]

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import logging
 
-import torch
 from torch import nn
 
 from clouds.d2.nouns import META_ARCH_REGISTRY, CfgNode
+from clouds.device import resolve_device
 
 logger = logging.getLogger(__name__)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Device that MODEL.DEVICE names.
-
-    Args:
-        name: 'auto' (CUDA when this machine has it, else the CPU) or any name torch knows.
-
-    Raises:
-        ValueError: torch does not know the name, or it names a GPU that is not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"MODEL.DEVICE is {name!r}; allowed are 'auto', 'cpu', 'cuda' and 'cuda:N'."
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"MODEL.DEVICE is {name!r}, but this machine has {torch.cuda.device_count()} usable "
-            "CUDA GPUs. Use 'auto' or 'cpu'."
-        )
-    return device
 
 
 def build_model(cfg: CfgNode) -> nn.Module:

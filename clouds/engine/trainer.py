@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clouds.d2 import CfgNode, resolve_device
+from clouds.d2 import CfgNode
+from clouds.device import resolve_device
 from clouds.engine import distributed
 from clouds.engine.checkpoint import Checkpointer, changed_keys
 from clouds.engine.environment import provenance

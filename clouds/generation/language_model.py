@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clouds.generation.device import resolve_device
+from clouds.device import resolve_device
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def load_language_model(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed are {', '.join(DTYPES)}")
-    place = resolve_device(device)
+    place = resolve_device(device, "--device")
     if dtype == "auto":
         dtype = "bfloat16" if place.type == "cuda" else "float32"
     _check_folder(model)

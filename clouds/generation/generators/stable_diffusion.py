@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clouds.generation.device import resolve_device
+from clouds.device import resolve_device
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     LARGEST_SEED,
@@ -76,7 +76,7 @@ def stable_diffusion(
         ImportError: diffusers is not installed.
     """
     _check_numbers(steps=steps, batch_size=batch_size, height=height, width=width)
-    torch_device = resolve_device(device)
+    torch_device = resolve_device(device, "--device")
     dtype = _resolve_dtype(dtype, torch_device)
     pipeline = _load(model, dtype, offline).to(torch_device)
     pipeline.set_progress_bar_config(disable=True)

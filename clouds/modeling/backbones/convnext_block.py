@@ -15,7 +15,7 @@ fresh tensor for every step of every block costs more than the arithmetic of mos
 def stage(module: Any, x: Tensor) -> Tensor:
     """One of timm's ConvNeXt stages, in evaluation mode: its own forward pass, no gradient.
 
-    What is computed is the same to the last bit but for the order in which a library may sum.
+    The same is computed; a library may sum in another order where it gets fewer rows at a time.
 
     Args:
         module: a stage of timm's ConvNeXt.
@@ -48,11 +48,12 @@ def _is_plain(block: Any) -> bool:
     act = getattr(block.mlp, "act", None)
     return (
         not block.use_conv_mlp
-        and isinstance(block.shortcut, nn.Identity)
-        and isinstance(block.mlp.norm, nn.Identity)
-        and isinstance(block.mlp.fc1, nn.Linear)
-        and (isinstance(act, nn.GELU) and act.approximate == "none")
         and block.gamma is not None
+        and isinstance(block.shortcut, nn.Identity)
+        and isinstance(getattr(block.mlp, "norm", None), nn.Identity)
+        and isinstance(block.mlp.fc1, nn.Linear)
+        and type(act).__name__ == "GELU"  # torch's, or timm's of that name
+        and getattr(act, "approximate", "none") == "none"
     )
 
 

@@ -1,0 +1,60 @@
+"""ConvNeXt's blocks some pixels at a time against timm's own forward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clouds.modeling.backbones import convnext_block
+
+timm = pytest.importorskip("timm")
+
+
+def stage_and_input(**settings):
+    torch.manual_seed(0)
+    norms = {"norm_layer": timm.layers.LayerNorm2d, "norm_layer_cl": timm.layers.LayerNorm}
+    if settings.get("conv_mlp"):
+        norms["norm_layer_cl"] = norms["norm_layer"]
+    settings = {"ls_init_value": 1e-6, **norms, **settings}
+    stage = timm.models.convnext.ConvNeXtStage(16, 24, depth=2, **settings)
+    for name, parameter in stage.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.5 if name.endswith("gamma") else 0.2)
+    stage.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, 74, 50).contiguous(memory_format=torch.channels_last)
+    return stage, x
+
+
+def test_timms_blocks_some_pixels_at_a_time(monkeypatch):
+    stage, x = stage_and_input()
+    monkeypatch.setattr(convnext_block, "PIXELS_AT_ONCE", 700)  # the last part is smaller
+    with torch.no_grad():
+        assert convnext_block.applies(stage, x)
+        before = x.clone()
+        got, expected = convnext_block.stage(stage, x), stage(x)
+    assert x.equal(before)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    assert (got - stage.downsample(x)).abs().max() > 0.1  # the blocks do something
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"conv_mlp": True}, {"use_grn": True}, {"ls_init_value": None}, {"act_layer": "gelu_tanh"}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_other_blocks_take_timms_way(settings):
+    stage, x = stage_and_input(**settings)
+    with torch.no_grad():
+        assert not convnext_block.applies(stage, x)
+        assert convnext_block.stage(stage, x).equal(stage(x))
+
+
+def test_gradients_and_autocast_take_timms_way():
+    stage, x = stage_and_input()
+    assert not convnext_block.applies(stage, x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert not convnext_block.applies(stage, x)
+        assert convnext_block.stage(stage, x).equal(stage(x))
+    with torch.no_grad():
+        assert not convnext_block.applies(stage, x.contiguous())
+        assert not convnext_block.applies(stage.train(), x)
