@@ -242,7 +242,7 @@ def test_data_that_is_not_there_is_told_before_training(fails, command, tmp_path
 def test_two_processes_of_the_real_model_are_one(command, tmp_path):
     for processes in (1, 2):
         words = ["--num-gpus", str(processes), "MODEL.DEVICE", "cpu"]
-        # Adam would make full steps of gradients that are nothing but rounding, as some biases' are.
+        # Adam makes full steps of gradients that are nothing but rounding, as some biases' are.
         words += ["SOLVER.OPTIMIZER", "SGD", "OUTPUT_DIR", str(tmp_path / str(processes))]
         program = [sys.executable, str(TOOL), *command, *words]
         subprocess.run(program, env=script_environment(), check=True, capture_output=True)
