@@ -1,0 +1,270 @@
+#!/usr/bin/env python
+"""The whole evaluation of a picture, from its pixels to the counts: the published way beside ours.
+
+    OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py
+    OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py --clip convnext_large_d_320
+    OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py --dtype bfloat16
+
+The published way is composed of plain library calls, in float32: timm's trunk by way of open_clip,
+transformers' Mask2Former, which predicts at all ten places, all masks at full size, their sum over
+the queries, and on the host numpy's count of the pixels of an int64 class map. Ours is what
+tools/train_net.py --eval-only does with a picture: the model in evaluation mode, the protocol's
+`predict`, the evaluator's confusion matrix. `--dtype bfloat16` is SOLVER.AMP.ENABLED, ours alone.
+
+Both have the same weights: random ones, the head's large enough for a class map of many regions.
+Class maps are compared first. Then both are timed in turns, on a CPU by the time of all threads of
+the process, so that what other programs take does not count. Memory is what a fresh process needs
+more at its peak than before the call. Further settings of the model follow as KEY VALUE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tabulate import tabulate
+from torch import Tensor
+from torch.nn import functional as F
+
+import clouds.modeling  # noqa: F401 - registers what the config names
+from clouds.building import build_seeded
+from clouds.config import get_cfg
+from clouds.d2 import CfgNode
+from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.engine.benchmark import (
+    CLASS_MAP,
+    CONFUSION,
+    INPUT,
+    PartClock,
+    probed_inference,
+    random_images,
+    synchronizer,
+)
+from clouds.engine.loop import autocast
+from clouds.evaluation import ConfusionMatrix, build_protocol
+
+sys.path.insert(0, str(Path(__file__).parent))
+from evaluation import resident
+from published_step import BACKBONE, PublishedStep, Sample
+from transformers_weights import randomize
+
+PIXEL_DECODER, MASK_DECODER = "pixel decoder", "mask decoder"
+PARTS = (INPUT, BACKBONE, PIXEL_DECODER, MASK_DECODER, CLASS_MAP, CONFUSION)
+PUBLISHED, OURS = "published way", "ours"
+CLASSES = CITYSCAPES_19.num_classes
+
+Found = tuple[Tensor, npt.NDArray[np.int64]]
+"""Class map (H, W), and counts (CLASSES, CLASSES), row: label, column: prediction."""
+
+Way = Callable[[Sample, PartClock], Found]
+
+
+class PublishedEvaluation:
+    """One step after the other, every result kept until the next is there.
+
+    Args:
+        cfg: of the model.
+        model: ours, whose weights are copied. Its backbone must be a ConvNeXt.
+    """
+
+    def __init__(self, cfg: CfgNode, model: Any) -> None:
+        self.step = PublishedStep(cfg, model)
+        self.counts = np.zeros((CLASSES + 1, CLASSES + 1), np.int64)
+
+    @torch.no_grad()
+    def __call__(self, sample: Sample, clock: PartClock) -> Found:
+        """Class map and counts of one picture, whose sides are multiples of 32."""
+        head = self.step.head
+        with ExitStack() as stack:
+            for name, module in ((PIXEL_DECODER, head.pixel_decoder), (MASK_DECODER, head)):
+                before = module.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
+                after = module.register_forward_hook(lambda *_: clock.leave())
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            with clock.part(BACKBONE):
+                features = self.step.features([sample["image"]])
+            class_logits, mask_logits = head(features)
+        with clock.part(CLASS_MAP):
+            scores = self.scores(class_logits[-1], mask_logits[-1], sample)
+            classes = scores.argmax(0).cpu()
+        with clock.part(CONFUSION):
+            self.counts[:] = 0
+            self.count(classes.numpy(), sample["label"].numpy())
+        return classes, self.counts[:-1, :-1].T
+
+    @staticmethod
+    def scores(class_logits: Tensor, mask_logits: Tensor, sample: Sample) -> Tensor:
+        """(C, height, width) of a batch of one."""
+        image, output = sample["image"].shape[-2:], (sample["height"], sample["width"])
+        masks = F.interpolate(mask_logits, image, mode="bilinear", align_corners=False)[0]
+        probabilities = class_logits[0].softmax(-1)[:, :-1]
+        scores = torch.einsum("qc,qhw->chw", probabilities, masks.sigmoid())
+        return F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
+
+    def count(self, predicted: npt.NDArray[np.int64], label: npt.NDArray[np.uint8]) -> None:
+        """Add a picture's pixels; row: prediction, column: label, what is ignored comes last."""
+        labelled = label.astype(np.int64)
+        labelled[labelled == IGNORE] = CLASSES
+        cells = (CLASSES + 1) * predicted.reshape(-1) + labelled.reshape(-1)
+        self.counts += np.bincount(cells, minlength=self.counts.size).reshape(self.counts.shape)
+
+
+class OurEvaluation:
+    """What the evaluator does with a picture.
+
+    Args:
+        cfg: of the model; TEST.PROTOCOL and SOLVER.AMP count.
+        model: is put into evaluation mode.
+    """
+
+    def __init__(self, cfg: CfgNode, model: Any) -> None:
+        self.cfg, self.model = cfg, model.eval()
+        self.protocol = build_protocol(cfg)
+
+    @torch.no_grad()
+    def __call__(self, sample: Sample, clock: PartClock) -> Found:
+        """Class map and counts of one picture."""
+        seen = {key: value for key, value in sample.items() if key != "label"}
+        confusion = ConfusionMatrix(CLASSES)
+        with autocast(self.cfg, self.model.device), probed_inference(self.model, clock):
+            with clock.part(INPUT):
+                classes = self.protocol.predict(self.model, seen)
+            with clock.part(CONFUSION):
+                confusion.update(classes, sample["label"])
+        return classes, confusion.counts.cpu().numpy()
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    args = parse(words)
+    torch.set_num_threads(args.threads)
+    sample, ways = made(args, (PUBLISHED, OURS))
+    found = {name: way(sample, PartClock(lambda: None)) for name, way in ways.items()}
+    (before, counts_before), (after, counts_after) = found[PUBLISHED], found[OURS]
+    equal = (before == after.cpu()).double().mean().item()
+    moved = int(np.abs(counts_before - counts_after).sum()) // 2
+    taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in ways}
+    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
+        for name, way in ways.items():
+            taken[name].append(seconds(way, sample, torch.device(args.device)))
+    ways.clear()
+    memory = {} if args.no_memory else {name: peak_of(name, args) for name in taken}
+    height, width = args.image
+    print(
+        f"{args.clip}, {height}x{width}, ours {args.dtype}; {args.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    rows = [
+        [part, *(statistics.median(parts.get(part, 0.0) for _, parts in taken[n]) for n in taken)]
+        for part in PARTS
+    ]
+    rows.append(["whole", *(statistics.median(whole for whole, _ in taken[n]) for n in taken)])
+    table = [[*row, row[1] / row[2] if row[1] and row[2] else None] for row in rows]
+    print(tabulate(table, ["seconds", *taken, "ratio"], floatfmt=".2f"))
+    for name, most in memory.items():
+        print(f"{name}: at the peak {most / 2**20:.0f} MiB more")
+    print(
+        f"equal pixels: {equal:.5%} of a class map of {len(before.unique())} classes; "
+        f"{moved} pixels are counted elsewhere"
+    )
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
+    add("--image", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=[1024, 2048])
+    add("--repeats", type=int, default=1)
+    add("--threads", type=int, default=1)
+    add("--device", default="cpu")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of ours, by autocast")
+    add("--no-memory", action="store_true", help="measure time alone")
+    add("settings", nargs="*", metavar="KEY VALUE", help="of the model, as for tools/train_net.py")
+    args = parser.parse_args(words)
+    if any(side % 32 for side in args.image) or args.repeats < 1:
+        parser.error("the sides of --image are multiples of 32, --repeats is at least 1")
+    return args
+
+
+def made(args: argparse.Namespace, names: Sequence[str]) -> tuple[Sample, dict[str, Way]]:
+    """The picture, and the ways that are named, with the same weights."""
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = args.device
+    cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = args.clip
+    cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    cfg.SOLVER.AMP.ENABLED = args.dtype == "bfloat16"
+    cfg.TEST.SHORT_SIDE = min(args.image)
+    cfg.merge_from_list(args.settings)
+    model: Any = build_seeded(cfg)
+    keep_apart(randomize(model.sem_seg_head))
+    model.to(args.device)
+    made: dict[str, Callable[[], Way]] = {
+        PUBLISHED: lambda: PublishedEvaluation(cfg, model),
+        OURS: lambda: OurEvaluation(cfg, model),
+    }
+    return random_images(cfg, tuple(args.image))(0), {name: made[name]() for name in names}
+
+
+@torch.no_grad()
+def keep_apart(head: Any) -> None:
+    """So that random queries stay different from one another, and several classes are seen."""
+    for name, parameter in head.predictor.named_parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(next((gain for part, gain in GAINS.items() if part in name), 1.0))
+        elif name.endswith("bias"):
+            parameter.zero_()
+
+
+GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
+"""Part of a weight's name -> factor."""
+
+
+def seconds(way: Way, sample: Sample, device: torch.device) -> tuple[float, dict[str, float]]:
+    """Of the whole and of the parts; on a GPU, with a wait at every border between parts."""
+    now = time.process_time if device.type == "cpu" else time.perf_counter
+    clock = PartClock(synchronizer(device), now)
+    start = now()
+    way(sample, clock)
+    synchronizer(device)()
+    return now() - start, clock.seconds
+
+
+def peak_of(name: str, args: argparse.Namespace) -> int:
+    """Bytes; in a process of its own, as the peak of the resident set never falls again."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (name, args))
+
+
+def peak(name: str, args: argparse.Namespace) -> int:
+    logging.getLogger("clouds").setLevel(logging.ERROR)
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    sample, ways = made(args, [name])
+    small = {**sample, "image": sample["image"][:, :64, :96].contiguous()}
+    small |= {"label": sample["label"][:64, :96].contiguous(), "height": 64, "width": 96}
+    ways[name](small, PartClock(lambda: None))  # libraries load code and buffers of their own
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        ways[name](sample, PartClock(lambda: None))
+        return torch.cuda.max_memory_allocated(device) - held
+    held = resident()
+    ways[name](sample, PartClock(lambda: None))
+    return resident() - held
+
+
+if __name__ == "__main__":
+    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
+    main()
