@@ -208,25 +208,36 @@ def made(args: argparse.Namespace, names: Sequence[str]) -> tuple[Sample, dict[s
     cfg.TEST.SHORT_SIDE = min(args.image)
     cfg.merge_from_list(args.settings)
     model: Any = build_seeded(cfg)
-    keep_apart(randomize(model.sem_seg_head))
-    model.to(args.device)
+    model.to(args.device).eval()
+    sample = random_images(cfg, (args.image[0], args.image[1]))(0)
+    keep_apart(model, sample["image"][None, :, :CALIBRATED, :CALIBRATED])
     made: dict[str, Callable[[], Way]] = {
         PUBLISHED: lambda: PublishedEvaluation(cfg, model),
         OURS: lambda: OurEvaluation(cfg, model),
     }
-    return random_images(cfg, tuple(args.image))(0), {name: made[name]() for name in names}
+    return sample, {name: made[name]() for name in names}
 
 
 @torch.no_grad()
-def keep_apart(head: Any) -> None:
-    """So that random queries stay different from one another, and several classes are seen."""
+def keep_apart(model: Any, image: Tensor) -> None:
+    """Random weights of the head with which queries differ and masks cover a part of a picture.
+
+    Args:
+        image: (1, 3, H, W), RGB, a part of the picture.
+    """
+    head = randomize(model.sem_seg_head.cpu()).to(model.device)
     for name, parameter in head.predictor.named_parameters():
         if parameter.ndim > 1:
             parameter.mul_(next((gain for part, gain in GAINS.items() if part in name), 1.0))
         elif name.endswith("bias"):
             parameter.zero_()
+    features = model.backbone((image.to(model.device) - model.pixel_mean) / model.pixel_std)
+    mask_features, _ = head.pixel_decoder(features)
+    head.pixel_decoder.mask_features.bias -= mask_features.mean((0, 2, 3))
 
 
+CALIBRATED = 256
+"""Side of the part of the picture over which the mask features' mean is made zero, pixels."""
 GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
 """Part of a weight's name -> factor."""
 
