@@ -22,7 +22,6 @@ from clouds.data.sample import Domain
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.modeling.criterion import set_criterion
 from clouds.modeling.criterion.matcher import match
-from clouds.self_training.refiners.sam_model import build_sam
 
 FILE = Path(__file__).resolve().parent / "data" / "recorded_outputs.npz"
 SIZE = (64, 96)
@@ -143,18 +142,15 @@ def pseudo_labels(model):
     label = model.teach([clean])[0]
     found = {"teacher": label.classes, "confidence": label.confidence[::4, ::4]}
     teaching = model.self_training
-    cfg = get_cfg()
-    cfg.merge_from_list(["MODEL.CLOUDS.SAM.MODEL", "tiny", "MODEL.CLOUDS.SAM.WEIGHTS", ""])
-    sam = build_sam(cfg, torch.device("cpu"))
-    fill(sam)
     teaching.refine([clean], [label], [0])  # makes the refiner
     refiner = teaching._refiner
-    refiner.embed.sam = refiner.decode.sam = sam
+    fill(refiner.decode.sam)
     decode, masks = refiner.decode, []
 
     def recording(*args):
-        masks.append(decode(*args)[0])
-        return masks[-1], None
+        decoded = decode(*args)
+        masks.append(decoded[0][0])
+        return decoded
 
     refiner.decode = recording
     refined = teaching.refine([clean], [label], [11])[0]
