@@ -148,7 +148,7 @@ def pseudo_labels(model):
     decode, masks = refiner.decode, []
 
     def recording(*args):
-        decoded = decode(*args)
+        decoded = list(decode(*args))
         masks.append(decoded[0][0])
         return decoded
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cache_sam as tool
 import pytest
+import torch
 import yaml
 from dataset_files import picture, save, write
 
@@ -21,6 +22,7 @@ from clouds.config import load_config
 from clouds.data.datasets import forget_listings
 from clouds.data.loaders import build_train_loader
 from clouds.data.sample import Domain
+from clouds.engine.loop import autocast
 from clouds.self_training.refiners import build_refiner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,21 +83,28 @@ def trained(cfg, batches):
     for batch in islice(build_train_loader(cfg), batches):
         clean = [s["clean_image"] for s in batch if s["domain"] is Domain.GENERATED]
         views |= {(tuple(one.shape), one.numpy().tobytes()) for one in clean}
-        refiner.embed(clean)
+        with autocast(cfg, torch.device("cpu")):
+            refiner.embed(clean)
     return len(views), refiner.embed.computed
 
 
-def test_training_computes_nothing_afterwards(capsys, config_file, tmp_path):
-    said = run(capsys, config_file).out
+@pytest.mark.parametrize("amp", [False, True])
+def test_training_computes_nothing_afterwards(amp, capsys, config_file, tmp_path):
+    amp = ["SOLVER.AMP.ENABLED", str(amp)]
+    said = run(capsys, config_file, *amp).out
     cache = tmp_path / "cache"
     assert len(files(cache)) == 2 * PICTURES
     assert "10 of 10 views" in said and "10 of them computed now" in said
     assert f"MODEL.CLOUDS.SAM.CACHE_DIR {cache}" in said
-    assert trained(load_config(config_file), 30) == (2 * PICTURES, 0)
+    assert f"computed in {'bfloat16' if amp[1] == 'True' else 'float32'}" in said
+    assert trained(load_config(config_file, amp), 30) == (2 * PICTURES, 0)
     # and the other way round: what training computes is what the tool would
-    cold = load_config(config_file, ["MODEL.CLOUDS.SAM.CACHE_DIR", str(tmp_path / "cold")])
+    cold = ["MODEL.CLOUDS.SAM.CACHE_DIR", str(tmp_path / "cold")]
+    cold = load_config(config_file, [*amp, *cold])
     assert trained(cold, 30) == (2 * PICTURES, 2 * PICTURES)
     assert files(tmp_path / "cold") == files(cache)
+    other = ["SOLVER.AMP.ENABLED", str(amp[1] == "False")]
+    assert trained(load_config(config_file, other), 30) == (2 * PICTURES, 2 * PICTURES)
 
 
 def test_without_flips_there_is_one_view(capsys, config_file, tmp_path):

@@ -17,8 +17,8 @@ from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners import sam as sam_refiner
-from clouds.self_training.refiners.image_encoder import ImageEncoder, attend
-from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
+from clouds.self_training.refiners.image_encoder import attend, encode
+from clouds.self_training.refiners.mask_decoder import as_tokens, best_masks
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.sam import (
     ImageEmbedder,
@@ -128,8 +128,14 @@ def test_the_encoder_is_segment_anythings():
         images = torch.randn(2, 3, 128, 128, generator=generator)
         with torch.no_grad():
             expected = sam.image_encoder(images)
-            found = ImageEncoder(sam.image_encoder)(images)
+            found = encode(sam.image_encoder, images)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_of_another_architecture_is_called_as_it_is():
+    images = torch.rand(2, 3, 8, 8)
+    other = torch.nn.Conv2d(3, 5, 2, 2)  # as MobileSAM's TinyViT it has no `blocks`
+    assert torch.equal(encode(other, images), other(images))
 
 
 @pytest.mark.parametrize("use_rel_pos", [True, False])
@@ -156,8 +162,8 @@ def test_the_decoder_is_segment_anythings(points):
     coords = 128 * torch.rand(3, points, 2, generator=generator)
     sparse, dense = sam.prompt_encoder((coords, torch.ones(3, points)), None, None)
     positions = sam.prompt_encoder.get_dense_pe()
-    logits, ious = MaskDecoder(sam.mask_decoder)(
-        as_tokens(embedding + dense), as_tokens(positions[0]), sparse, (8, 8)
+    logits, ious = best_masks(
+        sam.mask_decoder, as_tokens(embedding + dense), as_tokens(positions[0]), sparse, (8, 8)
     )
     for number in range(3):
         expected, expected_ious = sam.mask_decoder(
@@ -179,7 +185,7 @@ def test_the_second_pass_changes_masks(tiny):
     )
     embeddings = ImageEmbedder(tiny)([image])
     once, twice = (
-        PointDecoder(tiny, passes)(embeddings, [points], [(96, 160)])[0][0]
+        next(PointDecoder(tiny, passes)(embeddings, [points], [(96, 160)]))[0]
         for passes in (False, True)
     )
     assert (once != twice).any()
@@ -207,7 +213,7 @@ def test_how_many_are_decoded_at_once_does_not_matter(tiny, second_pass, monkeyp
     images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
     embeddings = ImageEmbedder(tiny)(images)
     for at_once in (1, 3, 1000):  # 3: of one image, and of two
-        together = PointDecoder(tiny, second_pass, at_once)(embeddings, points, SIZES)
+        together = list(PointDecoder(tiny, second_pass, at_once)(embeddings, points, SIZES))
         assert len(together) == len(SIZES)
         for image, own, (masks, ious) in zip(images, points, together, strict=True):
             expected, expected_ious, _ = predicted(tiny, image, own, second_pass)

@@ -243,7 +243,8 @@ def test_two_processes_of_the_real_model_are_one(command, tmp_path):
     for processes in (1, 2):
         words = ["--num-gpus", str(processes), "MODEL.DEVICE", "cpu"]
         # Adam makes full steps of gradients that are nothing but rounding, as some biases' are.
-        words += ["SOLVER.OPTIMIZER", "SGD", "OUTPUT_DIR", str(tmp_path / str(processes))]
+        words += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.1"]
+        words += ["OUTPUT_DIR", str(tmp_path / str(processes))]
         program = [sys.executable, str(TOOL), *command, *words]
         subprocess.run(program, env=script_environment(), check=True, capture_output=True)
     one, two = (records_of(tmp_path / str(processes)) for processes in (1, 2))
@@ -254,8 +255,10 @@ def test_two_processes_of_the_real_model_are_one(command, tmp_path):
             close = None if b[name] is None else pytest.approx(b[name], rel=1e-5, abs=1e-5)
             assert a[name] == close, name
     first, second = (final_weights(tmp_path / str(processes)) for processes in (1, 2))
+    early = torch.load(tmp_path / "1" / "model_0000001.pth", weights_only=True)["model"]
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-5)
+    assert max((first[name] - early[name]).abs().max() for name in first) > 1e-4
 
 
 def test_importing_the_package_is_light():

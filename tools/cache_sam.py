@@ -105,6 +105,7 @@ def run(cfg: CfgNode) -> None:
         from clouds.device import resolve_device
         from clouds.engine import distributed
         from clouds.engine.loop import autocast
+        from clouds.self_training.refiners.embedding_cache import precision
         from clouds.self_training.refiners.sam import cached
         from clouds.self_training.refiners.sam_model import build_sam
 
@@ -116,10 +117,11 @@ def run(cfg: CfgNode) -> None:
         if rank == 0:
             warn_of_space(embed.cache, total)
         with autocast(cfg, device):  # as in training: the precision is part of an entry's key
+            computed_in = str(precision(device)).removeprefix("torch.")
             done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
         counts = distributed.gather_objects((done, embed.computed))
         if rank == 0:
-            report(embed.cache, total, *map(sum, zip(*counts, strict=True)))
+            report(embed.cache, total, *map(sum, zip(*counts, strict=True)), computed_in)
         stop_if_failed(embed.cache)
 
 
@@ -180,15 +182,18 @@ def views(records: Sequence[Record], flip: bool) -> Iterator[torch.Tensor]:
             yield to_tensor(painted[:, ::-1])
 
 
-def report(cache: EmbeddingCache, total: int, done: int, computed: int) -> None:
-    """Say what there is now."""
+def report(cache: EmbeddingCache, total: int, done: int, computed: int, computed_in: str) -> None:
+    """Say what there is now, and which training it is for."""
     count, size = cache.size()
     print(
         f"{done} of {total} views are in {cache.folder}, {computed} of them computed now; "
         f"the folder holds {count} embeddings, {gib(size)} GiB"
     )
     if done == total:
-        print(f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {cache.folder}")
+        print(
+            f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {cache.folder} and the same SOLVER.AMP: these "
+            f"were computed in {computed_in}"
+        )
 
 
 def stop_if_failed(cache: EmbeddingCache) -> None:

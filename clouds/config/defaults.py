@@ -347,14 +347,15 @@ KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.SAM.COMPONENTS_AT_ONCE",
         64,
-        "Components that SAM's decoder takes at a time: bounds its memory.",
+        "Components that SAM's decoder takes at a time, which bounds memory; a CPU takes one.",
         at_least(1),
     ),
     Key(
         "MODEL.CLOUDS.SAM.CACHE_DIR",
         "",
         "Folder where SAM's image embeddings of clean views are kept in half precision, 2 MB each, "
-        "so that its encoder sees each view once; runs may share it; empty: each visit computes.",
+        "so that its encoder sees each view once; runs may share it, those with another SOLVER.AMP "
+        "have entries of their own; empty: each visit computes.",
     ),
     Key(
         "MODEL.CLOUDS.SAM.CACHE_GIB",

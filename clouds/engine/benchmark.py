@@ -304,12 +304,12 @@ def measure_training(
     if per_sample is not None:
         besides = (time_samples(per_sample, trainer.batch_size * iterations, progress),)
     height, width = trainer.cfg.INPUT.CROP.SIZE
-    painted = ""
+    share = ""
     if trainer.self_training is not None:
-        painted = f", {domains.count(Domain.GENERATED) / len(domains):.0%} of them generated"
+        share = f", {domains.count(Domain.GENERATED) / len(domains):.0%} of them generated"
     return Measurement(
         name="training step",
-        subject=f"batch of {trainer.batch_size}{painted}, crop {height}x{width}",
+        subject=f"batch of {trainer.batch_size}{share}, crop {height}x{width}",
         images=trainer.batch_size,
         parts=by_part([seconds for _, seconds in rounds]),
         whole=Timing("whole step, not probed", tuple(seconds for seconds, _ in rounds)),
@@ -364,11 +364,11 @@ def probe_teaching(teaching: SelfTraining, clock: PartClock, stack: ExitStack) -
     """
     refine = teaching.refine
 
-    def timed(*args: Any) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         if clock.current == TEACHER:
             clock.leave()
         with clock.part(REFINER):
-            return refine(*args)
+            return refine(*args, **kwargs)
 
     begin = teaching.teacher.head.register_forward_pre_hook(lambda *_: clock.enter(TEACHER))
     stack.callback(begin.remove)

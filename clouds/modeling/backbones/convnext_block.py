@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 PIXELS_AT_ONCE = 1024
-"""Their hidden values are used while a cache still holds them, and always in the same memory: a
-fresh tensor for every step of every block costs more than the arithmetic of most of these steps."""
+"""Their hidden values, 2 to 24 MiB, are used while a cache still holds most of them, and in the
+same memory for the whole block: fresh memory for each step costs more than most steps' arithmetic.
+"""
 
 
 def stage(module: Any, x: Tensor) -> Tensor:
@@ -40,18 +41,20 @@ def applies(module: Any, x: Tensor) -> bool:
         and not module.training
         and x.is_contiguous(memory_format=torch.channels_last)
         and all(_is_plain(block) for block in module.blocks)
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     )
 
 
 def _is_plain(block: Any) -> bool:
     """Convolution, LayerNorm, two linear layers with GELU between them, scale and sum."""
     act = getattr(block.mlp, "act", None)
+    layers = (block.mlp.fc1, block.mlp.fc2)
     return (
         not block.use_conv_mlp
         and block.gamma is not None
         and isinstance(block.shortcut, nn.Identity)
         and isinstance(getattr(block.mlp, "norm", None), nn.Identity)
-        and isinstance(block.mlp.fc1, nn.Linear)
+        and all(type(layer) is nn.Linear and layer.bias is not None for layer in layers)
         and type(act).__name__ == "GELU"  # torch's, or timm's of that name
         and getattr(act, "approximate", "none") == "none"
     )

@@ -106,7 +106,7 @@ class DeformableTransformer(nn.Module):
         flat = self.encoder(flat, position[None], reference_points(sizes, device), sizes)
         levels = flat.split([h * w for h, w in sizes], dim=1)
         return [
-            # in this order one image, too, is known to have its channels last
+            # Unflattened last, a batch of one would not be known to have its channels last.
             level.unflatten(1, size).permute(0, 3, 1, 2)
             for level, size in zip(levels, sizes, strict=True)
         ]

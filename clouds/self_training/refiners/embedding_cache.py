@@ -6,7 +6,7 @@
 The key is a hash of the picture's pixels, of SAM's encoder and of the precision it computes in, so
 neither a picture that was painted again, nor its flipped view, nor other weights, nor a run without
 autocast meet an entry that is not theirs. Entries are in half precision: 2 MB each, whatever the
-picture's size. SAM's encoder ends in a layer norm, so its values are far from that one's limits.
+picture's size; SAM's encoder ends in a layer norm, so its values are far from the limits of that.
 
 Any number of processes may use a folder at once. An entry appears whole, under its name, or not at
 all; one that a power cut has torn does not match its checksum and is made again.
@@ -275,14 +275,14 @@ class CachedEmbedder:
         """The entry of a picture, uint8 (3, H, W): a hash of pixels, size, SAM and autocast."""
         assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
         pixels = image.detach().cpu().contiguous().numpy()
-        known = f"{self.encoder} {_precision(self.device)} {pixels.shape} "
+        known = f"{self.encoder} {precision(self.device)} {pixels.shape} "
         digest = hashlib.blake2b(known.encode(), digest_size=16)
         digest.update(pixels.data)
         return digest.hexdigest()
 
 
-def _precision(device: torch.device) -> torch.dtype:
-    """What products are computed in on the device now."""
+def precision(device: torch.device) -> torch.dtype:
+    """What products are computed in on the device now, under autocast or without."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32

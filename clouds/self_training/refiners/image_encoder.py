@@ -13,35 +13,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 
-class ImageEncoder:
-    """Embeddings of images, from segment_anything's encoder.
+def encode(encoder: Any, images: Tensor) -> Tensor:
+    """Embeddings of images, (N, 3, S, S) -> (N, C, s, s), as `encoder(images)`.
 
     Args:
         encoder: `image_encoder` of a `segment_anything.modeling.Sam`. Of another architecture
             (MobileSAM's) it is called as it is.
     """
-
-    def __init__(self, encoder: nn.Module) -> None:
-        self.encoder: Any = encoder
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) -> (N, C, s, s), as `encoder(images)`."""
-        encoder = self.encoder
-        if not hasattr(encoder, "blocks"):
-            embedded: Tensor = encoder(images)
-            return embedded
-        x = encoder.patch_embed(images)
-        if encoder.pos_embed is not None:
-            x = x + encoder.pos_embed
-        for block in encoder.blocks:
-            x = x + _attend_in_windows(block, block.norm1(x))
-            x = x + block.mlp(block.norm2(x))
-        embedded = encoder.neck(x.permute(0, 3, 1, 2))
+    if not hasattr(encoder, "blocks"):
+        embedded: Tensor = encoder(images)
         return embedded
+    x = encoder.patch_embed(images)
+    if encoder.pos_embed is not None:
+        x = x + encoder.pos_embed
+    for block in encoder.blocks:
+        x = x + _attend_in_windows(block, block.norm1(x))
+        x = x + block.mlp(block.norm2(x))
+    embedded = encoder.neck(x.permute(0, 3, 1, 2))
+    return embedded
 
 
 def _attend_in_windows(block: Any, x: Tensor) -> Tensor:
@@ -67,10 +60,9 @@ def attend(attention: Any, x: Tensor) -> Tensor:
     dim = query.shape[-1]
     if attention.use_rel_pos:
         distances = _products_with_distances(attention, query, (height, width))
-        query = torch.cat((query * attention.scale, *distances), dim=-1)
-        places = _places(height, width, key).expand(n, heads, -1, -1)
-        key = torch.cat((key, places), dim=-1)
-        value = F.pad(value, (0, height + width))  # one length for all has the fast kernels
+        query = _lengthened(query * attention.scale, distances)
+        key = _lengthened(key, _places(height, width, key).expand(n, heads, -1, -1))
+        value = F.pad(value, (0, query.shape[-1] - dim))  # the fast kernels want one length
         seen = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :dim]
     else:
         seen = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
@@ -80,10 +72,14 @@ def attend(attention: Any, x: Tensor) -> Tensor:
     return joined
 
 
-def _products_with_distances(
-    attention: Any, query: Tensor, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """a (N, heads, H * W, H) and b (N, heads, H * W, W), see above.
+def _lengthened(vectors: Tensor, more: Tensor) -> Tensor:
+    """Both, one after the other, and zeros to the multiple of 8 that kernels in half want."""
+    length = vectors.shape[-1] + more.shape[-1]
+    return F.pad(torch.cat((vectors, more), dim=-1), (0, -length % 8))
+
+
+def _products_with_distances(attention: Any, query: Tensor, size: tuple[int, int]) -> Tensor:
+    """a and b, see above, one after the other: (N, heads, H * W, H + W).
 
     Args:
         query: (N, heads, H * W, d).
@@ -97,7 +93,7 @@ def _products_with_distances(
     columns = get_rel_pos(width, width, attention.rel_pos_w)
     a = torch.einsum("nhyxc,yvc->nhyxv", grid, rows)
     b = torch.einsum("nhyxc,xuc->nhyxu", grid, columns)
-    return a.flatten(2, 3), b.flatten(2, 3)
+    return torch.cat((a, b), dim=-1).flatten(2, 3)
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:

@@ -19,83 +19,71 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class MaskDecoder:
-    """Masks of prompts, from segment_anything's decoder (or one of the same parts).
+def best_masks(
+    decoder: Any, pixels: Tensor, positions: Tensor, prompts: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The best of SAM's three masks of each prompt.
 
     Args:
         decoder: `mask_decoder` of a `segment_anything.modeling.Sam`, in evaluation mode.
+        pixels: (M, h * w, C), the image's embedding and the dense prompt's, added.
+        positions: (h * w, C), embeddings of the pixels' places.
+        prompts: (M, p, C), embeddings of the sparse prompts.
+        size: h, w.
+
+    Returns:
+        logits: (M, 1, 4h, 4w), of the mask with the largest predicted IoU.
+        ious: (M, 3), the predicted IoU of all three.
     """
+    own = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
+    tokens = torch.cat((own.expand(len(prompts), -1, -1), prompts), dim=1)
+    tokens, pixels = _transform(decoder.transformer, tokens, pixels, positions)
+    ious = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]  # without the single mask's
+    best = ious.argmax(1)
+    kernels = torch.stack(
+        [
+            network(tokens[:, number])
+            for number, network in enumerate(decoder.output_hypernetworks_mlps[1:], start=2)
+        ],
+        dim=1,
+    )
+    kernel = kernels[torch.arange(len(best), device=best.device), best]
+    return _mask(decoder.output_upscaling, pixels, kernel, size), ious
 
-    def __init__(self, decoder: Any) -> None:
-        self.decoder = decoder
 
-    def __call__(
-        self, pixels: Tensor, positions: Tensor, prompts: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """The best of SAM's three masks of each prompt.
+def _transform(
+    transformer: Any, prompts: Tensor, pixels: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Prompts (M, t, C) and pixels (M, n, C) that have looked at each other."""
+    tokens, placed = prompts, pixels + positions
+    for layer in transformer.layers:
+        if layer.skip_first_layer_pe:
+            tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
+        else:
+            asking = tokens + prompts
+            tokens = layer.norm1(tokens + layer.self_attn(asking, asking, tokens))
+        seen = _look_at_pixels(layer.cross_attn_token_to_image, tokens + prompts, pixels, placed)
+        tokens = layer.norm2(tokens + seen)
+        tokens = layer.norm3(tokens + layer.mlp(tokens))
+        attention = layer.cross_attn_image_to_token
+        pixels = layer.norm4(_add_tokens(attention, pixels, placed, tokens + prompts, tokens))
+        placed = pixels + positions
+    attention = transformer.final_attn_token_to_image
+    seen = _look_at_pixels(attention, tokens + prompts, pixels, placed)
+    return transformer.norm_final_attn(tokens + seen), pixels
 
-        Args:
-            pixels: (M, h * w, C), the image's embedding and the dense prompt's, added.
-            positions: (h * w, C), embeddings of the pixels' places.
-            prompts: (M, p, C), embeddings of the sparse prompts.
-            size: h, w.
 
-        Returns:
-            logits: (M, 1, 4h, 4w), of the mask with the largest predicted IoU.
-            ious: (M, 3), the predicted IoU of all three.
-        """
-        decoder = self.decoder
-        own = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight))
-        tokens = torch.cat((own.expand(len(prompts), -1, -1), prompts), dim=1)
-        tokens, pixels = self._transform(tokens, pixels, positions)
-        ious = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]  # without the single mask's
-        best = ious.argmax(1)
-        kernels = torch.stack(
-            [
-                network(tokens[:, number])
-                for number, network in enumerate(decoder.output_hypernetworks_mlps[1:], start=2)
-            ],
-            dim=1,
-        )
-        kernel = kernels[torch.arange(len(best), device=best.device), best]
-        return self._mask(pixels, kernel, size), ious
-
-    def _transform(
-        self, prompts: Tensor, pixels: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Prompts (M, t, C) and pixels (M, n, C) that have looked at each other."""
-        transformer = self.decoder.transformer
-        tokens, placed = prompts, pixels + positions
-        for layer in transformer.layers:
-            if layer.skip_first_layer_pe:
-                tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
-            else:
-                asking = tokens + prompts
-                tokens = layer.norm1(tokens + layer.self_attn(asking, asking, tokens))
-            seen = _look_at_pixels(
-                layer.cross_attn_token_to_image, tokens + prompts, pixels, placed
-            )
-            tokens = layer.norm2(tokens + seen)
-            tokens = layer.norm3(tokens + layer.mlp(tokens))
-            attention = layer.cross_attn_image_to_token
-            pixels = layer.norm4(_add_tokens(attention, pixels, placed, tokens + prompts, tokens))
-            placed = pixels + positions
-        attention = transformer.final_attn_token_to_image
-        seen = _look_at_pixels(attention, tokens + prompts, pixels, placed)
-        tokens = transformer.norm_final_attn(tokens + seen)
-        return tokens, pixels
-
-    def _mask(self, pixels: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (M, 1, 4 * height, 4 * width): upscaled pixels (M, n, C) times a kernel (M, c)."""
-        first, norm, activate, second, activate_again = self.decoder.output_upscaling
-        x = _four_for_one(pixels, first)
-        x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-        x = activate_again(_four_for_one(x, second))
-        height, width = size
-        logits: Tensor = x.flatten(1, -2) @ kernel[..., None]
-        # which of four by four: half of the height and width, then quarter of both
-        logits = logits.view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
-        return logits.reshape(-1, 1, 4 * height, 4 * width)
+def _mask(upscaling: Any, pixels: Tensor, kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (M, 1, 4 * height, 4 * width): upscaled pixels (M, n, C) times a kernel (M, c)."""
+    first, norm, activate, second, activate_again = upscaling
+    x = _four_for_one(pixels, first)
+    x = activate(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+    x = activate_again(_four_for_one(x, second))
+    height, width = size
+    logits: Tensor = x.flatten(1, -2) @ kernel[..., None]
+    # which of four by four: half of the height and width, then quarter of both
+    logits = logits.view(-1, height, width, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4, 6)
+    return logits.reshape(-1, 1, 4 * height, 4 * width)
 
 
 def as_tokens(image: Tensor) -> Tensor:

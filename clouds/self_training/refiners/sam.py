@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,8 +22,8 @@ from clouds.self_training.refiners.embedding_cache import (
     EmbeddingCache,
     fingerprint,
 )
-from clouds.self_training.refiners.image_encoder import ImageEncoder
-from clouds.self_training.refiners.mask_decoder import MaskDecoder, as_tokens
+from clouds.self_training.refiners.image_encoder import encode
+from clouds.self_training.refiners.mask_decoder import as_tokens, best_masks
 from clouds.self_training.refiners.none import as_it_is
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner
@@ -44,7 +44,7 @@ Points = npt.NDArray[np.float32]
 
 
 class Embed(Protocol):
-    """Clean images -> SAM's embeddings of them. A function of the image alone: it can be kept."""
+    """Clean images -> SAM's embeddings: functions of image and autocast alone, so they can be kept."""
 
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """See `ImageEmbedder`."""
@@ -60,7 +60,6 @@ class ImageEmbedder:
 
     def __init__(self, sam: Any) -> None:
         self.sam = sam
-        self._encoder = ImageEncoder(sam.image_encoder)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -82,7 +81,7 @@ class ImageEmbedder:
         picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
         pixels = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
         fed = torch.from_numpy(pixels).to(self.sam.device).permute(2, 0, 1).contiguous()
-        return self._encoder(self.sam.preprocess(fed[None]))[0]
+        return encode(self.sam.image_encoder, self.sam.preprocess(fed[None]))[0]
 
 
 class PointDecoder:
@@ -91,75 +90,78 @@ class PointDecoder:
     Args:
         sam: as from `build_sam`.
         second_pass: decode again, with the logits of each component's best mask as a prompt.
-        at_once: components decoded together at most; bounds memory.
+        at_once: components decoded together at most, which bounds memory; on a CPU it is
+            CPU_AT_ONCE.
     """
 
     def __init__(self, sam: Any, second_pass: bool = False, at_once: int = 64) -> None:
         self.sam = sam
         self.second_pass = second_pass
         self.at_once = at_once
-        self._decoder = MaskDecoder(sam.mask_decoder)
 
     @torch.no_grad()
     def __call__(
         self, embeddings: Sequence[Tensor], points: Sequence[Points], sizes: Sequence[Size]
-    ) -> list[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The best of SAM's three masks for each component of each image.
 
         Args:
             embeddings: (C, s, s) of each image, on one device.
             points: (M, P, 2) for each image, (x, y) pixels of it, all on the component; M may
-                differ, P may not.
+                differ and be 0 for some, P may not differ.
             sizes: height, width of each image.
 
-        Returns:
-            For each image:
+        Yields:
+            For each image, whose masks exist only then:
             masks: bool (M, height, width), those with the largest predicted IoU.
             ious: float32 (M, 3), the predicted IoU of all three.
         """
         device, counts = embeddings[0].device, [len(one) for one in points]
-        frames = [resized(*size, self.sam.image_encoder.img_size) for size in sizes]
-        prompts = torch.from_numpy(
-            np.concatenate([_into(*one) for one in zip(points, sizes, frames, strict=True)])
-        ).to(device)
         at_once = min(self.at_once, CPU_AT_ONCE) if device.type == "cpu" else self.at_once
+        frames = [resized(*size, self.sam.image_encoder.img_size) for size in sizes]
+        placed = [to_frame(*one) for one in zip(points, sizes, frames, strict=True)]
+        prompts = torch.from_numpy(np.concatenate(placed)).to(device)
         # In half precision points of a large image would lie pixels beside their places.
         with torch.autocast(device.type, enabled=False):
             images = [as_tokens(embedding.float()).contiguous() for embedding in embeddings]
+            positions = as_tokens(self.sam.prompt_encoder.get_dense_pe()[0]).contiguous()
             image_of = [image for image, m in zip(images, counts, strict=True) for _ in range(m)]
             parts = [
-                self._decode(image_of[first : first + at_once], prompts[first : first + at_once])
-                for first in range(0, len(prompts), at_once)
+                self._decode(torch.stack(image_of[first : first + at_once]), positions, some)
+                for first, some in zip(
+                    range(0, len(prompts), at_once), torch.split(prompts, at_once), strict=True
+                )
             ]
-            logits, ious = (
-                torch.split(torch.cat(part), counts) for part in zip(*parts, strict=True)
-            )
-            return [
-                (self._masks(own, frame, size, at_once), own_ious)
-                for own, own_ious, frame, size in zip(logits, ious, frames, sizes, strict=True)
-            ]
+        logits, ious = (torch.split(torch.cat(part), counts) for part in zip(*parts, strict=True))
+        for own, own_ious, frame, size in zip(logits, ious, frames, sizes, strict=True):
+            yield self._masks(own, frame, size, at_once), own_ious
 
-    def _decode(self, images: Sequence[Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-        """Best logits (m, 1, 4s, 4s), predicted IoUs (m, 3).
+    def _decode(self, pixels: Tensor, positions: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Best logits (m, 1, 4s, 4s) and predicted IoUs (m, 3).
 
         Args:
-            images: (s * s, C), the image of each component.
+            pixels: (m, s * s, C), the image of each component.
+            positions: (s * s, C).
             points: (m, P, 2) in SAM's frame.
         """
-        pixels = torch.stack(list(images))
-        logits, ious = self._predict(pixels, points, None)
-        return self._predict(pixels, points, logits) if self.second_pass else (logits, ious)
+        logits, ious = self._predict(pixels, positions, points, None)
+        if self.second_pass:
+            logits, ious = self._predict(pixels, positions, points, logits)
+        return logits, ious
 
     def _predict(
-        self, pixels: Tensor, points: Tensor, masks: Tensor | None
+        self, pixels: Tensor, positions: Tensor, points: Tensor, masks: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The same; `masks` (m, 1, 4s, 4s) are logits that go with the points."""
+        """One pass of `_decode`; `masks` are logits (m, 1, 4s, 4s) that go with the points."""
         encoder = self.sam.prompt_encoder
         foreground = torch.ones(points.shape[:2], dtype=torch.int, device=points.device)
         sparse, dense = encoder(points=(points, foreground), boxes=None, masks=masks)
-        positions = as_tokens(encoder.get_dense_pe()[0]).contiguous()
-        return self._decoder(
-            pixels + as_tokens(dense), positions, sparse, encoder.image_embedding_size
+        return best_masks(
+            self.sam.mask_decoder,
+            pixels + as_tokens(dense),
+            positions,
+            sparse,
+            encoder.image_embedding_size,
         )
 
     def _masks(self, logits: Tensor, frame: Size, size: Size, at_once: int) -> Tensor:
@@ -172,7 +174,7 @@ class PointDecoder:
         )
 
 
-def _into(points: Points, size: Size, frame: Size) -> Points:
+def to_frame(points: Points, size: Size, frame: Size) -> Points:
     """Points of an image of a size, in SAM's frame."""
     scale = np.array([frame[1] / size[1], frame[0] / size[0]])
     placed: Points = (points * scale).astype(np.float32)
@@ -247,8 +249,8 @@ class SamRefiner:
             choose_points(found[i], self.options.points, np.random.default_rng(seeds[i]))
             for i in asked
         ]
-        height_width = [(int(h), int(w)) for h, w in (labels[i].classes.shape for i in asked)]
-        decoded = self.decode(self.embed([images[i] for i in asked]), points, height_width)
+        sizes = [(int(h), int(w)) for h, w in (labels[i].classes.shape for i in asked)]
+        decoded = self.decode(self.embed([images[i] for i in asked]), points, sizes)
         refined = {
             i: self._united(labels[i], found[i], masks, own)
             for i, (masks, _), own in zip(asked, decoded, points, strict=True)
