@@ -44,7 +44,7 @@ Points = npt.NDArray[np.float32]
 
 
 class Embed(Protocol):
-    """Clean images -> SAM's embeddings: functions of image and autocast alone, so they can be kept."""
+    """Clean images -> SAM's embeddings, which depend on image and autocast alone."""
 
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
         """See `ImageEmbedder`."""
