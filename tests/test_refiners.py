@@ -17,8 +17,6 @@ from clouds.self_training.point_prompts import PointOptions, choose_points
 from clouds.self_training.pseudo_label import PseudoLabel, targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners import sam as sam_refiner
-from clouds.self_training.refiners.image_encoder import attend, encode
-from clouds.self_training.refiners.mask_decoder import as_tokens, best_masks
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.sam import (
     ImageEmbedder,
@@ -27,6 +25,8 @@ from clouds.self_training.refiners.sam import (
     SamRefiner,
     resized,
 )
+from clouds.self_training.refiners.sam_decoder import as_tokens, best_masks
+from clouds.self_training.refiners.sam_encoder import attend, encode
 from clouds.self_training.refiners.sam_model import build_sam, read_weights
 from clouds.self_training.refiners.superpixel import majority, superpixels
 

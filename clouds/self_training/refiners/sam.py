@@ -22,11 +22,11 @@ from clouds.self_training.refiners.embedding_cache import (
     EmbeddingCache,
     fingerprint,
 )
-from clouds.self_training.refiners.image_encoder import encode
-from clouds.self_training.refiners.mask_decoder import as_tokens, best_masks
 from clouds.self_training.refiners.none import as_it_is
 from clouds.self_training.refiners.overlap import unite
 from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner
+from clouds.self_training.refiners.sam_decoder import as_tokens, best_masks
+from clouds.self_training.refiners.sam_encoder import encode
 from clouds.self_training.refiners.sam_model import build_sam
 
 
