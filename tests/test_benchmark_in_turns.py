@@ -120,12 +120,18 @@ def test_what_is_held_already_does_not_count():
 @LINUX
 def test_small_pieces_freed_before_hide_nothing():
     """The allocator keeps such for itself, where it is not asked to give them back."""
-    pieces = [b"x" * (20_000 + i % 2) for i in range(10_000)]
+    pieces = many_pieces()
+    last = pieces.pop()  # at the heap's end, so what lies before it is not given back by itself
     del pieces
     with in_turns.Peak(CPU) as peak:
-        pieces = [b"x" * (20_000 + i % 2) for i in range(10_000)]
+        pieces = many_pieces()
     assert len(pieces) == 10_000
     assert peak.more == pytest.approx(10_000 * 20_000 / 2**20, abs=10)
+    assert last
+
+
+def many_pieces():
+    return [b"x" * (20_000 + i % 2) for i in range(10_000)]
 
 
 def test_without_warnings_of_weights_but_with_those_of_a_peak():
