@@ -13,15 +13,13 @@ tools/train_net.py --eval-only does with a picture: the model in evaluation mode
 
 Both have the same weights: random ones, the head's large enough for a class map of many regions.
 Class maps are compared first. Then both are timed in turns, on a CPU by the time of all threads of
-the process, so that what other programs take does not count. Memory is what a fresh process needs
-more at its peak than before the call. Further settings of the model follow as KEY VALUE.
+the process, so that what other programs take does not count. Memory is what the comparison's call
+needs more at its peak than just before. Further settings of the model follow as KEY VALUE.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import multiprocessing
 import statistics
 import sys
 import time
@@ -55,7 +53,7 @@ from clouds.engine.loop import autocast
 from clouds.evaluation import ConfusionMatrix, build_protocol
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evaluation import resident
+from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks
 from published_step import BACKBONE, PublishedStep, Sample
 from transformers_weights import randomize
 
@@ -149,21 +147,22 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parse(words)
     torch.set_num_threads(args.threads)
     sample, ways = made(args, (PUBLISHED, OURS))
-    found = {name: way(sample, PartClock(lambda: None)) for name, way in ways.items()}
+    device = torch.device(args.device)
+    small = {**sample, "image": sample["image"][:, :64, :96].contiguous()}
+    small |= {"label": sample["label"][:64, :96].contiguous(), "height": 64, "width": 96}
+    found: dict[str, Found] = {}
+    memory: dict[str, float] = {}
+    for name, way in ways.items():
+        way(small, PartClock(lambda: None))  # libraries load code and buffers of their own
+        with Peak(device) as peak:
+            found[name] = way(sample, PartClock(lambda: None))
+        memory[name] = peak.more
     (before, counts_before), (after, counts_after) = found[PUBLISHED], found[OURS]
     equal = (before == after.cpu()).double().mean().item()
     moved = int(np.abs(counts_before - counts_after).sum()) // 2
-    taken: dict[str, list[tuple[float, dict[str, float]]]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
-        for name, way in ways.items():
-            taken[name].append(seconds(way, sample, torch.device(args.device)))
-    ways.clear()
-    memory = {} if args.no_memory else {name: peak_of(name, args) for name in taken}
+    taken = in_turns(ways, lambda way: seconds(way, sample, device), args.repeats)
     height, width = args.image
-    print(
-        f"{args.clip}, {height}x{width}, ours {args.dtype}; {args.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
+    print(f"{args.clip}, {height}x{width}, ours {args.dtype}; {machine(device)}")
     rows = [
         [part, *(statistics.median(parts.get(part, 0.0) for _, parts in taken[n]) for n in taken)]
         for part in PARTS
@@ -172,7 +171,7 @@ def main(words: Sequence[str] | None = None) -> None:
     table = [[*row, row[1] / row[2] if row[1] and row[2] else None] for row in rows]
     print(tabulate(table, ["seconds", *taken, "ratio"], floatfmt=".2f"))
     for name, most in memory.items():
-        print(f"{name}: at the peak {most / 2**20:.0f} MiB more")
+        print(f"{name}: at the peak {most:.0f} MiB more")
     print(
         f"equal pixels: {equal:.5%} of a class map of {len(before.unique())} classes; "
         f"{moved} pixels are counted elsewhere"
@@ -180,9 +179,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
     add("--image", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), default=[1024, 2048])
@@ -190,7 +187,6 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1)
     add("--device", default="cpu")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of ours, by autocast")
-    add("--no-memory", action="store_true", help="measure time alone")
     add("settings", nargs="*", metavar="KEY VALUE", help="of the model, as for tools/train_net.py")
     args = parser.parse_args(words)
     if any(side % 32 for side in args.image) or args.repeats < 1:
@@ -246,36 +242,11 @@ def seconds(way: Way, sample: Sample, device: torch.device) -> tuple[float, dict
     """Of the whole and of the parts; on a GPU, with a wait at every border between parts."""
     now = time.process_time if device.type == "cpu" else time.perf_counter
     clock = PartClock(synchronizer(device), now)
-    start = now()
-    way(sample, clock)
-    synchronizer(device)()
-    return now() - start, clock.seconds
-
-
-def peak_of(name: str, args: argparse.Namespace) -> int:
-    """Bytes; in a process of its own, as the peak of the resident set never falls again."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (name, args))
-
-
-def peak(name: str, args: argparse.Namespace) -> int:
-    logging.getLogger("clouds").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    sample, ways = made(args, [name])
-    small = {**sample, "image": sample["image"][:, :64, :96].contiguous()}
-    small |= {"label": sample["label"][:64, :96].contiguous(), "height": 64, "width": 96}
-    ways[name](small, PartClock(lambda: None))  # libraries load code and buffers of their own
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        ways[name](sample, PartClock(lambda: None))
-        return torch.cuda.max_memory_allocated(device) - held
-    held = resident()
-    ways[name](sample, PartClock(lambda: None))
-    return resident() - held
+    with Span(device) as span:
+        way(sample, clock)
+    return span.seconds, clock.seconds
 
 
 if __name__ == "__main__":
-    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
+    silence_all_but_peaks()
     main()
