@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from in_turns import machine, parser_of, report, timed
 from torch import Tensor
 
 from clouds.modeling.backbones.clip import CLIP
@@ -51,27 +50,13 @@ def main() -> None:
         ways["ours, compiled"] = lambda: compiled(images)
         if args.amp:
             ways["ours, bf16, compiled"] = lambda: in_half(lambda: compiled(images), device)
-    for way in ways.values():
-        way()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
-        for name, way in ways.items():
-            times[name].append(seconds(way, device))
-    print(
-        f"{args.clip}, {args.images} images of {args.size}; {device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    before = statistics.median(times["published way"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        spread = f"{min(taken):.3f} to {max(taken):.3f}"
-        print(f"{name:>22}: {median:.3f} s ({spread}), {before / median:.2f} x")
+    times = timed(ways, args.repeats, device, untimed=1)
+    print(f"{args.clip}, {args.images} images of {args.size}; {machine(device)}")
+    print(report(times))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--clip", default="convnext_base")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--size", type=int, default=384, help="of an image, a multiple of 32")
@@ -92,20 +77,6 @@ def published(clip: CLIP, images: Tensor) -> Features:
 def in_half(way: Callable[[], Features], device: torch.device) -> Features:
     with torch.autocast(device.type, torch.bfloat16):
         return way()
-
-
-def seconds(way: Callable[[], Features], device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronize(device)
-    start = clock()
-    way()
-    synchronize(device)
-    return clock() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def compare(expected: Features, got: Features) -> None:

@@ -13,11 +13,10 @@ of all threads: what other programs take of it does not count.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from in_turns import in_turns, machine, parser_of, report, seconds_of
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
@@ -52,26 +51,17 @@ def main() -> None:
         ways["ours, pixels weighed"] = lambda: criterion(made, doubted)
     leaves = made.class_logits + made.mask_logits
     compare(ways["published way"], ways["ours"], leaves)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
-        for name, way in ways.items():
-            times[name].append(seconds(way, leaves, device))
+    times = in_turns(ways, lambda way: seconds(way, leaves, device), args.repeats)
     print(
         f"{args.layers} predictions x {args.images} images x {args.queries} queries, masks "
         f"{args.size // 4}, targets {args.size} with {args.present} classes, {args.points} points; "
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{machine(device)}"
     )
-    before = statistics.median(times["published way"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        spread = f"{min(taken):.3f} to {max(taken):.3f}"
-        print(f"{name:>22}: {median:.3f} s ({spread}), {before / median:.2f} x")
+    print(report(times))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=10)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--queries", type=int, default=100)
@@ -121,17 +111,7 @@ def seconds(
 ) -> float:
     for leaf in leaves:
         leaf.grad = None
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    synchronize(device)
-    start = clock()
-    sum(way().values()).backward()
-    synchronize(device)
-    return clock() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return seconds_of(lambda: sum(way().values()).backward(), device)
 
 
 def compare(

@@ -20,15 +20,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from in_turns import Span, in_turns, machine, parser_of, report
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -75,36 +74,27 @@ def main() -> None:
         ours.compile()
         ways["ours"]()
 
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.repeats):  # in turns: what disturbs the machine disturbs each
-        for name, way in ways.items():
-            heads[name].zero_grad()
-            times[name].append(seconds(way, gradients, device, args.amp))
-    print(
-        f"{args.images} images of {args.size}, features of {args.width} to {8 * args.width} "
-        f"channels, {args.matched} matched masks, {'bf16 autocast' if args.amp else 'float32'}"
-        f"{', ours compiled' if args.compile else ''}; "
-        f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    )
-    before = statistics.median(times["transformers"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        spread = f"{min(taken):.3f} to {max(taken):.3f}"
-        print(f"{name:>14}: {median:.3f} s ({spread}), {before / median:.2f} x")
+    def step(way: Way) -> float:
+        for head in heads.values():
+            head.zero_grad()
+        return seconds(way, gradients, device, args.amp)
+
+    times = in_turns(ways, step, args.repeats)
+    print(subject(args, device))
+    print(report(times))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--size", type=int, default=384, help="of an image, a multiple of 32")
-    parser.add_argument("--width", type=int, default=128, help="channels of res2: 128 base")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", action="store_true", help="under bf16 autocast")
-    parser.add_argument("--matched", type=int, default=10, help="masks of an image with a loss")
-    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("--images", type=int, default=2)
+    add("--size", type=int, default=384, help="of an image, a multiple of 32")
+    add("--width", type=int, default=128, help="channels of res2: 128 base")
+    add("--repeats", type=int, default=5)
+    add("--device", default="cpu")
+    add("--amp", action="store_true", help="under bf16 autocast")
+    add("--matched", type=int, default=10, help="masks of an image with a loss")
+    add("--compile", action="store_true", help="ours with torch.compile")
     return parser.parse_args()
 
 
@@ -165,21 +155,26 @@ def backward(logits: Logits, gradients: Logits) -> None:
     torch.autograd.backward(logits, [g.to(x.dtype) for x, g in zip(logits, gradients, strict=True)])
 
 
+def subject(args: argparse.Namespace, device: torch.device) -> str:
+    """What was measured, in a line."""
+    words = [
+        f"{args.images} images of {args.size}",
+        f"features of {args.width} to {8 * args.width} channels",
+        f"{args.matched} matched masks",
+        "bf16 autocast" if args.amp else "float32",
+    ]
+    if args.compile:
+        words.append("ours compiled")
+    return f"{', '.join(words)}; {machine(device)}"
+
+
 def seconds(way: Way, gradients: Logits, device: torch.device, amp: bool) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
     autocast = torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
-    synchronize(device)
-    start = clock()
-    with autocast:
-        logits = way()
-    backward(logits, gradients)
-    synchronize(device)
-    return clock() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    with Span(device) as span:
+        with autocast:
+            logits = way()
+        backward(logits, gradients)
+    return span.seconds
 
 
 def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: Logits) -> None:
