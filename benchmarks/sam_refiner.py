@@ -14,17 +14,17 @@ random, which costs what SAM's own cost. On a CPU the processor's time is taken,
 from __future__ import annotations
 
 import argparse
-import ctypes
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from in_turns import Peak, Span, in_turns, machine, parser_of, report, seconds_of
 from scipy import ndimage
 from torch import Tensor
 
@@ -40,6 +40,14 @@ NO_CLASS = 255
 
 Labels = list[npt.NDArray[np.uint8]]
 Way = Callable[[], Labels]
+
+
+class Visit(NamedTuple):
+    """What a visit of all pictures gave; the memory in MiB above that before."""
+
+    labels: Labels
+    seconds: float
+    more: float
 
 
 def main() -> None:
@@ -69,21 +77,20 @@ def main() -> None:
             "ours, warm": lambda: ours(warm=True),
         }
         sam.image_encoder.to(device)
-        results, times, memory = measure(ways, args.repeats, device)
+        visits = in_turns(ways, lambda way: visit(way, device), args.repeats)
         parts = warm_parts(sam, options, embed, images, labels, seeds, args.repeats, device)
     print(
         f"SAM {args.model}, {args.pictures} pictures {args.size}x{args.size}, "
-        f"{components(labels, args.larger_than)} components; {device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{components(labels, args.larger_than)} components; {machine(device)}"
     )
-    before = statistics.median(times["published way"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(
-            f"{name:>14}: {median / args.pictures:8.3f} s a picture, {before / median:7.2f} x; "
-            f"{memory[name] / 2**20:6.0f} MiB more at its peak; "
-            f"{100 * equal(results[name], results['published way']):.3f} % equal pixels"
-        )
+    expected = visits["published way"][-1].labels
+    besides = {
+        name: f"{taken[-1].more:.0f} MiB more at its peak; "
+        f"{100 * equal(taken[-1].labels, expected):.3f} % equal pixels"
+        for name, taken in visits.items()
+    }
+    times = {name: [each.seconds / args.pictures for each in visits[name]] for name in visits}
+    print(report(times, "s a picture", besides))
     print("warm, ms a picture: " + ", ".join(f"{k} {1000 * v:.1f}" for k, v in parts.items()))
     start = time.perf_counter()
     fingerprint(sam, args.model)
@@ -91,9 +98,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="vit_b", choices=["tiny", "vit_b", "vit_l", "vit_h"])
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--pictures", type=int, default=2)
@@ -198,46 +203,10 @@ def equal(ours: Labels, others: Labels) -> float:
     return min(float((a == b).mean()) for a, b in zip(ours, others, strict=True))
 
 
-def measure(
-    ways: dict[str, Way], repeats: int, device: torch.device
-) -> tuple[dict[str, Labels], dict[str, list[float]], dict[str, int]]:
-    """Results, seconds and bytes above those before of each way, in turns."""
-    results: dict[str, Labels] = {}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    memory: dict[str, int] = {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            before = reset_peak(device)
-            start = clock(device)
-            results[name] = way()
-            times[name].append(clock(device) - start)
-            memory[name] = peak(device) - before
-    return results, times, memory
-
-
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
-
-
-def reset_peak(device: torch.device) -> int:
-    """Begin to measure the largest memory; returns what is taken now, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed does not count
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak(device)
-
-
-def peak(device: torch.device) -> int:
-    """The largest memory since then, in bytes; on a CPU, the process's (Linux)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+def visit(way: Way, device: torch.device) -> Visit:
+    with Peak(device) as peak, Span(device) as span:
+        labels = way()
+    return Visit(labels, span.seconds, peak.more)
 
 
 def warm_parts(
@@ -255,11 +224,7 @@ def warm_parts(
     rest = SamRefiner(sam, options, lambda _: embeddings)
 
     def each(function: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(max(repeats, 3)):
-            start = clock(device)
-            function()
-            taken.append(clock(device) - start)
+        taken = [seconds_of(function, device) for _ in range(max(repeats, 3))]
         return statistics.median(taken) / len(images)
 
     hashing = each(lambda: [embed.key(image) for image in images])

@@ -23,9 +23,7 @@ On a CPU the processor's time is what ratios are of: what other programs take do
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
-import logging
 import statistics
 import sys
 import tempfile
@@ -57,7 +55,6 @@ from clouds.engine.benchmark import (
     REST,
     TEACHER,
     PartClock,
-    PeakMemory,
     probes,
     synchronizer,
 )
@@ -71,6 +68,7 @@ from clouds.self_training.refiners.sam_model import build_sam
 from clouds.self_training.self_training import SelfTraining
 
 sys.path.insert(0, str(Path(__file__).parent))
+from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks
 from published_step import BACKBONE, HEAD, LOSSES, Labels, PublishedStep, Sample
 
 PARTS = (BACKBONE, TEACHER, REFINER, HEAD, LOSSES, BACKWARD, OPTIMIZER, REST)
@@ -98,9 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
     add("--size", type=int, default=384, help="of a picture, pixels, a multiple of 32")
@@ -328,12 +324,7 @@ def measure(
     ways: dict[str, Step], untimed: int, repeats: int, device: torch.device
 ) -> dict[str, list[Taken]]:
     """Steps of all ways in turns: what disturbs the machine disturbs each."""
-    taken: dict[str, list[Taken]] = {name: [] for name in ways}
-    for number in range(untimed + repeats):
-        for name, way in ways.items():
-            one = take(way, device, probe=False)
-            if number >= untimed:
-                taken[name].append(one)
+    taken = in_turns(ways, lambda way: take(way, device, probe=False), repeats, untimed)
     if device.type == "cuda":  # waiting at every border takes time, so parts have a round of theirs
         for name, way in ways.items():
             parts = take(way, device, probe=True).parts
@@ -347,21 +338,12 @@ def take(way: Step, device: torch.device, probe: bool) -> Taken:
     clock = PartClock(
         synchronize if probe else lambda: None, time.process_time if on_cpu else time.perf_counter
     )
-    memory = PeakMemory(device)
-    if on_cpu:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed does not count
-    synchronize()
-    memory.restart()
-    held = torch.cuda.memory_allocated(device) / 2**30 if not on_cpu else memory.gib()
-    cpu, wall = time.process_time(), time.perf_counter()
-    with clock.part(REST):
+    with Peak(device) as peak, Span(device) as span, clock.part(REST):
         losses = way(clock)
-    synchronize()
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     parts = dict.fromkeys(PARTS, 0.0)
     for name, seconds in clock.seconds.items():
         parts[SAME.get(name, name)] += seconds
-    return Taken(cpu, wall, parts, 1024 * (memory.gib() - held), 1024 * memory.gib(), losses)
+    return Taken(span.cpu, span.wall, parts, peak.more, peak.total, losses)
 
 
 def report(
@@ -414,10 +396,10 @@ def subject(args: argparse.Namespace, phase: str, parts: Parts) -> str:
         words.append(f"SAM {args.sam}, {found} components of more than {args.larger_than} pixels")
         if args.teacher_label == "teacher":
             words[-1] = f"SAM {args.sam}, components of the teacher's label"
-    words.append(f"ours {args.dtype}; {args.device}, {args.threads} threads")
-    return ", ".join([*words, f"torch {torch.__version__}"])
+    words.append(f"ours {args.dtype}; {machine(torch.device(args.device))}")
+    return ", ".join(words)
 
 
 if __name__ == "__main__":
-    logging.getLogger("clouds").setLevel(logging.ERROR)  # of random weights nobody need be warned
+    silence_all_but_peaks()
     main()
