@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from in_turns import parser_of
 from PIL import Image
 
 from clouds.data import reading
@@ -266,9 +267,7 @@ def report(kind: str, records: list[Record], mapper: SourceMapper, repeats: int)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--crop", type=int, nargs=2, default=(768, 768), help="height, width")
     parser.add_argument("--files", type=int, default=4, help="pictures of each kind")
     parser.add_argument("--repeats", type=int, default=10, help="visits to each picture")

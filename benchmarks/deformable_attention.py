@@ -5,19 +5,18 @@
     python benchmarks/deformable_attention.py --size 768 --batch 8 --device cuda --dtype bfloat16
 
 As many layers as the pixel decoder has are run one after the other on maps of strides 32, 16 and
-8, by turns in one form and in the other. The time is the median over the turns, the memory what
-autograd keeps for the backward pass. Both forms get the same values, places and weights; outputs
-and gradients are compared first.
+8, by turns in one form and in the other; on a CPU the processor's time is taken, of all threads.
+The memory is what autograd keeps for the backward pass. Both forms get the same values, places and
+weights; outputs and gradients are compared first.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from in_turns import machine, parser_of, report, timed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -82,16 +81,6 @@ def run(form: Form, sizes: list[Size], layers: list[Layer], gradient: Tensor) ->
     torch.autograd.backward(outputs, [gradient] * len(outputs))
 
 
-def timed(form: Form, *inputs: object) -> float:
-    """Seconds of one run, the GPU's queue emptied before and after."""
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
-    wait()
-    start = time.perf_counter()
-    run(form, *inputs)
-    wait()
-    return time.perf_counter() - start
-
-
 def kept_bytes(form: Form, sizes: list[Size], layers: list[Layer]) -> int:
     """What autograd keeps for the backward pass, every storage counted once."""
     storages: dict[int, int] = {}
@@ -122,9 +111,7 @@ def compare(form: Form, sizes: list[Size], layers: list[Layer], gradient: Tensor
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", type=int, default=384, help="side of the image, pixels")
     parser.add_argument("--batch", type=int, default=2, help="images")
     parser.add_argument("--layers", type=int, default=6)
@@ -147,21 +134,19 @@ def main() -> None:
 
     name = choose(args.implementation, inputs[2].device)
     print(f"{args.layers} layers, {args.batch} x {args.size} x {args.size}, {args.dtype}, ", end="")
-    print(f"{args.device}, {args.threads} threads, torch {torch.__version__}; ours: {name}")
+    print(f"{machine(torch.device(args.device))}; ours: {name}")
     compare(ours, *inputs)
     forms: dict[str, Form] = {"grid_sample": published_form, "ours": ours}
-    times: dict[str, list[float]] = {form: [] for form in forms}
-    for i in range(args.repeats + 1):
-        for form, function in forms.items():
-            seconds = timed(function, *inputs)
-            if i:  # the first run of each warms up
-                times[form].append(seconds)
-    medians = {form: statistics.median(seconds) for form, seconds in times.items()}
-    memory = {form: kept_bytes(function, *inputs[:2]) for form, function in forms.items()}
-    for form in forms:
-        print(f"{form:12} {medians[form] * 1e3:9.1f} ms  kept {memory[form] / 2**20:8.1f} MiB")
-    print(f"{'ratio':12} {medians['grid_sample'] / medians['ours']:9.2f}    ", end="")
-    print(f"kept {memory['grid_sample'] / memory['ours']:8.2f}")
+    runs = {form: lambda call=call: run(call, *inputs) for form, call in forms.items()}
+    times = timed(runs, args.repeats, torch.device(args.device), untimed=1)
+    kept = {form: kept_bytes(call, *inputs[:2]) for form, call in forms.items()}
+    most = kept["grid_sample"]
+    besides = {
+        form: f"kept {size / 2**20:.1f} MiB, {most / size:.2f} x less"
+        for form, size in kept.items()
+    }
+    in_ms = {form: [1e3 * seconds for seconds in taken] for form, taken in times.items()}
+    print(report(in_ms, "ms", besides))
 
 
 if __name__ == "__main__":
