@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> None:
     given = [word for word in words if word.split("=")[0] in FIXED]
     if given:
         raise SystemExit(f"growth.py sets {', '.join(FIXED)} itself; leave out {', '.join(given)}")
-    args = step.parse(words)
+    args = step.parse(words, __doc__)
     torch.set_num_threads(args.threads)
     print(
         f"{args.source} labelled and {args.generated} generated images of {args.size}x{args.size}, "

@@ -95,8 +95,11 @@ def main(words: Sequence[str] | None = None) -> None:
             report(args, phase, measure(ways, untimed, args.repeats, device), parts)
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = parser_of(__doc__)
+def parse(
+    words: Sequence[str] | None = None, description: str | None = __doc__
+) -> argparse.Namespace:
+    """The command line of a script that has the options of this one."""
+    parser = parser_of(description)
     add = parser.add_argument
     add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
     add("--size", type=int, default=384, help="of a picture, pixels, a multiple of 32")
