@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from clouds.config import get_cfg
+
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "reference"
+TEXT_ENCODER = ("backbone.clip_model.transformer.", "backbone.clip_model.token_embedding.")
+"""Begin the names of weights that only a class head with text needs."""
 REFERENCE = Path(os.environ.get("CLOUDS_REFERENCE", BESIDE))
 
 needs_reference = pytest.mark.skipif(
@@ -30,6 +34,27 @@ def arrays(name="reference_a"):
 
 def facts(name="reference_a"):
     return json.loads((REFERENCE / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Recorded arrays by name."""
+    return arrays()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Recorded facts that are no arrays."""
+    return facts()
+
+
+def reference_config():
+    """Of the network whose outputs are recorded, on the CPU and without weights."""
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = "convnext_base"
+    cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    return cfg
 
 
 def weights_rule():

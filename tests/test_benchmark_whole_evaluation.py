@@ -16,20 +16,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import whole_evaluation  # noqa: E402
+from test_benchmark_step import SETTINGS  # noqa: E402
 
-HEAD = {
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 24,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-}
-WORDS = ["--clip", "clouds_tiny", "--image", "128", "192"]
-WORDS += [str(word) for pair in HEAD.items() for word in pair]
+WORDS = ["--clip", "clouds_tiny", "--image", "128", "192", *SETTINGS]
 
 
 def test_both_ways_see_and_count_the_same():

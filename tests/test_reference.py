@@ -13,10 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from reference_files import arrays, facts, needs_reference, weights_rule
+from reference_files import (
+    TEXT_ENCODER,
+    facts,
+    needs_reference,
+    reference_config,
+    weights_rule,
+)
 
 from clouds.building import build_seeded
-from clouds.config import get_cfg
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.engine.optimizer import parameter_groups
 from clouds.modeling.backbones.open_clip_model import get_tokenizer
@@ -31,25 +36,11 @@ TOLERANCE = 1e-4
 
 LAYERS = ("last", *(f"aux{i}" for i in range(9)))
 BACKBONE = ("stem", "res2", "res3", "res4", "res5", "clip_vis_dense")
-TEXT_ENCODER = ("backbone.clip_model.transformer.", "backbone.clip_model.token_embedding.")
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return arrays()
-
-
-@pytest.fixture(scope="module")
-def published():
-    return facts()
 
 
 @pytest.fixture(scope="module")
 def cfg():
-    cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = "convnext_base"
-    cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    cfg = reference_config()
     cfg.MODEL.CLOUDS.TEXT_CACHE_DIR = ""
     return cfg
 

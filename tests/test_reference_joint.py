@@ -10,10 +10,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference_files import arrays, facts, needs_reference, weights_rule
+from reference_files import (
+    TEXT_ENCODER,
+    facts,
+    needs_reference,
+    reference_config,
+    weights_rule,
+)
 
 from clouds.building import build_seeded
-from clouds.config import get_cfg
 from clouds.data.sample import Domain
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.modeling.criterion import set_criterion
@@ -24,20 +29,11 @@ pytestmark = needs_reference
 
 TOLERANCE = 1e-4
 SEED = 70
-TEXT_ENCODER = ("backbone.clip_model.transformer.", "backbone.clip_model.token_embedding.")
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return arrays()
 
 
 @pytest.fixture(scope="module")
 def cfg():
-    cfg = get_cfg()
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = "convnext_base"
-    cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS = ""
+    cfg = reference_config()
     cfg.MODEL.CLOUDS.ITERATION_UPDATE = 1
     cfg.MODEL.CLOUDS.REFINER = "none"
     cfg.DATASETS.TRAIN = ("gta5", "sd_llama70b_v2")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from reference_files import arrays, facts, needs_reference, weights_rule
+from reference_files import needs_reference, weights_rule
 
 from clouds.config import get_cfg
 from clouds.self_training.components import find_components
@@ -26,16 +26,6 @@ LARGER_THAN = 300
 MODES = ("random", "center", "largest_component")
 IOU_TOLERANCE = 1e-5
 EQUAL_PIXELS = 0.999
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return arrays()
-
-
-@pytest.fixture(scope="module")
-def published():
-    return facts()
 
 
 def unpacked(reference, name, shape):
