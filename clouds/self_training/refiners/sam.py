@@ -107,8 +107,8 @@ class PointDecoder:
 
         Args:
             embeddings: (C, s, s) of each image, on one device.
-            points: (M, P, 2) for each image, (x, y) pixels of it, all on the component; M may
-                differ and be 0 for some, P may not differ.
+            points: (M, P, 2) for each image, (x, y) pixels of it, all on the component, M >= 1; M
+                may differ, P may not.
             sizes: height, width of each image.
 
         Yields:
