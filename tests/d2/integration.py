@@ -76,6 +76,8 @@ def cfg(tmp_path):
             *("DATALOADER.NUM_WORKERS", 0),
             *("SOLVER.IMS_PER_BATCH", 2),
             *("SOLVER.MAX_ITER", 40),
+            # Its sampler of that name wants keys of its own.
+            *("DATALOADER.SAMPLER_TRAIN", "TrainingSampler"),
             # Its trainer brings its own optimizer, SGD, and does not know our kind of clipping.
             *("SOLVER.BASE_LR", 0.01),
             *("SOLVER.CLIP_GRADIENTS.ENABLED", False),
