@@ -9,10 +9,11 @@ with the same weights; predictions and gradients are compared before anything is
 gradient jumps at zero, and that by a sampled place jumps where the place crosses from one pixel to
 the next; of millions of both, rounding puts a few on the other side. So gradients are compared with
 a smooth function for every ReLU and with the places held fixed (tests/test_deformable_attention.py
-has the gradients by places). As in training, all class
-logits of the ten predictions get a gradient, and the logits of a few masks of each, those that are
-matched (--matched 100: of all). On a CPU the processor's time is taken, of all
-threads: what other programs take of it does not count. Needs `pip install transformers`.
+has the gradients by places).
+
+As in training, all class logits of the ten predictions get a gradient, and the logits of a few
+masks of each, those that are matched (--matched 100: of all). On a CPU the processor's time is
+taken, of all threads: what other programs take of it does not count. Needs transformers.
 """
 
 from __future__ import annotations
