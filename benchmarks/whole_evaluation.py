@@ -45,6 +45,7 @@ from clouds.engine.benchmark import (
     CONFUSION,
     INPUT,
     PartClock,
+    probe_network,
     probed_inference,
     random_images,
     synchronizer,
@@ -61,6 +62,10 @@ PIXEL_DECODER, MASK_DECODER = "pixel decoder", "mask decoder"
 PARTS = (INPUT, BACKBONE, PIXEL_DECODER, MASK_DECODER, CLASS_MAP, CONFUSION)
 PUBLISHED, OURS = "published way", "ours"
 CLASSES = CITYSCAPES_19.num_classes
+CALIBRATED = 256
+"""Side of the part of the picture over which the mask features' mean is made zero, pixels."""
+GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
+"""Part of a weight's name -> factor."""
 
 Found = tuple[Tensor, npt.NDArray[np.int64]]
 """Class map (H, W), and counts (CLASSES, CLASSES), row: label, column: prediction."""
@@ -85,11 +90,8 @@ class PublishedEvaluation:
         """Class map and counts of one picture, whose sides are multiples of 32."""
         head = self.step.head
         with ExitStack() as stack:
-            for name, module in ((PIXEL_DECODER, head.pixel_decoder), (MASK_DECODER, head)):
-                before = module.register_forward_pre_hook(lambda *_, name=name: clock.enter(name))
-                after = module.register_forward_hook(lambda *_: clock.leave())
-                stack.callback(before.remove)
-                stack.callback(after.remove)
+            # the pixel decoder is a part of the head, and what is left of it the mask decoder
+            probe_network(head, clock, stack, {PIXEL_DECODER: "pixel_decoder", MASK_DECODER: ""})
             with clock.part(BACKBONE):
                 features = self.step.features([sample["image"]])
             class_logits, mask_logits = head(features)
@@ -146,7 +148,7 @@ class OurEvaluation:
 def main(words: Sequence[str] | None = None) -> None:
     args = parse(words)
     torch.set_num_threads(args.threads)
-    sample, ways = made(args, (PUBLISHED, OURS))
+    sample, ways = made(args)
     device = torch.device(args.device)
     small = {**sample, "image": sample["image"][:, :64, :96].contiguous()}
     small |= {"label": sample["label"][:64, :96].contiguous(), "height": 64, "width": 96}
@@ -194,8 +196,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def made(args: argparse.Namespace, names: Sequence[str]) -> tuple[Sample, dict[str, Way]]:
-    """The picture, and the ways that are named, with the same weights."""
+def made(args: argparse.Namespace) -> tuple[Sample, dict[str, Way]]:
+    """The picture, and both ways, with the same weights."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE = args.device
     cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = args.clip
@@ -207,11 +209,7 @@ def made(args: argparse.Namespace, names: Sequence[str]) -> tuple[Sample, dict[s
     model.to(args.device).eval()
     sample = random_images(cfg, (args.image[0], args.image[1]))(0)
     keep_apart(model, sample["image"][None, :, :CALIBRATED, :CALIBRATED])
-    made: dict[str, Callable[[], Way]] = {
-        PUBLISHED: lambda: PublishedEvaluation(cfg, model),
-        OURS: lambda: OurEvaluation(cfg, model),
-    }
-    return sample, {name: made[name]() for name in names}
+    return sample, {PUBLISHED: PublishedEvaluation(cfg, model), OURS: OurEvaluation(cfg, model)}
 
 
 @torch.no_grad()
@@ -230,12 +228,6 @@ def keep_apart(model: Any, image: Tensor) -> None:
     features = model.backbone((image.to(model.device) - model.pixel_mean) / model.pixel_std)
     mask_features, _ = head.pixel_decoder(features)
     head.pixel_decoder.mask_features.bias -= mask_features.mean((0, 2, 3))
-
-
-CALIBRATED = 256
-"""Side of the part of the picture over which the mask features' mean is made zero, pixels."""
-GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
-"""Part of a weight's name -> factor."""
 
 
 def seconds(way: Way, sample: Sample, device: torch.device) -> tuple[float, dict[str, float]]:

@@ -24,7 +24,7 @@ WORDS = ["--clip", "clouds_tiny", "--image", "128", "192", *SETTINGS]
 def test_both_ways_see_and_count_the_same():
     args = whole_evaluation.parse(WORDS)
     names = (whole_evaluation.PUBLISHED, whole_evaluation.OURS)
-    sample, ways = whole_evaluation.made(args, names)
+    sample, ways = whole_evaluation.made(args)
     clocks = {name: PartClock(lambda: None) for name in names}
     (before, counted), (after, ours) = (ways[name](sample, clocks[name]) for name in names)
     assert before.shape == after.shape == (128, 192)
@@ -47,7 +47,7 @@ def test_sides_that_the_published_way_would_pad_are_refused(capsys):
 
 def test_half_precision_is_ours_alone():
     args = whole_evaluation.parse([*WORDS, "--dtype", "bfloat16"])
-    _, ways = whole_evaluation.made(args, [whole_evaluation.OURS, whole_evaluation.PUBLISHED])
+    _, ways = whole_evaluation.made(args)
     assert ways[whole_evaluation.OURS].cfg.SOLVER.AMP.ENABLED
     dtypes = {p.dtype for p in ways[whole_evaluation.PUBLISHED].step.head.parameters()}
     assert dtypes == {torch.float32}

@@ -38,8 +38,7 @@ def masks_from_label(
             found where `sem_seg` is, so that from a label on the host nothing waits for a GPU.
 
     Returns:
-        One mask per class present; K = 0 and masks (0, H, W) when
-        every pixel is ignored.
+        One mask per class present; K = 0 and masks (0, H, W) when every pixel is ignored.
     """
     assert sem_seg.ndim == 2, f"expected (H, W), got {tuple(sem_seg.shape)}"
     labels = torch.bincount(sem_seg.flatten(), minlength=256).nonzero().squeeze(1)

@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -342,13 +342,18 @@ def probes(trainer: Trainer, clock: PartClock) -> Iterator[Callable[[int, Batch,
         yield dataclasses.replace(trainer.iteration, clip=clip)
 
 
-def probe_network(model: nn.Module, clock: PartClock, stack: ExitStack) -> None:
+def probe_network(
+    model: nn.Module, clock: PartClock, stack: ExitStack, parts: Mapping[str, str] = NETWORK
+) -> None:
     """Tell `clock` when the model's parts begin and end, until `stack` is closed.
 
     A part that the model does not have counts as everything else.
+
+    Args:
+        parts: name -> where in the model it is; '' is the model itself.
     """
     modules = dict(model.named_modules())
-    for name, path in NETWORK.items():
+    for name, path in parts.items():
         if path not in modules:
             continue
         before = modules[path].register_forward_pre_hook(lambda *_, name=name: clock.enter(name))

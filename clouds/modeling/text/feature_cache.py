@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clouds.raw_bytes import raw_bytes
 from clouds.whole_file import written_whole
 
 logger = logging.getLogger(__name__)
@@ -73,5 +74,5 @@ def key_of(clip_model: nn.Module, name: str, tokens: Tensor, templates: int) -> 
         if weight.split(".")[0] in NOT_TEXT:
             continue
         digest.update(f"{weight} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(value))
     return digest.hexdigest()[:32]

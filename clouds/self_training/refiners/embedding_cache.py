@@ -6,7 +6,7 @@
 The key is a hash of the picture's pixels, of SAM's encoder and of the precision it computes in, so
 neither a picture that was painted again, nor its flipped view, nor other weights, nor a run without
 autocast meet an entry that is not theirs. Entries are in half precision: 2 MB each, whatever the
-picture's size; SAM's encoder ends in a layer norm, so its values are far from the limits of that.
+picture's size. They hold all values, since SAM's encoder ends in a layer norm.
 
 Any number of processes may use a folder at once. An entry appears whole, under its name, or not at
 all; one that a power cut has torn does not match its checksum and is made again.
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clouds.raw_bytes import raw_bytes
 from clouds.whole_file import name_when_whole, written_whole
 
 if TYPE_CHECKING:
@@ -307,5 +308,5 @@ def fingerprint(sam: Any, model: str) -> str:
     digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
     for name, tensor in sam.image_encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()

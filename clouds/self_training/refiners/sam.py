@@ -126,11 +126,10 @@ class PointDecoder:
             images = [as_tokens(embedding.float()).contiguous() for embedding in embeddings]
             positions = as_tokens(self.sam.prompt_encoder.get_dense_pe()[0]).contiguous()
             image_of = [image for image, m in zip(images, counts, strict=True) for _ in range(m)]
+            together = [slice(i, i + at_once) for i in range(0, len(prompts), at_once)]
             parts = [
-                self._decode(torch.stack(image_of[first : first + at_once]), positions, some)
-                for first, some in zip(
-                    range(0, len(prompts), at_once), torch.split(prompts, at_once), strict=True
-                )
+                self._decode(torch.stack(image_of[some]), positions, prompts[some])
+                for some in together
             ]
         logits, ious = (torch.split(torch.cat(part), counts) for part in zip(*parts, strict=True))
         for own, own_ious, frame, size in zip(logits, ious, frames, sizes, strict=True):
