@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clouds.data.datasets.catalog import register_all
+from clouds.data.datasets.catalog import register_all, training_label_space
 from clouds.data.datasets.listing import Listing, forget_listings
 from clouds.data.datasets.spec import (
     ROOT_VARIABLE,
@@ -24,4 +24,5 @@ __all__ = [
     "get_dataset",
     "is_generated",
     "register_all",
+    "training_label_space",
 ]

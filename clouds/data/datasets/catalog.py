@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clouds.data.datasets.spec import get_dataset
-from clouds.data.datasets.table import ROWS
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.datasets.table import ROWS, get_row, is_generated
+from clouds.data.label_space import CITYSCAPES_19, IGNORE, LabelSpace
 
 
 def register_all() -> None:
@@ -43,3 +43,29 @@ def _lister(name: str) -> Callable[[], list[dict[str, Any]]]:
         ]
 
     return samples
+
+
+def training_label_space(names: Sequence[str]) -> LabelSpace:
+    """The label space that all labelled datasets of `names` share.
+
+    Args:
+        names: as in DATASETS.TRAIN; generated datasets may be among them and have no say.
+
+    Raises:
+        ValueError: a dataset is unknown, none is labelled, or their label spaces differ.
+    """
+    spaces = {name: _label_space(name) for name in names if not is_generated(name)}
+    if not spaces:
+        raise ValueError(f"no labelled dataset among {', '.join(names) or 'none'}")
+    first, *others = spaces.values()
+    if any(other != first for other in others):
+        counts = ", ".join(
+            f"{name} ({space.num_classes} classes)" for name, space in spaces.items()
+        )
+        raise ValueError(f"datasets with different label spaces: {counts}")
+    return first
+
+
+def _label_space(name: str) -> LabelSpace:
+    get_row(name)  # raises for an unknown name
+    return CITYSCAPES_19
