@@ -20,7 +20,6 @@ def tiny_config(**settings):
         "MODEL__DEVICE": "cpu",
         "MODEL__CLOUDS__CLIP_MODEL_NAME": CONVNEXT,
         "MODEL__CLOUDS__CLIP_PRETRAINED_WEIGHTS": "",
-        "MODEL__CLOUDS__TEXT_CACHE_DIR": "",
         "MODEL__SEM_SEG_HEAD__CONVS_DIM": 32,
         "MODEL__SEM_SEG_HEAD__MASK_DIM": 32,
         "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,

@@ -19,7 +19,7 @@ from clouds.d2 import (
     ImageList,
     configurable,
 )
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.sample import Domain
 from clouds.data.targets import Targets, masks_from_label
 from clouds.modeling.backbones.clip import CLIP, masks_at
@@ -125,16 +125,13 @@ class CLOUDS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
+            "ignore_value": IGNORE,
             "synonyms": CITYSCAPES_19.synonyms,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE else None,
             "self_training": SelfTraining.from_config(cfg, head),
             "teacher_ensemble": (
                 EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE_EMA else None
-            ),
-            "text_cache": (
-                Path(clouds.TEXT_CACHE_DIR).expanduser() if clouds.TEXT_CACHE_DIR else None
             ),
             "compiled": cfg.MODEL.COMPILE,
         }

@@ -13,7 +13,8 @@ from clouds.modeling.mask_decoder.predictions import Predictions
 from clouds.modeling.pixel_decoder.msdeform import MSDeformAttnPixelDecoder
 from clouds.modeling.text.classifier import TextRows
 
-PIXEL_DECODERS = {"MSDeformAttnPixelDecoder": MSDeformAttnPixelDecoder}
+ENCODER_POINTS = 4
+"""Sampling points per query, head and level of the deformable-attention encoder (Mask2Former)."""
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -31,14 +32,14 @@ class CLOUDSHead(nn.Module):
         cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], embed_dim: int
     ) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        pixel_decoder = PIXEL_DECODERS[head.PIXEL_DECODER_NAME](
+        pixel_decoder = MSDeformAttnPixelDecoder(
             {name: input_shape[name] for name in head.IN_FEATURES},
             transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             channels=head.CONVS_DIM,
             mask_dim=head.MASK_DIM,
             layers=head.TRANSFORMER_ENC_LAYERS,
             heads=former.NHEADS,
-            points=head.TRANSFORMER_ENC_POINTS,
+            points=ENCODER_POINTS,
             hidden=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
             dropout=former.DROPOUT,
             implementation=head.DEFORMABLE_ATTENTION,

@@ -208,7 +208,6 @@ class SamOptions:
             remove_overlap=node.RM_INTERSECTION,
             overlap=node.OVERLAP,
             second_pass=node.REFINEMENT,
-            at_once=node.COMPONENTS_AT_ONCE,
         )
 
 
@@ -295,7 +294,6 @@ def cached(cfg: CfgNode, model: Any) -> CachedEmbedder:
     cache = EmbeddingCache(
         Path(node.CACHE_DIR).expanduser(),
         (prompts.embed_dim, *prompts.image_embedding_size),
-        max_bytes=round(node.CACHE_GIB * 2**30),
         writers=distributed.world_size(),
     )
     model.image_encoder.cpu()
