@@ -180,9 +180,10 @@ def test_the_label_space_of_training_data():
             training_label_space(names)
 
 
-@pytest.mark.parametrize(
-    "name", ["mps", "meta", "xpu", "cuda:", "cuda:x", "cuda:00", "CPU", "cpu "]
-)
+UNSUPPORTED = ["mps", "meta", "xpu", "cuda:", "cuda:x", "cuda:00", "CPU", "cpu "]
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_devices_that_are_not_supported(name):
     with pytest.raises(ValueError, match=r"--device is .*'auto', 'cpu', 'cuda' and 'cuda:N'"):
         resolve_device(name, "--device")
