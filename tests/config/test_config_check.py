@@ -113,6 +113,10 @@ BAD_TOGETHER = [
         ["SOLVER.AMP.DTYPE", "fp16", "SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"],
         "needs CUDA.*'bf16'",
     ),
+    (
+        ["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION", "triton", "MODEL.DEVICE", "cpu"],
+        "needs CUDA.*'torch'",
+    ),
 ]
 
 
@@ -132,9 +136,10 @@ def test_values_that_do_not_agree(overrides, words):
     assert ("(override)" in lines(error)[0]) == (name in overrides)
 
 
-def test_fp16_is_allowed_where_auto_finds_a_gpu(monkeypatch):
+def test_fp16_and_triton_are_allowed_where_auto_is_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     load_config(None, ["SOLVER.AMP.DTYPE", "fp16", "SOLVER.AMP.ENABLED", "True"])
+    load_config(None, ["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION", "triton"])
 
 
 def test_checks_read_keys_of_the_table_and_cover_a_wrong_type():

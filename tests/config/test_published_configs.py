@@ -306,9 +306,10 @@ def test_a_dumped_config_of_an_earlier_version_loads(caplog):
 def test_no_key_of_an_earlier_version_is_unknown():
     def names(tree, prefix=""):
         for key, value in tree.items():
-            yield from (
-                names(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
-            )
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key
 
     earlier = set(names(yaml.safe_load(DUMP.read_text())))
     assert len(earlier) == 122
