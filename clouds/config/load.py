@@ -41,7 +41,7 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
         FileNotFoundError: the file, or one that it is based on, does not exist.
         ConfigError: all other problems.
     """
-    settings = read_yaml(Path(config_file)) if config_file is not None else []
+    settings = read_yaml(Path(config_file).expanduser()) if config_file is not None else []
     settings += pair_up(overrides)
     cfg = get_defaults()
     settings, messages = translate(settings)

@@ -176,6 +176,13 @@ def test_the_home_directory_replaces_a_tilde(tmp_path, monkeypatch, name):
         assert get_value(load_config(None, [name, unchanged]), name) == unchanged
 
 
+def test_files_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "base.yaml", "SEED: 5\n")
+    write(tmp_path / "a.yaml", "_BASE_: ~/base.yaml\n")
+    assert load_config("~/a.yaml").SEED == 5
+
+
 def test_a_home_directory_that_is_not_known():
     with pytest.raises(ConfigError, match=r"WEIGHTS = '~nobody_here/a' .*home directory"):
         load_config(None, ["MODEL.WEIGHTS", "~nobody_here/a"])
