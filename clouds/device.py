@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+    from clouds.d2 import CfgNode
 
 
 def resolve_device(name: str, setting: str = "MODEL.DEVICE") -> torch.device:
@@ -34,3 +37,19 @@ def resolve_device(name: str, setting: str = "MODEL.DEVICE") -> torch.device:
             "CUDA GPUs. Use 'auto' or 'cpu'."
         )
     return device
+
+
+def autocast(cfg: CfgNode, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A fresh autocast context as SOLVER.AMP says; one that does nothing when it is off.
+
+    Raises:
+        ValueError: fp16 on a CPU.
+    """
+    import torch
+
+    if not cfg.SOLVER.AMP.ENABLED:
+        return contextlib.nullcontext()
+    if cfg.SOLVER.AMP.DTYPE == "fp16" and device.type == "cpu":
+        raise ValueError("SOLVER.AMP.DTYPE fp16 needs a GPU; on a CPU use bf16.")
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[cfg.SOLVER.AMP.DTYPE]
+    return torch.autocast(device.type, dtype)

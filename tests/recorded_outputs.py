@@ -18,10 +18,10 @@ import torch
 from tiny_model import tiny_model
 
 from clouds.config import get_cfg
-from clouds.data.sample import Domain
+from clouds.data.structures import Domain
 from clouds.engine.optimizer import build_clipping, build_optimizer
-from clouds.modeling.criterion import set_criterion
-from clouds.modeling.criterion.matcher import match
+from clouds.modeling import criterion
+from clouds.modeling.matcher import match
 
 FILE = Path(__file__).resolve().parent / "data" / "recorded_outputs.npz"
 SIZE = (64, 96)
@@ -116,11 +116,11 @@ def training(model):
         matches.extend(match(*args))
         return matches
 
-    plain, set_criterion.match = set_criterion.match, record
+    plain, criterion.match = criterion.match, record
     try:
         losses = model.train()(batch())
     finally:
-        set_criterion.match = plain
+        criterion.match = plain
     cfg = get_cfg()
     optimizer = build_optimizer(cfg, model)
     sum(losses.values()).backward()

@@ -9,7 +9,7 @@ from test_refiners import image_of
 from test_refiners import tiny as tiny_sam  # noqa: F401 - a fixture
 from tiny_model import tiny_model
 
-from clouds.self_training.refiners.sam import ImageEmbedder, PointDecoder
+from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 

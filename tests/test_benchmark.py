@@ -18,12 +18,11 @@ from tiny_model import tiny_config, tiny_model
 from torch import nn
 
 from clouds.config.defaults import KEYS
-from clouds.data.sample import Domain
+from clouds.data.structures import Domain
 from clouds.engine import Trainer, benchmark
 from clouds.engine.benchmark import PartClock, PeakMemory, measure_evaluation, measure_training
-from clouds.self_training.pseudo_label import PseudoLabelOptions
-from clouds.self_training.refiners.none import as_it_is
-from clouds.self_training.self_training import SelfTraining
+from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
+from clouds.self_training.refiners.base import as_it_is
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "benchmark.py"

@@ -19,10 +19,10 @@ import yaml
 from dataset_files import picture, save, write
 
 from clouds.config import load_config
+from clouds.data.build import build_train_loader
 from clouds.data.datasets import forget_listings
-from clouds.data.loaders import build_train_loader
-from clouds.data.sample import Domain
-from clouds.engine.loop import autocast
+from clouds.data.structures import Domain
+from clouds.device import autocast
 from clouds.self_training.refiners import build_refiner
 
 ROOT = Path(__file__).resolve().parents[1]

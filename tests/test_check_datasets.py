@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from dataset_files import EVERY, picture, real_camvid, save, save_palette, write
 
+from clouds.data.dataset_report import check_dataset
 from clouds.data.datasets import forget_listings, get_dataset
-from clouds.data.health import check_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOOL = REPOSITORY / "tools/check_datasets.py"

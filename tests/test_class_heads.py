@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers_weights import randomize
 
-from clouds.modeling.mask_decoder.class_heads import CLASS_HEADS
-from clouds.modeling.text.classifier import TextRows
+from clouds.modeling.text_classifier import TextRows
+from clouds.modeling.transformer_decoder.decoder import CLASS_HEADS
 
 N, QUERIES, CHANNELS, MASK_DIM, CLASSES, EMBED = 2, 4, 16, 12, 3, 8
 COUNTS = (2, 1, 3)

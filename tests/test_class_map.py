@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clouds.modeling.inference import class_map as module
-from clouds.modeling.inference.class_map import ClassMapBuilder, class_map
+from clouds.modeling import postprocessing as module
+from clouds.modeling.postprocessing import ClassMapBuilder, class_map
 
 
 def plain(scores, size):

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clouds.d2 import BACKBONE_REGISTRY
-from clouds.modeling.backbones.clip import CLIP, pool_masks
-from clouds.modeling.backbones.open_clip_model import create_clip
+from clouds.modeling.backbone.base import pool_masks
+from clouds.modeling.backbone.clip import CLIP
+from clouds.modeling.backbone.open_clip_models import create_clip
 
 NAMES = ("stem", "res2", "res3", "res4", "res5", "clip_vis_dense")
 EMPTY, FULL = -1.0, 1.0

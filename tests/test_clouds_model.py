@@ -5,9 +5,9 @@ import torch
 from tiny_model import CONVNEXT, RESNET, tiny_config, tiny_model
 from torch.nn import functional as F
 
-from clouds.d2 import build_model
 from clouds.modeling import CLOUDS
-from clouds.modeling.clouds_model import _padded
+from clouds.modeling.build import build_model
+from clouds.modeling.meta_arch.clouds import _padded
 
 HEADS = ("linear", "text", "pooled")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from clouds.self_training.components import find_components
+from clouds.self_training.refiners.sam.prompts import find_components
 
 
 def drawn(*rows):

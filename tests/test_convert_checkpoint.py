@@ -14,9 +14,9 @@ import torch
 from reference_files import REFERENCE
 from tiny_model import tiny_config, tiny_model
 
-from clouds.building import build_seeded
 from clouds.config import load_config
 from clouds.engine.checkpoint import Checkpointer
+from clouds.modeling.build import build_seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = REFERENCE / "official_keys.json"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
-from clouds.modeling.backbones import convnext_block
+from clouds.ops import convnext
 
 timm = pytest.importorskip("timm")
 
@@ -29,11 +29,11 @@ def stage_and_input(out=24, **settings):
 def test_timms_blocks_some_pixels_at_a_time(out, stride, monkeypatch):
     """Of the first stage the input itself is what the first block adds to."""
     stage, x = stage_and_input(out, stride=stride)
-    monkeypatch.setattr(convnext_block, "PIXELS_AT_ONCE", 700)  # the last part is smaller
+    monkeypatch.setattr(convnext, "PIXELS_AT_ONCE", 700)  # the last part is smaller
     with torch.no_grad():
-        assert convnext_block.applies(stage, x)
+        assert convnext.applies(stage, x)
         before = x.clone()
-        got, expected = convnext_block.stage(stage, x), stage(x)
+        got, expected = convnext.stage(stage, x), stage(x)
     assert x.equal(before)
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
@@ -48,8 +48,8 @@ def test_timms_blocks_some_pixels_at_a_time(out, stride, monkeypatch):
 def test_other_blocks_take_timms_way(settings):
     stage, x = stage_and_input(**settings)
     with torch.no_grad():
-        assert not convnext_block.applies(stage, x)
-        assert convnext_block.stage(stage, x).equal(stage(x))
+        assert not convnext.applies(stage, x)
+        assert convnext.stage(stage, x).equal(stage(x))
 
 
 def test_the_frozen_backbone_takes_this_way(monkeypatch):
@@ -62,12 +62,12 @@ def test_the_frozen_backbone_takes_this_way(monkeypatch):
             for block in stage.blocks:
                 block.mlp.act = torch.nn.GELU()
                 block.gamma.fill_(0.5)  # the blocks count
-        taken, applies = [], convnext_block.applies
+        taken, applies = [], convnext.applies
         spy = monkeypatch.setattr
-        spy(convnext_block, "applies", lambda *args: taken.append(applies(*args)) or taken[-1])
+        spy(convnext, "applies", lambda *args: taken.append(applies(*args)) or taken[-1])
         ours = clip(x)
         assert taken == [True] * 4
-        spy(convnext_block, "applies", lambda *args: False)
+        spy(convnext, "applies", lambda *args: False)
         expected = clip(x)
     for name, feature in expected.items():
         torch.testing.assert_close(ours[name], feature, rtol=1e-5, atol=1e-5)
@@ -82,19 +82,19 @@ def test_changed_layers_and_hooks_take_timms_way():
     stage, x = stage_and_input()
     with torch.no_grad():
         handle = stage.blocks[1].mlp.register_forward_hook(lambda *args: None)
-        assert not convnext_block.applies(stage, x)
+        assert not convnext.applies(stage, x)
         handle.remove()
-        assert convnext_block.applies(stage, x)
+        assert convnext.applies(stage, x)
         stage.blocks[1].mlp.fc2.__class__ = Lora
-        assert not convnext_block.applies(stage, x)
+        assert not convnext.applies(stage, x)
 
 
 def test_gradients_and_autocast_take_timms_way():
     stage, x = stage_and_input()
-    assert not convnext_block.applies(stage, x)
+    assert not convnext.applies(stage, x)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert not convnext_block.applies(stage, x)
-        assert convnext_block.stage(stage, x).equal(stage(x))
+        assert not convnext.applies(stage, x)
+        assert convnext.stage(stage, x).equal(stage(x))
     with torch.no_grad():
-        assert not convnext_block.applies(stage, x.contiguous())
-        assert not convnext_block.applies(stage.train(), x)
+        assert not convnext.applies(stage, x.contiguous())
+        assert not convnext.applies(stage.train(), x)

@@ -11,20 +11,20 @@ from scipy.optimize import linear_sum_assignment
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers_weights import mask2former, mask2former_config
 
-from clouds.data.targets import Targets, masks_from_label
-from clouds.engine import distributed
-from clouds.modeling.criterion import set_criterion
-from clouds.modeling.criterion.mask_losses import pair_losses
-from clouds.modeling.criterion.matcher import CostWeights, match, matching_costs
-from clouds.modeling.criterion.points import (
+from clouds import comm
+from clouds.data.structures import Targets, masks_from_label
+from clouds.modeling import criterion
+from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.matcher import CostWeights, match, matching_costs
+from clouds.modeling.points import (
     Points,
     PointSampler,
     _smallest,
+    pair_losses,
     sample_at,
     weights_at,
 )
-from clouds.modeling.criterion.set_criterion import SetCriterion
-from clouds.modeling.mask_decoder.predictions import Predictions
+from clouds.modeling.transformer_decoder.decoder import Predictions
 
 CLASSES, QUERIES, LAYERS = 4, 6, 3
 WEIGHTS = CostWeights(classes=2.0, mask=5.0, dice=3.0)
@@ -197,7 +197,7 @@ def recorded_matches(monkeypatch):
         matches.extend(match(*args))
         return matches[-LAYERS:]
 
-    monkeypatch.setattr(set_criterion, "match", record)
+    monkeypatch.setattr(criterion, "match", record)
     return matches
 
 
@@ -470,7 +470,7 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
     ranks = []
     for rank in range(2):
         fake = TwoRanks(totals[1 - rank])
-        monkeypatch.setattr(distributed, "dist", fake)
+        monkeypatch.setattr(comm, "dist", fake)
         criterion = build(normalize_class_loss_over=over)
         ranks.append(criterion(parts(made, rank), [targets[rank]], [seeds[rank]]))
         torch.testing.assert_close(fake.sent, totals[rank])

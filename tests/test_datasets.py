@@ -29,7 +29,7 @@ from clouds.data.datasets import (
     register_all,
 )
 from clouds.data.reading import read_image
-from clouds.data.sample import Domain
+from clouds.data.structures import Domain
 
 
 @pytest.fixture(autouse=True)

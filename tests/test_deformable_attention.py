@@ -9,16 +9,11 @@ from transformers_weights import mask2former, randomize
 
 from clouds.config import get_cfg
 from clouds.d2 import ShapeSpec
-from clouds.modeling.head import CLOUDSHead
-from clouds.modeling.pixel_decoder import deformable_attention as module
-from clouds.modeling.pixel_decoder import deformable_attention_cpu as cpu
-from clouds.modeling.pixel_decoder.deformable_attention import (
-    MSDeformAttn,
-    choose,
-    deformable_attention,
-    sample_level_by_level,
-)
-from clouds.modeling.pixel_decoder.encoder import reference_points
+from clouds.modeling.meta_arch.clouds import CLOUDSHead
+from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttn, reference_points
+from clouds.ops import deformable_attention as module
+from clouds.ops import deformable_attention_cpu as cpu
+from clouds.ops.deformable_attention import choose, deformable_attention, sample_level_by_level
 
 SIZES = [(2, 3), (4, 5), (7, 9)]
 AREA = sum(h * w for h, w in SIZES)
@@ -215,7 +210,7 @@ def test_the_operator_keeps_its_promises_to_autograd_and_compile():
 
 
 def test_the_choice_is_logged_once(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_chosen", {})
+    monkeypatch.setattr(module, "_resolved", {})
     with caplog.at_level("INFO", logger=module.__name__):
         for _ in range(3):
             assert choose("auto", torch.device("cpu")) == "torch"
@@ -225,7 +220,7 @@ def test_the_choice_is_logged_once(caplog, monkeypatch):
 
 
 def test_triton_where_it_cannot_be_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(module, "_chosen", {})
+    monkeypatch.setattr(module, "_resolved", {})
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match=r"DEFORMABLE_ATTENTION is 'triton', but .*cpu|not inst"):
         deformable_attention(*inputs()[:1], SIZES, *inputs()[1:], "triton")
@@ -234,7 +229,7 @@ def test_triton_where_it_cannot_be_is_an_error_that_says_so(monkeypatch):
 
 
 def test_without_triton_a_gpu_falls_back_and_says_why(caplog, monkeypatch):
-    monkeypatch.setattr(module, "_chosen", {})
+    monkeypatch.setattr(module, "_resolved", {})
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level("WARNING", logger=module.__name__):
         assert choose("auto", torch.device("cuda", 0)) == "torch"

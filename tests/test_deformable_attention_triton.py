@@ -15,11 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clouds.modeling.pixel_decoder.deformable_attention import (
-    choose,
-    deformable_attention,
-    sample_level_by_level,
-)
+from clouds.ops.deformable_attention import choose, deformable_attention, sample_level_by_level
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,7 +159,7 @@ def test_interpreted():
 
 @pytest.mark.skipif(INTERPRETED, reason="there it works")
 def test_a_trial_run_that_fails_says_why():
-    from clouds.modeling.pixel_decoder.deformable_attention_triton import try_out
+    from clouds.ops.deformable_attention_triton import try_out
 
     assert "a trial run of Triton failed (" in try_out(torch.device("cpu"))
 
@@ -179,7 +175,7 @@ def test_compiles(value, capability):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from clouds.modeling.pixel_decoder import deformable_attention_triton as module
+    from clouds.ops import deformable_attention_triton as module
 
     of_places = ("locations", "by_place", "by_value")
     constants = {"L": 3, "P": 4, "BLOCK_D": 32, "KIND": tl.float32}

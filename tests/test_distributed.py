@@ -11,8 +11,9 @@ import pytest
 import torch
 from engine_toy import Toy, losses_of, script_environment, toy_batches, toy_config
 
-from clouds.engine import Diverged, Interrupted, Trainer, distributed
-from clouds.engine.distributed import check_launch, launch
+from clouds import comm
+from clouds.engine import Diverged, Interrupted, Trainer
+from clouds.engine.launch import check_launch, launch
 
 SCRIPT = Path(__file__).with_name("engine_toy.py")
 
@@ -26,11 +27,11 @@ def toy_trainer(folder, *overrides, spoil=None):
 def in_two_processes(folder):
     """What each of two processes does; the tests below look at what it left."""
     torch.set_num_threads(1)
-    folder, rank = Path(folder), distributed.rank()
-    assert distributed.world_size() == 2
-    assert distributed.local_rank() == rank
-    assert distributed.gather_objects(f"from {rank}") == ["from 0", "from 1"]
-    mean = distributed.mean_over_ranks(torch.tensor([float(rank), 5.0]))
+    folder, rank = Path(folder), comm.rank()
+    assert comm.world_size() == 2
+    assert comm.local_rank() == rank
+    assert comm.gather_objects(f"from {rank}") == ["from 0", "from 1"]
+    mean = comm.mean_over_ranks(torch.tensor([float(rank), 5.0]))
     assert mean.tolist() == [0.5, 5.0]
 
     toy_trainer(folder / "whole").train()
@@ -49,7 +50,7 @@ def in_two_processes(folder):
         stopped.train()
     except Interrupted as request:
         (folder / f"interrupted{rank}").write_text(str(request))
-    distributed.barrier()
+    comm.barrier()
     toy_trainer(folder / "stopped").train(resume=True)
 
     def spoil(call):
@@ -133,10 +134,10 @@ def test_a_folder_that_processes_do_not_share(two_processes):
 
 
 def test_one_process_is_rank_0_of_1():
-    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
-    assert distributed.is_main()
-    assert distributed.gather_objects(3) == [3]
-    assert distributed.mean_over_ranks(torch.tensor([2.0])).tolist() == [2.0]
+    assert (comm.rank(), comm.world_size(), comm.local_rank()) == (0, 1, 0)
+    assert comm.is_main()
+    assert comm.gather_objects(3) == [3]
+    assert comm.mean_over_ranks(torch.tensor([2.0])).tolist() == [2.0]
 
 
 def launch_arguments(**changes):
@@ -176,17 +177,17 @@ def test_launches_that_can_be(monkeypatch):
 
 def test_gpus_go_to_processes_by_number(monkeypatch):
     cuda = torch.device("cuda")
-    assert distributed.device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    assert comm.device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    monkeypatch.setattr(comm, "world_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert distributed.device_of_process(cuda) == torch.device("cuda", 1)
-    assert distributed.device_of_process(torch.device("cpu")) == torch.device("cpu")
+    assert comm.device_of_process(cuda) == torch.device("cuda", 1)
+    assert comm.device_of_process(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ValueError, match="'cuda:1', but there are 4 processes"):
-        distributed.device_of_process(torch.device("cuda", 1))
+        comm.device_of_process(torch.device("cuda", 1))
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(ValueError, match=r"process 3 on its machine, which has 2 GPU\(s\)"):
-        distributed.device_of_process(cuda)
+        comm.device_of_process(cuda)
 
 
 def exit_with(status):
@@ -210,9 +211,9 @@ def test_torchrun(tmp_path, one_process):
 
 @pytest.mark.slow
 def test_two_machines(tmp_path, one_process):
-    port = distributed.free_port()
+    port = comm.free_port()
     program = (
-        "import sys; from engine_toy import train_toy; from clouds.engine.distributed import "
+        "import sys; from engine_toy import train_toy; from clouds.comm import "
         f"launch; launch(train_toy, ({str(tmp_path)!r}, False, 0.0, 0.0, []), num_machines=2, "
         f"machine_rank=int(sys.argv[1]), dist_url='tcp://127.0.0.1:{port}', device='cpu')"
     )

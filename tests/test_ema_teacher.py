@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clouds.self_training.ema_teacher import EMATeacher, label_from_scores
+from clouds.self_training.ema import EMATeacher, label_from_scores
 
 
 def layers(seed=0):

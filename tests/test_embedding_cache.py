@@ -18,15 +18,16 @@ import torch
 from scipy import ndimage
 
 from clouds.config import get_cfg
-from clouds.self_training.pseudo_label import PseudoLabel
-from clouds.self_training.refiners import build_refiner, embedding_cache
-from clouds.self_training.refiners.embedding_cache import (
+from clouds.self_training.refiners import build_refiner
+from clouds.self_training.refiners.base import PseudoLabel
+from clouds.self_training.refiners.sam import embedding_cache
+from clouds.self_training.refiners.sam.embedding_cache import (
     CachedEmbedder,
     EmbeddingCache,
     fingerprint,
 )
-from clouds.self_training.refiners.sam import ImageEmbedder
-from clouds.self_training.refiners.sam_model import build_sam
+from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.refiner import ImageEmbedder
 
 SIZE = (96, 160)
 SHAPE = (4, 8, 8)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from clouds.engine import launch
+
 import importlib.util
 import json
 import logging
@@ -18,10 +20,10 @@ from sklearn.metrics import confusion_matrix
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clouds import comm
 from clouds.config import get_cfg
-from clouds.engine import distributed
 from clouds.evaluation import Results, SemSegEvaluator, evaluate, evaluate_dataset
-from clouds.visualize import compare
+from clouds.visualizer import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = Path(__file__).resolve().parent
@@ -385,7 +387,7 @@ def test_inside_detectron2s_own_loop(root):
 def in_two_processes(datasets, folder):
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
     torch.set_num_threads(1)
-    rank = distributed.rank()
+    rank = comm.rank()
     model = DistributedDataParallel(ColorModel())
     cfg = config(folder, "TEST.PICTURES", 2)
     results = evaluate(cfg, model, ["cityscapes_val", "cityscapes_train"])
@@ -400,7 +402,7 @@ def test_two_processes_score_as_one(tmp_path, root):
     alone = evaluate(cfg, ColorModel(), ["cityscapes_val", "cityscapes_train"])
     both = tmp_path / "two"
     both.mkdir()
-    distributed.launch(in_two_processes, (str(root), str(both)), num_gpus=2, device="cpu")
+    launch.launch(in_two_processes, (str(root), str(both)), num_gpus=2, device="cpu")
     shares = [torch.load(both / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
     assert [seen for _, seen in shares] == [3, 1]
     for results, _ in shares:

@@ -12,10 +12,10 @@ import torch
 from test_full_size import ROOT, environment, paint
 
 from clouds.config import get_cfg, load_config
-from clouds.data.sample import Domain
+from clouds.data.structures import Domain
 from clouds.engine import Trainer
-from clouds.self_training.refiners.sam import ImageEmbedder
-from clouds.self_training.refiners.sam_model import build_sam
+from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.refiner import ImageEmbedder
 
 CONFIG = ROOT / "configs" / "joint" / "gta_convnext_large.yaml"
 

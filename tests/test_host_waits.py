@@ -18,8 +18,8 @@ import torch
 from tiny_model import tiny_config
 from torch.overrides import TorchFunctionMode
 
-from clouds.building import build_seeded
 from clouds.engine import Trainer
+from clouds.modeling.build import build_seeded
 
 ROOT = Path(__file__).parents[1] / "clouds"
 READ = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero", "__array__"}
@@ -30,13 +30,13 @@ COPIED_FROM_THE_HOST = {"tensor", "as_tensor", "new_tensor"}
 
 ON_THE_HOST = {
     # The label is still where the loader put it.
-    ("targets.py", "masks_from_label"): {"bincount": 1, "nonzero": 1, "__getitem__": 1},
+    ("structures.py", "masks_from_label"): {"bincount": 1, "nonzero": 1, "__getitem__": 1},
     # The costs have come.
     ("matcher.py", "_assign"): {"numpy": 1},
 }
 WAITS = {
     ("matcher.py", "match"): {"cpu": 1},
-    ("loop.py", "read"): {"tolist": 1},
+    ("train_loop.py", "read"): {"tolist": 1},
 }
 ON_A_CPU_ALONE = {"deformable_attention_cpu.py", "points.py:_smallest"}
 

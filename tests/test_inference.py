@@ -7,9 +7,8 @@ from tiny_model import tiny_config
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clouds.modeling.inference import semantic
-from clouds.modeling.inference.ensemble import EnsembleOptions, geometric_ensemble
-from clouds.modeling.inference.semantic import SemanticMap
+from clouds.modeling import postprocessing
+from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
 
 QUERIES, CLASSES = 23, 5
 
@@ -45,7 +44,7 @@ def test_scores_against_the_plain_formula(at_once, image_size):
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
 @pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
 def test_every_whole_factor_and_any_picture_within_the_padding(monkeypatch, factors, cut, elements):
-    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", elements)
+    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", elements)
     probabilities, mask_logits = head_outputs()
     padded = (8 * factors[0], 12 * factors[1])
     size = (padded[0] - cut, padded[1] - cut)
@@ -66,7 +65,7 @@ def assert_classes(found, scores):
 @pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
 def test_classes_at_another_size(monkeypatch, size, elements):
     """Stripes of one row of logits, of a few, and the whole picture at once."""
-    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", elements)
+    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", elements)
     probabilities, mask_logits = head_outputs(seed=1)
     found = SemanticMap(probabilities, mask_logits, (32, 48), (27, 45), 10).classes(size)
     scores = plain_scores(probabilities, mask_logits, (32, 48), (27, 45))
@@ -88,7 +87,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("size", [(256, 384), (180, 400)])
 @pytest.mark.parametrize("at_once", [1, 3, 6])
 def test_memory_of_segmenting_is_bounded_by_masks_at_once(monkeypatch, at_once, size):
-    monkeypatch.setattr(semantic, "CACHE_ELEMENTS", 1 << 30)  # as on a GPU
+    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", 1 << 30)  # as on a GPU
     torch.manual_seed(0)
     probabilities, mask_logits = torch.rand(30, 4), torch.randn(30, 64, 96)
     found = SemanticMap(probabilities, mask_logits, (256, 384), (256, 384), at_once)

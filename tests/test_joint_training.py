@@ -16,12 +16,11 @@ from tiny_model import tiny_config, tiny_model
 from torch.nn import functional as F
 
 from clouds.config import load_config
-from clouds.data.sample import Domain
-from clouds.data.targets import Targets, masks_from_label
+from clouds.data.structures import Domain, Targets, masks_from_label
 from clouds.engine import Trainer
-from clouds.engine.distributed import launch
+from clouds.engine.launch import launch
 from clouds.scenes import Contents, get_style, paint
-from clouds.self_training.pseudo_label import PseudoLabel
+from clouds.self_training.refiners.base import PseudoLabel
 
 ROOT = Path(__file__).resolve().parents[1]
 JOINT = ROOT / "configs/demo/joint.yaml"

@@ -3,16 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clouds.data import label_space
+from clouds.data.datasets import builtin
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 
 MAPPINGS = {
-    "cityscapes": label_space.CITYSCAPES_IDS,
-    "gta": label_space.GTA_IDS,
-    "synthia": label_space.SYNTHIA_IDS,
-    "mapillary": label_space.MAPILLARY_IDS,
-    "camvid": label_space.CAMVID_11_IDS,
-    "train ids": label_space.TRAIN_IDS,
+    "cityscapes": builtin.CITYSCAPES_IDS,
+    "gta": builtin.GTA_IDS,
+    "synthia": builtin.SYNTHIA_IDS,
+    "mapillary": builtin.MAPILLARY_IDS,
+    "camvid": builtin.CAMVID_11_IDS,
+    "train ids": builtin.TRAIN_IDS,
 }
 
 

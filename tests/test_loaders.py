@@ -10,11 +10,11 @@ import torch
 from dataset_files import picture, save, save_palette, train_ids, write
 
 from clouds.config import get_cfg
+from clouds.data import dataset_mapper
+from clouds.data.build import build_test_loader, build_train_loader, sample_seed
+from clouds.data.dataset_mapper import SourceMapper
 from clouds.data.datasets import forget_listings, get_dataset
-from clouds.data.loaders import build_test_loader, build_train_loader, sample_seed
-from clouds.data.mappers import pair
-from clouds.data.mappers.source import SourceMapper
-from clouds.data.sample import Domain, Record
+from clouds.data.structures import Domain, Record
 
 KEYS = {"image", "sem_seg", "height", "width", "file_name", "domain", "dataset", "seed"}
 
@@ -194,8 +194,8 @@ def test_a_later_start_goes_on_as_the_unbroken_run(cfg, start):
 
 def test_a_later_start_reads_nothing_of_what_it_skips(cfg, monkeypatch):
     read = []
-    plain = pair.read_image
-    monkeypatch.setattr(pair, "read_image", lambda path: read.append(path) or plain(path))
+    plain = dataset_mapper.read_image
+    monkeypatch.setattr(dataset_mapper, "read_image", lambda path: read.append(path) or plain(path))
     batches(cfg, 1, start_iteration=100_000)
     assert len(read) == 4
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from clouds.generation.manifest import Entry, append_entry, file_sha256, read_manifest
+from clouds.data.datasets.manifest import Entry, append_entry, file_sha256, read_manifest
 
 FIELDS = ["file", "prompt", "seed", "generator", "model", "height", "width", "sha256"]
 

@@ -10,10 +10,13 @@ from transformers_weights import (
     randomize,
 )
 
-from clouds.modeling.mask_decoder.attention import MultiheadAttention, may_attend
-from clouds.modeling.mask_decoder.class_heads import CLASS_HEADS
-from clouds.modeling.mask_decoder.predictions import Predictions
-from clouds.modeling.text.classifier import TextRows
+from clouds.modeling.text_classifier import TextRows
+from clouds.modeling.transformer_decoder.decoder import (
+    CLASS_HEADS,
+    MultiheadAttention,
+    Predictions,
+    may_attend,
+)
 
 QUERIES, CLASSES, LAYERS = 12, 5, 4
 

@@ -253,7 +253,7 @@ def published_without_decay():
 
 
 def test_the_real_model_is_grouped_as_published():
-    from clouds.building import build_seeded
+    from clouds.modeling.build import build_seeded
 
     clip = ("MODEL.CLOUDS.CLIP_MODEL_NAME", "clouds_tiny")
     cfg = toy_config("unused", *clip, "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "")

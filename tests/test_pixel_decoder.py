@@ -10,7 +10,7 @@ from transformers_weights import (
 )
 
 from clouds.d2 import ShapeSpec
-from clouds.modeling.pixel_decoder.msdeform import MSDeformAttnPixelDecoder
+from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
 
 NAMES = ("res2", "res3", "res4", "res5")
 STRIDES = (4, 8, 16, 32)

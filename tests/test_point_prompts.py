@@ -7,12 +7,12 @@ import pytest
 from scipy import ndimage
 
 from clouds.config import get_cfg
-from clouds.self_training.components import find_components
-from clouds.self_training.point_prompts import (
+from clouds.self_training.refiners.sam.prompts import (
     CENTER_RADIUS,
     PointOptions,
     candidates,
     choose_points,
+    find_components,
 )
 
 MODES = ("random", "center", "largest_component")

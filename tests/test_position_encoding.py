@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers_weights import mask2former
 
-from clouds.modeling.position_encoding import sine_position_encoding
+from clouds.modeling.pixel_decoder.msdeformattn import sine_position_encoding
 
 
 def test_numbers_by_hand():

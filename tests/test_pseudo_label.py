@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from clouds.config import get_cfg
-from clouds.self_training.pseudo_label import (
-    PseudoLabel,
-    PseudoLabelOptions,
-    RefinedLabel,
-    targets,
-)
+from clouds.self_training.pseudo_labeler import PseudoLabelOptions, targets
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
 
 #            teacher    confidence        refined              agreement
 # row 0      0  0  1    .9  .8  .3       0   0   -            .5  .5  0

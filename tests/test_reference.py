@@ -21,13 +21,13 @@ from reference_files import (
     weights_rule,
 )
 
-from clouds.building import build_seeded
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.engine.optimizer import parameter_groups
-from clouds.modeling.backbones.open_clip_model import get_tokenizer
-from clouds.modeling.criterion import set_criterion
-from clouds.modeling.criterion.matcher import match
-from clouds.modeling.text.classifier import prompts_for
+from clouds.modeling import criterion
+from clouds.modeling.backbone.open_clip_models import get_tokenizer
+from clouds.modeling.build import build_seeded
+from clouds.modeling.matcher import match
+from clouds.modeling.text_classifier import prompts_for
 
 pytestmark = needs_reference
 
@@ -41,7 +41,6 @@ BACKBONE = ("stem", "res2", "res3", "res4", "res5", "clip_vis_dense")
 @pytest.fixture(scope="module")
 def cfg():
     cfg = reference_config()
-    cfg.MODEL.CLOUDS.TEXT_CACHE_DIR = ""
     return cfg
 
 
@@ -109,7 +108,7 @@ def training(model, reference):
         "sem_seg": torch.from_numpy(reference["in/labels"]),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(set_criterion, "match", record)
+        patch.setattr(criterion, "match", record)
         model.train()
         torch.manual_seed(123)
         losses = model([sample])

@@ -18,12 +18,12 @@ from reference_files import (
     weights_rule,
 )
 
-from clouds.building import build_seeded
-from clouds.data.sample import Domain
+from clouds.data.structures import Domain
 from clouds.engine.optimizer import build_clipping, build_optimizer
-from clouds.modeling.criterion import set_criterion
-from clouds.modeling.criterion.matcher import match
-from clouds.self_training.pseudo_label import RefinedLabel
+from clouds.modeling import criterion
+from clouds.modeling.build import build_seeded
+from clouds.modeling.matcher import match
+from clouds.self_training.refiners.base import RefinedLabel
 
 pytestmark = needs_reference
 
@@ -90,7 +90,7 @@ def step(cfg, model, batch, reference):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.self_training, "refine", refine)
-        patch.setattr(set_criterion, "match", record)
+        patch.setattr(criterion, "match", record)
         torch.manual_seed(SEED)
         losses = model(batch)
     optimizer = build_optimizer(cfg, model)

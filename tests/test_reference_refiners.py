@@ -14,11 +14,14 @@ import torch
 from reference_files import needs_reference, weights_rule
 
 from clouds.config import get_cfg
-from clouds.self_training.components import find_components
-from clouds.self_training.point_prompts import PointOptions, candidates, choose_points
-from clouds.self_training.refiners.overlap import unite
-from clouds.self_training.refiners.sam import ImageEmbedder, PointDecoder, resized
-from clouds.self_training.refiners.sam_model import build_sam
+from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.prompts import (
+    PointOptions,
+    candidates,
+    choose_points,
+    find_components,
+)
+from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder, resized, unite
 
 pytestmark = needs_reference
 

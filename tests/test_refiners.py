@@ -12,22 +12,21 @@ import torch
 from scipy import ndimage
 
 from clouds.config import get_cfg
-from clouds.self_training.components import find_components
-from clouds.self_training.point_prompts import PointOptions, choose_points
-from clouds.self_training.pseudo_label import PseudoLabel, targets
+from clouds.ops.sam import as_tokens, attend, best_masks, encode
+from clouds.self_training.pseudo_labeler import targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
-from clouds.self_training.refiners import sam as sam_refiner
-from clouds.self_training.refiners.overlap import unite
-from clouds.self_training.refiners.sam import (
+from clouds.self_training.refiners.base import PseudoLabel
+from clouds.self_training.refiners.sam import refiner as sam_refiner
+from clouds.self_training.refiners.sam.model import build_sam, read_weights
+from clouds.self_training.refiners.sam.prompts import PointOptions, choose_points, find_components
+from clouds.self_training.refiners.sam.refiner import (
     ImageEmbedder,
     PointDecoder,
     SamOptions,
     SamRefiner,
     resized,
+    unite,
 )
-from clouds.self_training.refiners.sam_decoder import as_tokens, best_masks
-from clouds.self_training.refiners.sam_encoder import attend, encode
-from clouds.self_training.refiners.sam_model import build_sam, read_weights
 from clouds.self_training.refiners.superpixel import majority, superpixels
 
 SIZES = ((96, 160), (160, 96), (128, 128), (61, 83))

@@ -7,7 +7,7 @@ import torch
 from engine_toy import toy_config
 from torch import nn
 
-from clouds.engine.schedule import build_schedule, learning_rate_factor
+from clouds.engine.lr_scheduler import build_schedule, learning_rate_factor
 
 
 def factor(**solver):

@@ -7,10 +7,8 @@ from tiny_model import tiny_clip, tiny_model
 from torch.nn import functional as F
 
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.modeling.text import classifier
-from clouds.modeling.text.classifier import TextClassifier, TextRows, prompts_for
-from clouds.modeling.text.feature_cache import FeatureCache
-from clouds.modeling.text.templates import TEMPLATES
+from clouds.modeling import text_classifier
+from clouds.modeling.text_classifier import TEMPLATES, TextClassifier, TextRows, prompts_for
 
 SYNONYMS = (("road", "railroad"), ("traffic light",), ("train", "trains", "locomotive"))
 
@@ -45,7 +43,7 @@ def test_against_a_loop_over_prompts(clip):
 
 def test_features_do_not_depend_on_how_prompts_are_grouped(clip, monkeypatch):
     expected = TextClassifier(SYNONYMS).features(clip)
-    monkeypatch.setattr(classifier, "PROMPTS_AT_ONCE", 5)
+    monkeypatch.setattr(text_classifier, "PROMPTS_AT_ONCE", 5)
     features = TextClassifier(SYNONYMS).features(clip)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
 
@@ -120,98 +118,3 @@ def test_loading_weights_into_the_model_makes_the_features_anew():
     fresh = TextClassifier(CITYSCAPES_19.synonyms).features(model.backbone)
     torch.testing.assert_close(after, fresh)
     assert F.cosine_similarity(after, fresh).min() > 0.999
-
-
-# ------------------------------------------------------------------ on disk
-
-
-class Counting:
-    """A backbone that counts the prompts it reads."""
-
-    def __init__(self, clip):
-        self.clip = clip
-        self.prompts = 0
-
-    def __getattr__(self, name):
-        return getattr(self.clip, name)
-
-    def encode_text(self, tokens):
-        self.prompts += len(tokens)
-        return self.clip.encode_text(tokens)
-
-
-def from_disk(folder, clip, synonyms=SYNONYMS):
-    """Features as another start finds them, and how many prompts it had to read."""
-    backbone = Counting(clip)
-    return TextClassifier(synonyms, FeatureCache(folder)).features(backbone), backbone.prompts
-
-
-def test_a_second_start_reads_the_features(clip, tmp_path):
-    expected = TextClassifier(SYNONYMS).features(clip)
-    folder = tmp_path / "not" / "there"
-    for prompts in (6 * 14, 0):
-        features, read = from_disk(folder, clip)
-        assert read == prompts
-        assert torch.equal(features, expected)
-    (entry,) = folder.iterdir()
-    assert entry.stat().st_size < 2000
-
-
-def test_other_words_or_another_text_encoder_are_another_entry(tmp_path):
-    clip = tiny_clip()
-    from_disk(tmp_path, clip)
-    fewer, read = from_disk(tmp_path, clip, SYNONYMS[:2])
-    assert read == 3 * 14 and len(fewer) == 3
-    before = {name: value.clone() for name, value in clip.state_dict().items()}
-
-    def changed(name, change):
-        clip.load_state_dict(before)
-        with torch.no_grad():
-            change(clip.state_dict()[f"clip_model.{name}"])
-        return from_disk(tmp_path, clip)[1]
-
-    weights = [n.removeprefix("clip_model.") for n in before]
-    texts = [
-        n for n in weights if n.startswith(("transformer.", "ln_final.", "token_", "pos", "te"))
-    ]
-    assert len(texts) > 10
-    for name in texts:
-        assert changed(name, lambda w: w.flatten()[-1:].add_(1)) == 6 * 14, name
-    others = sorted(set(weights) - set(texts))
-    assert "logit_scale" in others and all(n.startswith("visual.") for n in others[1:])
-    for name in ["logit_scale", *others[1::20]]:
-        assert changed(name, lambda w: w.add_(1)) == 0, name
-    clip.clip_model.transformer.resblocks[0].mlp.gelu = torch.nn.ReLU()
-    assert from_disk(tmp_path, clip)[1] == 6 * 14
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
-def test_a_broken_entry_is_made_again(damage, clip, tmp_path, caplog):
-    expected, _ = from_disk(tmp_path, clip)
-    (entry,) = tmp_path.iterdir()
-    whole = bytearray(entry.read_bytes())
-    middle = len(whole) // 2
-    flipped = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
-    entry.write_bytes(
-        {"cut": whole[:middle], "flipped": flipped, "empty": b"", "text": b"x"}[damage]
-    )
-    features, read = from_disk(tmp_path, clip)
-    assert read == 6 * 14 and torch.equal(features, expected)
-    assert entry.name in caplog.text
-    assert from_disk(tmp_path, clip)[1] == 0
-
-
-def test_a_folder_that_cannot_be_written_is_told(clip, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    features, read = from_disk(tmp_path / "file", clip)
-    assert read == 6 * 14 and len(features) == 6
-    assert "MODEL.CLOUDS.TEXT_CACHE_DIR" in caplog.text
-
-
-def test_the_config_names_the_folder(tmp_path):
-    text = {"MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME": "text"}
-    model = tiny_model(MODEL__CLOUDS__TEXT_CACHE_DIR=str(tmp_path), **text)
-    assert not list(tmp_path.iterdir())  # nothing before it is needed
-    model.text_classifier.features(model.backbone)
-    assert len(list(tmp_path.iterdir())) == 1
-    assert tiny_model(**text).text_classifier.cache is None

@@ -24,9 +24,9 @@ from engine_toy import (
 )
 
 from clouds.engine import Diverged, Hook, Interrupted, Trainer
-from clouds.engine.environment import check_writable, setup_logging
-from clouds.engine.loop import seed_iteration
 from clouds.engine.metrics import MetricsFile
+from clouds.engine.train_loop import seed_iteration
+from clouds.environment import check_writable, setup_logging
 
 SCRIPT = Path(__file__).with_name("engine_toy.py")
 

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clouds.data.targets import masks_from_label
-from clouds.data.transforms import (
+from clouds.data.augmentation import (
     AxisPart,
     Geometry,
     GeometryRange,
@@ -20,6 +19,7 @@ from clouds.data.transforms import (
     resize_image,
     resize_label,
 )
+from clouds.data.structures import masks_from_label
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clouds.visualize import Tile, compare, side_by_side
+from clouds.visualizer import Tile, compare, side_by_side
 
 ROAD, SKY, CAR, BUS = (128, 64, 128), (70, 130, 180), (0, 0, 142), (0, 60, 100)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.whole_file import name_when_whole, unfinished, written_whole
+from clouds.files import name_when_whole, unfinished, written_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -116,7 +116,7 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
 def test_what_a_killed_process_leaves_is_found(tmp_path):
     program = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from clouds.whole_file import written_whole\n"
+        "from clouds.files import written_whole\n"
         "with written_whole(Path(sys.argv[1], 'x.json')) as file:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

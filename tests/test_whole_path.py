@@ -13,10 +13,10 @@ import pytest
 import torch
 from run_files import losses, saved, train_until
 
-from clouds.building import build_seeded
 from clouds.config import load_config
 from clouds.engine import Trainer
-from clouds.engine.distributed import launch
+from clouds.engine.launch import launch
+from clouds.modeling.build import build_seeded
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "configs/demo/warmup.yaml"

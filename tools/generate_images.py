@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with user_errors_in_one_line():
-            from clouds.engine.distributed import launch
+            from clouds.engine.launch import launch
         # The processes only wait for each other before they paint, so gloo is enough on GPUs too.
         launch(run, (args, True), device="cpu")
     else:
@@ -110,9 +110,9 @@ def run(args: argparse.Namespace, shared: bool) -> None:
     """What each process does; `shared` when torchrun has started it."""
     rank, world_size = 0, 1
     if shared:
-        from clouds.engine import distributed
+        from clouds import comm
 
-        rank, world_size = distributed.rank(), distributed.world_size()
+        rank, world_size = comm.rank(), comm.world_size()
     with user_errors_in_one_line(MemoryError, stopped=STOPPED):
         plan = make_plan(args, world_size)
         prepare_once(plan, args, rank, world_size)
@@ -164,7 +164,7 @@ def prepare_once(plan: Plan, args: argparse.Namespace, rank: int, world_size: in
     if world_size == 1:
         prepare(plan, args.overwrite, args.verify)
         return
-    from clouds.engine.distributed import gather_objects
+    from clouds.comm import gather_objects
 
     problem: Exception | None = None
     if rank == 0:

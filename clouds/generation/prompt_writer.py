@@ -22,10 +22,10 @@ from typing import Protocol
 import numpy as np
 
 from clouds.data.label_space import CITYSCAPES_19
+from clouds.files import unfinished, written_whole
 from clouds.generation.prompts import clip_tokens, parse_prompts
 from clouds.generation.scene_words import content_words, read_scene
 from clouds.scenes.style import TIMES, WEATHERS
-from clouds.whole_file import unfinished, written_whole
 
 logger = logging.getLogger(__name__)
 

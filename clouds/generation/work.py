@@ -25,19 +25,19 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clouds.data.label_space import CITYSCAPES_19
-from clouds.data.reading import read_image, read_label
-from clouds.generation.generators import Generator, Picture
-from clouds.generation.manifest import (
+from clouds.data.datasets.manifest import (
     MANIFEST_NAME,
     Entry,
     append_entry,
     file_sha256,
     read_manifest,
 )
+from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.reading import read_image, read_label
+from clouds.files import unfinished, written_whole
+from clouds.generation.generators import Generator, Picture
 from clouds.version import __version__
-from clouds.visualize import Tile, side_by_side
-from clouds.whole_file import unfinished, written_whole
+from clouds.visualizer import Tile, side_by_side
 
 RECORD = "generation.json"
 SHEET = "contact_sheet.png"

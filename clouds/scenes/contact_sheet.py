@@ -12,7 +12,7 @@ from clouds.data.datasets import get_dataset
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.data.reading import read_image
 from clouds.scenes.canvas import Bytes
-from clouds.visualize import Tile, side_by_side
+from clouds.visualizer import Tile, side_by_side
 
 
 def contact_sheet(

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import cv2
 
+from clouds.files import written_whole
 from clouds.scenes.painter import check_size
 from clouds.scenes.writers import FAMILIES, Recipe, folders, picture_paths, row_names, write_picture
-from clouds.whole_file import written_whole
 
 RECORD = "demo_data.json"
 PAINTER = 1

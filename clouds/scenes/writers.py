@@ -20,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clouds.data.label_space import CITYSCAPES_19, IGNORE, LabelMapping
+from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.reading import LabelMapping
+from clouds.files import written_whole
 from clouds.scenes.canvas import Bytes
 from clouds.scenes.domains import STYLES
 from clouds.scenes.layout import CLASSES, Contents
 from clouds.scenes.painter import SMALLEST, Painting, paint_scene
-from clouds.whole_file import written_whole
 
 if TYPE_CHECKING:
-    from clouds.data.datasets.table import Row
+    from clouds.data.datasets.description import Row
 
 _JPEG_QUALITY = 92
 _PNG_OPTIONS = [
@@ -147,7 +148,7 @@ def write_picture(recipe: Recipe, index: int, image_path: Path, label_path: Path
 def _row(name: str) -> Row:
     # Imported here: the processes that paint get a `Recipe` and need no table, nor what the
     # package of datasets imports beside it.
-    from clouds.data.datasets.table import get_row
+    from clouds.data.datasets.builtin import get_row
 
     return get_row(name)
 

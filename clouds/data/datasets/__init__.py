@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from clouds.data.datasets.catalog import register_all
-from clouds.data.datasets.listing import Listing, forget_listings
-from clouds.data.datasets.spec import (
+from clouds.data.datasets.builtin import generated, is_generated
+from clouds.data.datasets.catalog import (
     ROOT_VARIABLE,
     DatasetSpec,
     dataset_names,
     dataset_root,
     get_dataset,
+    register_all,
 )
-from clouds.data.datasets.table import generated, is_generated
+from clouds.data.datasets.listing import Listing, forget_listings
 
 __all__ = [
     "ROOT_VARIABLE",
