@@ -17,46 +17,46 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def rank() -> int:
+def get_rank() -> int:
     """Number of this process over all machines, 0 when there is only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def world_size() -> int:
+def get_world_size() -> int:
     """Processes over all machines."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def local_rank() -> int:
+def get_local_rank() -> int:
     """Number of this process on its machine, which is the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if get_world_size() > 1 else 0
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and talks to the console."""
-    return rank() == 0
+    return get_rank() == 0
 
 
-def barrier() -> None:
+def synchronize() -> None:
     """Wait until every process is here."""
-    if world_size() > 1:
+    if get_world_size() > 1:
         dist.barrier()
 
 
 def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Mean of `values` over the processes, the same on each of them; a NaN of one reaches all."""
-    if world_size() > 1:
+    if get_world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
-        values /= world_size()
+        values /= get_world_size()
     return values
 
 
-def gather_objects(thing: T) -> list[T]:
+def all_gather(thing: T) -> list[T]:
     """What every process passed, in the order of ranks, on every process."""
-    if world_size() == 1:
+    if get_world_size() == 1:
         return [thing]
-    things: list[Any] = [None] * world_size()
+    things: list[Any] = [None] * get_world_size()
     dist.all_gather_object(things, thing)
     return list(things)
 
@@ -68,18 +68,18 @@ def device_of_process(device: torch.device) -> torch.device:
         ValueError: one GPU by number was asked for and several processes would share it, or this
             machine has fewer GPUs than processes.
     """
-    if device.type != "cuda" or world_size() == 1:
+    if device.type != "cuda" or get_world_size() == 1:
         return device
     number: int | None = device.index
     if number is not None:
         raise ValueError(
-            f"MODEL.DEVICE is '{device}', but there are {world_size()} processes, each with a GPU "
+            f"MODEL.DEVICE is '{device}', but there are {get_world_size()} processes, each with a GPU "
             "of its own. Use 'cuda' or 'auto'."
         )
     existing = torch.cuda.device_count()
-    if local_rank() >= existing:
+    if get_local_rank() >= existing:
         raise ValueError(
-            f"this is process {local_rank() + 1} on its machine, which has {existing} GPU(s). "
+            f"this is process {get_local_rank() + 1} on its machine, which has {existing} GPU(s). "
             "Start at most one process per GPU."
         )
-    return torch.device("cuda", local_rank())
+    return torch.device("cuda", get_local_rank())

@@ -172,7 +172,7 @@ def _legend_rows(
         if train_id == IGNORE:
             name, color = "ignored", (0, 0, 0)
         else:
-            name, color = CITYSCAPES_19.names[train_id], CITYSCAPES_19.palette[train_id]
+            name, color = CITYSCAPES_19.names[train_id], CITYSCAPES_19.colors[train_id]
         entry_width = _SWATCH + 6 + int(font.getlength(name)) + 16
         if left + entry_width - 16 > width:
             rows.append([])

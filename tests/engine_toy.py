@@ -79,8 +79,8 @@ class Toy(nn.Module):
 
 def toy_batches(start, rank=None, world_size=None, seconds=0.0, channels=3):
     """This process's share of batch after batch; sample k is a function of k."""
-    rank = comm.rank() if rank is None else rank
-    world_size = comm.world_size() if world_size is None else world_size
+    rank = comm.get_rank() if rank is None else rank
+    world_size = comm.get_world_size() if world_size is None else world_size
     share = BATCH // world_size
     while True:
         first = start * BATCH + rank * share

@@ -108,7 +108,7 @@ def run(cfg: CfgNode) -> None:
         from clouds.self_training.refiners.sam.model import build_sam
         from clouds.self_training.refiners.sam.refiner import cached
 
-        rank, world_size = comm.rank(), comm.world_size()
+        rank, world_size = comm.get_rank(), comm.get_world_size()
         device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         records = pictures(cfg)
         embed = cached(cfg, build_sam(cfg, device))
@@ -118,7 +118,7 @@ def run(cfg: CfgNode) -> None:
         with autocast(cfg, device):  # as in training: the precision is part of an entry's key
             computed_in = str(precision(device)).removeprefix("torch.")
             done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
-        counts = comm.gather_objects((done, embed.computed))
+        counts = comm.all_gather((done, embed.computed))
         if rank == 0:
             report(embed.cache, total, *map(sum, zip(*counts, strict=True)), computed_in)
         stop_if_failed(embed.cache)

@@ -112,7 +112,7 @@ def run(args: argparse.Namespace, shared: bool) -> None:
     if shared:
         from clouds import comm
 
-        rank, world_size = comm.rank(), comm.world_size()
+        rank, world_size = comm.get_rank(), comm.get_world_size()
     with user_errors_in_one_line(MemoryError, stopped=STOPPED):
         plan = make_plan(args, world_size)
         prepare_once(plan, args, rank, world_size)
@@ -164,7 +164,6 @@ def prepare_once(plan: Plan, args: argparse.Namespace, rank: int, world_size: in
     if world_size == 1:
         prepare(plan, args.overwrite, args.verify)
         return
-    from clouds.comm import gather_objects
 
     problem: Exception | None = None
     if rank == 0:

@@ -110,10 +110,10 @@ def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
 
     device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
     environment.check_writable(cfg.OUTPUT_DIR)
-    environment.setup_logging(cfg.OUTPUT_DIR, comm.rank())
-    logger.info("%s", environment.banner(device, comm.world_size()))
+    environment.setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    logger.info("%s", environment.banner(device, comm.get_world_size()))
     logger.info("%s", command)
-    if comm.is_main() and not keep_config:
+    if comm.is_main_process() and not keep_config:
         environment.dump_config(cfg, Path(cfg.OUTPUT_DIR, "config.yaml"), command)
 
 
@@ -172,7 +172,7 @@ def log_once(level: int, message: str) -> None:
     """Log on the main process alone what all processes would say."""
     from clouds import comm
 
-    if comm.is_main():
+    if comm.is_main_process():
         logger.log(level, "%s", message)
 
 

@@ -1,7 +1,9 @@
-"""The 19 Cityscapes classes, and the lookup from each dataset's own label ids to them.
+"""Label spaces: the classes that a model is trained on and scored on.
 
-Train ids are the indices 0..18 of `CITYSCAPES_19.names`; `IGNORE` (255) marks pixels that count
-neither in training nor in scoring.
+A label space is metadata of a dataset. It is passed from the training datasets to the model (number
+of classes, words of the text classifier), and from the evaluated datasets to evaluators, reports
+and visualizers. Train ids are indices into it; `IGNORE` marks pixels that count neither in training
+nor in scoring.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 IGNORE = 255
+"""Train id of pixels that do not count, in every label space: label maps are uint8."""
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -22,41 +25,45 @@ class LabelSpace:
     """Classes in the order of their train ids.
 
     Attributes:
+        name: of the label space, for messages and reports.
         names: one name per class.
-        palette: one color per class, RGB, 0-255.
-        synonyms: per class the words that the text classifier is asked for; the best of a
-            class's words counts (CLOUDS, section 3.1).
+        colors: one color per class, RGB, 0-255.
+        synonyms: per class the words of the text classifier; the class's score is the maximum
+            over them (paper section 3.1).
+        ignore: train id of pixels that do not count; no class.
     """
 
+    name: str
     names: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    colors: tuple[tuple[int, int, int], ...]
     synonyms: tuple[tuple[str, ...], ...]
+    ignore: int = IGNORE
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, void not counted."""
+        """Number of classes, without the no-object class."""
         return len(self.names)
 
     @cached_property
-    def _colors(self) -> UInt8Array:
+    def _color_table(self) -> UInt8Array:
         """(256, 3): color of every uint8 id, black where it is no class."""
         table = np.zeros((256, 3), np.uint8)
-        table[: self.num_classes] = self.palette
+        table[: self.num_classes] = self.colors
         return table
 
     def colorize(self, label: UInt8Array) -> UInt8Array:
-        """Paint a label map.
+        """Color a label map.
 
         Args:
             label: (H, W) uint8 train ids.
 
         Returns:
-            (H, W, 3) uint8 RGB; ids that are no class (255) are black.
+            (H, W, 3) uint8 RGB; ids that are no class are black.
         """
-        return self._colors[label]
+        return self._color_table[label]
 
 
-# name, RGB, words for the text classifier
+# Cityscapes: name, RGB, words for the text classifier
 _CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
     ("road", (128, 64, 128), "road,railroad"),
     ("sidewalk", (244, 35, 232), "sidewalk,pavement"),
@@ -84,7 +91,8 @@ _CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
 )
 
 CITYSCAPES_19 = LabelSpace(
+    name="Cityscapes-19",
     names=tuple(name for name, _, _ in _CLASSES),
-    palette=tuple(color for _, color, _ in _CLASSES),
+    colors=tuple(color for _, color, _ in _CLASSES),
     synonyms=tuple(tuple(words.split(",")) for _, _, words in _CLASSES),
 )

@@ -76,7 +76,7 @@ class MetricsHook(Hook):
 
     def before_train(self, trainer: Trainer) -> None:
         """Drop the records that this run will write again."""
-        if not comm.is_main():
+        if not comm.is_main_process():
             return
         if trainer.start == 0:
             self.file.set_aside()
@@ -85,7 +85,7 @@ class MetricsHook(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Take the iteration in; write a record when it is time."""
-        if not comm.is_main():
+        if not comm.is_main_process():
             return
         self.durations.update(step.seconds)
         values = {
@@ -161,7 +161,7 @@ class CheckpointHook(Hook):
     def before_train(self, trainer: Trainer) -> None:
         """Clear up half-written files; count the checkpoints that a resumed run finds."""
         self.periodic = PeriodicCheckpointer(trainer.checkpointer, self.period, self.keep or None)
-        if comm.is_main():
+        if comm.is_main_process():
             for leftover in unfinished(Path(trainer.checkpointer.save_dir)):
                 leftover.unlink(missing_ok=True)
         if trainer.start > 0:
@@ -208,7 +208,7 @@ class EvalHook(Hook):
             and self.due(previous, trainer.max_iter)
             and not self.metrics.file.has_evaluation(previous)
         )
-        if comm.gather_objects(lacking)[0]:
+        if comm.all_gather(lacking)[0]:
             self.run(trainer, previous)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
@@ -234,9 +234,9 @@ class EvalHook(Hook):
             if trainer.stop.requested and not isinstance(error, Interrupted):
                 raise trainer.stop.interruption() from error
             raise
-        if comm.is_main():
+        if comm.is_main_process():
             self.record(results, iteration)
-        comm.barrier()
+        comm.synchronize()
         return results
 
     def record(self, results: Results, iteration: int) -> None:

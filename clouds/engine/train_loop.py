@@ -102,7 +102,7 @@ class Iteration:
             Diverged: on all processes; the weights stay as they were.
         """
         fetched = perf_counter()
-        seed_iteration(self.seed, iteration, comm.rank())
+        seed_iteration(self.seed, iteration, comm.get_rank())
         self.schedule.set(iteration)
         with self.autocast():
             losses = self.model(batch)
@@ -158,7 +158,7 @@ class Iteration:
         if not bad:
             return
         own = [str(sample.get("file_name", "(no file name)")) for sample in batch]
-        files = [name for names in comm.gather_objects(own) for name in names]
+        files = [name for names in comm.all_gather(own) for name in names]
         raise Diverged(
             f"training diverged in iteration {iteration}: {', '.join(bad)}.\n"
             "Images of the batch:\n" + "\n".join(f"  {name}" for name in files)

@@ -108,9 +108,9 @@ class Trainer:
 
     def check_batch_size(self) -> None:
         """Reject a global batch that the processes cannot share evenly."""
-        if self.batch_size % comm.world_size():
+        if self.batch_size % comm.get_world_size():
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {comm.world_size()} "
+                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {comm.get_world_size()} "
                 "processes cannot share evenly. Make it a multiple of their number."
             )
 
@@ -124,11 +124,11 @@ class Trainer:
         """The config's training data from batch `start` on, this process's share of it."""
         from clouds.data.build import build_train_loader
 
-        return build_train_loader(self.cfg, start, comm.rank(), comm.world_size())
+        return build_train_loader(self.cfg, start, comm.get_rank(), comm.get_world_size())
 
     def parallel(self) -> nn.Module:
         """The model, in DistributedDataParallel when there are several processes."""
-        if comm.world_size() == 1:
+        if comm.get_world_size() == 1:
             return self.model
         with warnings.catch_warnings():
             # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
@@ -140,7 +140,7 @@ class Trainer:
         checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
-            save_to_disk=comm.is_main(),
+            save_to_disk=comm.is_main_process(),
             provenance={**provenance(), "config": cfg.dump()},
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             optimizer=self.optimizer,
@@ -223,7 +223,7 @@ class Trainer:
             self.tell_changes(rest)
         else:
             self.start_afresh(resume)
-        starts = comm.gather_objects(self.start)
+        starts = comm.all_gather(self.start)
         if len(set(starts)) > 1:
             raise ValueError(
                 f"the processes found different checkpoints (they would start at {starts}). "

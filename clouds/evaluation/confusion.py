@@ -87,7 +87,7 @@ class ConfusionMatrix:
         """
         total = ConfusionMatrix(self.num_classes, self.ignore)
         # as objects: a rank that saw no image has its counts on another device than the others
-        total.counts = torch.stack(comm.gather_objects(self.counts.cpu())).sum(0)
+        total.counts = torch.stack(comm.all_gather(self.counts.cpu())).sum(0)
         return total
 
     def _per_class(self, classes: Sequence[int] | None, parts: Tensor, wholes: Tensor) -> Tensor:

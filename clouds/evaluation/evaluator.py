@@ -86,7 +86,7 @@ def evaluate(
         with _evaluating(cfg, model) as segmenter:
             inspected = inspect_pseudo_labels(cfg, cast("CLOUDS", segmenter))
     results = Results(cfg.TEST.PROTOCOL, datasets, inspected)
-    if comm.is_main():
+    if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         run = describe_run(cfg, bare, weights=weights, iteration=iteration)
@@ -98,7 +98,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     """Score a model on one dataset; see `evaluate`."""
     dataset = get_dataset(name)
     protocol = build_protocol(cfg)
-    rank, world_size = comm.rank(), comm.world_size()
+    rank, world_size = comm.get_rank(), comm.get_world_size()
     loader = build_test_loader(
         dataset, protocol.prepare, cfg.DATALOADER.NUM_WORKERS, rank, world_size
     )
@@ -113,7 +113,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
             scores.process([sample], [{"sem_seg": prediction}])
             if sample["file_name"] in numbers:
                 pictures[numbers[sample["file_name"]]] = _panel(sample, prediction)
-    shares = comm.gather_objects((scores.images, pictures))
+    shares = comm.all_gather((scores.images, pictures))
     result = DatasetResult.from_confusion(
         name,
         scores.confusion.all_reduce(),
@@ -123,7 +123,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         seconds=time.perf_counter() - start,
         pictures=_in_order([share for _, share in shares]),
     )
-    if comm.is_main():
+    if comm.is_main_process():
         rate = result.images_per_second
         logger.info("%s: mIoU %.2f, %d images, %.2f/s", name, result.miou, result.images, rate)
     return result
@@ -183,7 +183,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any]:
         """Scores over all processes, in percent: {"sem_seg": {"mIoU": …, "IoU-road": …}}."""
-        images = sum(comm.gather_objects(self.images))
+        images = sum(comm.all_gather(self.images))
         result = DatasetResult.from_confusion(
             self.dataset.name,
             self.confusion.all_reduce(),
@@ -217,7 +217,7 @@ def _with_progress(loader: Any, name: str) -> Any:
         desc=name,
         unit="image",
         mininterval=_SECONDS_BETWEEN_LINES if quiet else 0.1,
-        disable=not comm.is_main(),
+        disable=not comm.is_main_process(),
         dynamic_ncols=True,
     )
 

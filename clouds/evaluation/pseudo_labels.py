@@ -74,13 +74,13 @@ def _inspect(dataset: DatasetSpec, model: CLOUDS, scored: int, drawn: int) -> Ps
     counts = {what: ConfusionMatrix(CITYSCAPES_19.num_classes) for what in SCORED}
     covered = torch.zeros(2, dtype=torch.float64)
     pictures: dict[int, UInt8Array] = {}
-    for number in range(comm.rank(), len(chosen), comm.world_size()):
+    for number in range(comm.get_rank(), len(chosen), comm.get_world_size()):
         seen = _look(model, dataset, chosen[number], number)
         seen.count(counts)
         covered += torch.tensor([float(np.sum(seen.refined != IGNORE)), seen.refined.size])
         if number < drawn:
             pictures[number] = seen.panel()
-    shares = comm.gather_objects((covered, pictures))
+    shares = comm.all_gather((covered, pictures))
     inside, pixels = torch.stack([share for share, _ in shares]).sum(0).tolist()
     return PseudoLabelResult(
         name=dataset.name,

@@ -15,7 +15,7 @@ from clouds.data import reading
 from clouds.data.datasets.builtin import GENERATED_PREFIX, GENERATED_ROOT, ROWS, get_row
 from clouds.data.datasets.description import Row
 from clouds.data.datasets.listing import Listing, list_dataset, some
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.label_space import LabelSpace
 from clouds.data.structures import Domain, Record
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -42,6 +42,11 @@ class DatasetSpec:
     def domain(self) -> Domain:
         """The part it plays."""
         return self.row.domain
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes that its labels are read as."""
+        return self.row.label_space
 
     @property
     def classes_present(self) -> tuple[int, ...]:
@@ -196,11 +201,12 @@ def register_all() -> None:
     for name in ROWS:
         if name in DatasetCatalog:
             continue
+        label_space = ROWS[name].label_space
         DatasetCatalog.register(name, _lister(name))
         MetadataCatalog.get(name).set(
-            stuff_classes=list(CITYSCAPES_19.names),
-            stuff_colors=[list(color) for color in CITYSCAPES_19.palette],
-            ignore_label=IGNORE,
+            stuff_classes=list(label_space.names),
+            stuff_colors=[list(color) for color in label_space.colors],
+            ignore_label=label_space.ignore,
             evaluator_type="sem_seg",
         )
 

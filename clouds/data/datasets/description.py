@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.data.reading import LabelFile
 from clouds.data.structures import Domain
 
@@ -31,6 +32,7 @@ class Row:
         how_to_get: where it comes from, for messages.
         classes: train ids in its label set, which are those that a mean over classes is taken
             of; empty: all that its first-hand ids have.
+        label_space: the classes that its labels are read as.
         size_mismatch: what becomes of a pair whose image and label differ in size: 'error' when
             it is read, or 'skip' when the dataset is listed.
         labels_required: whether an image without label, or the reverse, is an error.
@@ -45,6 +47,7 @@ class Row:
     label_files: tuple[LabelFile, ...]
     how_to_get: str
     classes: tuple[int, ...] = ()
+    label_space: LabelSpace = CITYSCAPES_19
     size_mismatch: Literal["error", "skip"] = "error"
     labels_required: bool = True
     manifest: str = ""

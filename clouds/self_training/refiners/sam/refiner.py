@@ -368,7 +368,7 @@ def cached(cfg: CfgNode, model: Any) -> CachedEmbedder:
         Path(node.CACHE_DIR).expanduser(),
         (prompts.embed_dim, *prompts.image_embedding_size),
         max_bytes=round(node.CACHE_GIB * 2**30),
-        writers=comm.world_size(),
+        writers=comm.get_world_size(),
     )
     model.image_encoder.cpu()
     encoder = fingerprint(model, node.MODEL)

@@ -15,7 +15,7 @@ from clouds import comm
 from clouds.engine import Diverged, Interrupted, Trainer
 from clouds.engine.launch import check_launch, launch
 
-SCRIPT = Path(__file__).with_name("engine_toy.py")
+SCRIPT = Path(__file__).resolve().parents[1] / "engine_toy.py"
 
 
 def toy_trainer(folder, *overrides, spoil=None):
@@ -27,10 +27,10 @@ def toy_trainer(folder, *overrides, spoil=None):
 def in_two_processes(folder):
     """What each of two processes does; the tests below look at what it left."""
     torch.set_num_threads(1)
-    folder, rank = Path(folder), comm.rank()
-    assert comm.world_size() == 2
-    assert comm.local_rank() == rank
-    assert comm.gather_objects(f"from {rank}") == ["from 0", "from 1"]
+    folder, rank = Path(folder), comm.get_rank()
+    assert comm.get_world_size() == 2
+    assert comm.get_local_rank() == rank
+    assert comm.all_gather(f"from {rank}") == ["from 0", "from 1"]
     mean = comm.mean_over_ranks(torch.tensor([float(rank), 5.0]))
     assert mean.tolist() == [0.5, 5.0]
 
@@ -50,7 +50,7 @@ def in_two_processes(folder):
         stopped.train()
     except Interrupted as request:
         (folder / f"interrupted{rank}").write_text(str(request))
-    comm.barrier()
+    comm.synchronize()
     toy_trainer(folder / "stopped").train(resume=True)
 
     def spoil(call):
@@ -134,9 +134,9 @@ def test_a_folder_that_processes_do_not_share(two_processes):
 
 
 def test_one_process_is_rank_0_of_1():
-    assert (comm.rank(), comm.world_size(), comm.local_rank()) == (0, 1, 0)
-    assert comm.is_main()
-    assert comm.gather_objects(3) == [3]
+    assert (comm.get_rank(), comm.get_world_size(), comm.get_local_rank()) == (0, 1, 0)
+    assert comm.is_main_process()
+    assert comm.all_gather(3) == [3]
     assert comm.mean_over_ranks(torch.tensor([2.0])).tolist() == [2.0]
 
 
@@ -178,7 +178,7 @@ def test_launches_that_can_be(monkeypatch):
 def test_gpus_go_to_processes_by_number(monkeypatch):
     cuda = torch.device("cuda")
     assert comm.device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)
-    monkeypatch.setattr(comm, "world_size", lambda: 4)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 4)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert comm.device_of_process(cuda) == torch.device("cuda", 1)

@@ -1,11 +1,11 @@
 """Outputs of a small model with weights that follow from their names, recorded on disk.
 
-`tests/data/recorded_outputs.npz` was written by this file, as a script, at a commit whose full-size
+`tests/reference/recorded_outputs.npz` was written by this file, as a script, at a commit whose
 model agreed with the published code (test_reference.py, test_reference_joint.py and
 test_reference_refiners.py). So where the published outputs are not at hand, a change of any number
 still shows.
 
-    PYTHONPATH=tests:. python tests/recorded_outputs.py
+    PYTHONPATH=tests:. python tests/reference/recorded_outputs.py
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.modeling import criterion
 from clouds.modeling.matcher import match
 
-FILE = Path(__file__).resolve().parent / "data" / "recorded_outputs.npz"
+FILE = Path(__file__).with_name("recorded_outputs.npz")
 SIZE = (64, 96)
 GAINS = {"query": 15.0, "predictor.transformer": 0.1, "class_embed": 4.0, "mask_embed": 1.0}
 """Such that queries stay apart from one another, and several classes are seen."""

@@ -24,7 +24,7 @@ from clouds.engine.benchmark import PartClock, PeakMemory, measure_evaluation, m
 from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
 from clouds.self_training.refiners.base import as_it_is
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "benchmark.py"
 BASE = ROOT / "configs" / "base.yaml"
 

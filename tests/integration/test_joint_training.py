@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from joint_samples import MIXED, generated, joint_model, source
 from run_files import losses, saved, train_until
 from tiny_model import tiny_config, tiny_model
 from torch.nn import functional as F
@@ -22,33 +23,8 @@ from clouds.engine.launch import launch
 from clouds.scenes import Contents, get_style, paint
 from clouds.self_training.refiners.base import PseudoLabel
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 JOINT = ROOT / "configs/demo/joint.yaml"
-MIXED = {"DATASETS__TRAIN": ("gta5", "sd_a"), "MODEL__CLOUDS__REFINER": "none"}
-
-
-def source(seed, height=64, width=96):
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8),
-        "sem_seg": torch.randint(0, 4, (height, width), generator=generator).to(torch.uint8),
-        "domain": Domain.SOURCE,
-        "seed": seed,
-    }
-
-
-def painted(seed, height=64, width=96):
-    clean = source(seed, height, width)["image"]
-    return {
-        "image": clean // 2 + 30,
-        "clean_image": clean,
-        "domain": Domain.GENERATED,
-        "seed": seed,
-    }
-
-
-def joint_model(**settings):
-    return tiny_model(**(MIXED | settings)).train()
 
 
 def labels_by_hand(model, clean):
@@ -65,7 +41,7 @@ def labels_by_hand(model, clean):
 
 def test_the_losses_are_those_of_a_batch_with_the_teachers_labels_written_into_it():
     model = joint_model()
-    batch = [source(1), painted(2), source(3), painted(4)]
+    batch = [source(1), generated(2), source(3), generated(4)]
     labelled = [
         {**sample, "sem_seg": labels_by_hand(model, sample["clean_image"]).to(torch.uint8)}
         if sample["domain"] is Domain.GENERATED
@@ -83,7 +59,7 @@ def test_the_losses_are_those_of_a_batch_with_the_teachers_labels_written_into_i
 
 def test_views_of_another_size_are_padded_alike():
     model = joint_model()
-    batch = [source(1, 64, 96), painted(2, 48, 80)]
+    batch = [source(1, 64, 96), generated(2, 48, 80)]
     pseudo = labels_by_hand(model, F.pad(batch[1]["clean_image"], (0, 16, 0, 16)))
     found = model(batch)
     assert all(loss.isfinite() for loss in found.values())
@@ -101,13 +77,13 @@ def test_one_backbone_pass_where_the_views_allow_it(frozen, sizes, passes):
     model = joint_model(MODEL__BACKBONE__FREEZE=frozen)
     seen = []
     model.backbone.register_forward_hook(lambda *args: seen.append(len(args[1][0])))
-    model([source(1, sizes[1]), painted(2, sizes[0])])
+    model([source(1, sizes[1]), generated(2, sizes[0])])
     assert len(seen) == passes and sum(seen) == 3
 
 
 def test_a_batch_of_one_domain_alone():
     model = joint_model()
-    for batch in ([source(1), source(2)], [painted(1), painted(2)]):
+    for batch in ([source(1), source(2)], [generated(1), generated(2)]):
         losses = model(batch)
         sum(losses.values()).backward()
         assert all(loss.isfinite() for loss in losses.values())
@@ -120,7 +96,7 @@ def test_the_teacher_is_no_part_of_the_model():
     inside = {id(module) for module in model.modules()}
     assert inside.isdisjoint(id(module) for module in teacher.head.modules())
     model.train()
-    sum(model([source(1), painted(2)]).values()).backward()
+    sum(model([source(1), generated(2)]).values()).backward()
     assert not any(module.training for module in teacher.head.modules())
     assert all(p.grad is None for p in teacher.head.parameters())
 
@@ -129,7 +105,7 @@ def test_a_label_without_any_class_still_trains(monkeypatch):
     model = joint_model()
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 96, dtype=torch.bool))
     monkeypatch.setattr(model.self_training, "targets", lambda images, *_: [nothing] * len(images))
-    for batch in ([painted(1)], [source(1), painted(2)]):
+    for batch in ([generated(1)], [source(1), generated(2)]):
         model.zero_grad()
         losses = model(batch)
         sum(losses.values()).backward()
@@ -139,13 +115,13 @@ def test_a_label_without_any_class_still_trains(monkeypatch):
 
 def test_a_generated_image_needs_a_teacher():
     with pytest.raises(ValueError, match=r"sd_<folder>.*DATASETS.TRAIN"):
-        tiny_model().train()([painted(1)])
+        tiny_model().train()([generated(1)])
 
 
 def test_what_does_not_count_has_no_part_in_the_losses(monkeypatch):
     """With uncovered pixels ignored, the true label of uncovered pixels does not matter."""
     model = joint_model(MODEL__CLOUDS__UNCOVERED="ignore")
-    sample = painted(1)
+    sample = generated(1)
     classes = source(5)["sem_seg"]
     losses = []
     for other in (255, 7):

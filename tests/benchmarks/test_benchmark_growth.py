@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("transformers")
 pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -12,7 +12,7 @@ from transformers_weights import randomize
 
 from clouds.engine.benchmark import PartClock
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("transformers")
 pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -25,7 +25,7 @@ def test_names_and_palette_are_those_of_cityscapes_scripts():
     assert CITYSCAPES_19.num_classes == len(scored) == 19
     for train_id, label in scored.items():
         assert CITYSCAPES_19.names[train_id] == label.name
-        assert CITYSCAPES_19.palette[train_id] == label.color
+        assert CITYSCAPES_19.colors[train_id] == label.color
 
 
 @pytest.mark.parametrize("which", ["cityscapes", "gta"])

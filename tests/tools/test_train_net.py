@@ -16,7 +16,7 @@ from tiny_model import tiny_config
 
 import clouds
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
 BASE = ROOT / "configs" / "base.yaml"
 

@@ -2,7 +2,7 @@
 
 As a script, it does both in a process of its own and prints what they took as JSON:
 
-    python tests/test_full_size.py OUTPUT_DIR
+    python tests/integration/test_full_size.py OUTPUT_DIR
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from time import perf_counter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "warmup" / "gta_convnext_large.yaml"
 LIMIT_GIB = 16.0
 

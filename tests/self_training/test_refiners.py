@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from tiny_sam import config, image_of, label_of
 
 from clouds.config import get_cfg
 from clouds.ops.sam import as_tokens, attend, best_masks, encode
@@ -30,48 +30,6 @@ from clouds.self_training.refiners.sam.refiner import (
 from clouds.self_training.refiners.superpixel import majority, superpixels
 
 SIZES = ((96, 160), (160, 96), (128, 128), (61, 83))
-
-
-def config(**sam):
-    cfg = get_cfg()
-    cfg.MODEL.CLOUDS.SAM.MODEL = "tiny"
-    cfg.MODEL.CLOUDS.SAM.WEIGHTS = ""
-    cfg.MODEL.CLOUDS.SAM.SIZE_THRESHOLD = 100
-    for name, value in sam.items():
-        assert name in cfg.MODEL.CLOUDS.SAM
-        cfg.MODEL.CLOUDS.SAM[name] = value
-    return cfg
-
-
-def image_of(size=(96, 160), seed=0):
-    """uint8 (3, H, W), smooth colors."""
-    noise = np.random.default_rng(seed).normal(size=(3, *size))
-    smooth = ndimage.gaussian_filter(noise, (0, 4, 4))
-    smooth = (smooth - smooth.min()) / np.ptp(smooth)
-    return torch.from_numpy((255 * smooth).astype(np.uint8))
-
-
-def label_of(size=(96, 160), seed=0, classes=5):
-    generator = np.random.default_rng(seed)
-    fields = [ndimage.gaussian_filter(generator.normal(size=size), 8) for _ in range(classes)]
-    return PseudoLabel(
-        torch.from_numpy(np.argmax(fields, axis=0).astype(np.uint8)),
-        torch.from_numpy(generator.random(size, np.float32)),
-    )
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    """The tiny SAM, with predicted IoUs that spread: each of its three masks is best somewhere."""
-    sam = build_sam(config(), "cpu")
-    generator = torch.Generator().manual_seed(1)
-    head = sam.mask_decoder.iou_prediction_head.layers
-    for layer in head:
-        layer.weight.normal_(std=0.2, generator=generator)
-    points = torch.rand(64, 5, 2, generator=generator).numpy() * 95
-    [(_, ious)] = PointDecoder(sam)(ImageEmbedder(sam)([image_of()]), [points], [(96, 160)])
-    head[-1].bias[1:] -= ious.mean(0)
-    return sam
 
 
 # ------------------------------------------------------- against segment_anything
@@ -97,15 +55,15 @@ def predicted(sam, image, points, second_pass):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("second_pass", [False, True])
-def test_embedding_and_masks_equal_segment_anythings(tiny, size, second_pass):
+def test_embedding_and_masks_equal_segment_anythings(tiny_sam, size, second_pass):
     image, label = image_of(size), label_of(size)
     components = find_components(label.classes.numpy(), 100)
     points = choose_points(components, PointOptions(), np.random.default_rng(0))
-    masks, ious, embedding = predicted(tiny, image, points, second_pass)
-    ours = ImageEmbedder(tiny)([image])[0]
+    masks, ious, embedding = predicted(tiny_sam, image, points, second_pass)
+    ours = ImageEmbedder(tiny_sam)([image])[0]
     assert ours.shape == (64, 8, 8)
     torch.testing.assert_close(ours, embedding)
-    [(our_masks, our_ious)] = PointDecoder(tiny, second_pass)([ours], [points], [size])
+    [(our_masks, our_ious)] = PointDecoder(tiny_sam, second_pass)([ours], [points], [size])
     torch.testing.assert_close(our_ious, ious, rtol=1e-4, atol=1e-4)
     assert our_masks.shape == masks.shape and our_masks.dtype == torch.bool
     assert (our_masks == masks).float().mean() > 0.9999
@@ -177,14 +135,14 @@ def test_the_decoder_is_segment_anythings(points):
         torch.testing.assert_close(logits[number, 0], best, rtol=1e-4, atol=1e-4)
 
 
-def test_the_second_pass_changes_masks(tiny):
+def test_the_second_pass_changes_masks(tiny_sam):
     image, label = image_of(), label_of()
     points = choose_points(
         find_components(label.classes.numpy(), 100), PointOptions(), np.random.default_rng(0)
     )
-    embeddings = ImageEmbedder(tiny)([image])
+    embeddings = ImageEmbedder(tiny_sam)([image])
     once, twice = (
-        next(PointDecoder(tiny, passes)(embeddings, [points], [(96, 160)]))[0]
+        next(PointDecoder(tiny_sam, passes)(embeddings, [points], [(96, 160)]))[0]
         for passes in (False, True)
     )
     assert (once != twice).any()
@@ -199,7 +157,7 @@ def test_resizing_is_segment_anythings(size):
 
 
 @pytest.mark.parametrize("second_pass", [False, True])
-def test_how_many_are_decoded_at_once_does_not_matter(tiny, second_pass, monkeypatch):
+def test_how_many_are_decoded_at_once_does_not_matter(tiny_sam, second_pass, monkeypatch):
     monkeypatch.setattr(sam_refiner, "CPU_AT_ONCE", 1000)
     points = [
         choose_points(
@@ -210,12 +168,12 @@ def test_how_many_are_decoded_at_once_does_not_matter(tiny, second_pass, monkeyp
         for seed, size in enumerate(SIZES)
     ]
     images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
-    embeddings = ImageEmbedder(tiny)(images)
+    embeddings = ImageEmbedder(tiny_sam)(images)
     for at_once in (1, 3, 1000):  # 3: of one image, and of two
-        together = list(PointDecoder(tiny, second_pass, at_once)(embeddings, points, SIZES))
+        together = list(PointDecoder(tiny_sam, second_pass, at_once)(embeddings, points, SIZES))
         assert len(together) == len(SIZES)
         for image, own, (masks, ious) in zip(images, points, together, strict=True):
-            expected, expected_ious, _ = predicted(tiny, image, own, second_pass)
+            expected, expected_ious, _ = predicted(tiny_sam, image, own, second_pass)
             torch.testing.assert_close(ious, expected_ious, rtol=1e-4, atol=1e-4)
             assert masks.shape == expected.shape
             assert (masks == expected).float().mean() > 0.9999
@@ -310,17 +268,19 @@ def test_one_seed_one_label_whatever_else_is_in_the_batch():
         assert (a.points != c.points).any()
 
 
-def test_an_image_without_a_large_component_keeps_its_label_and_is_not_embedded(tiny):
+def test_an_image_without_a_large_component_keeps_its_label_and_is_not_embedded(tiny_sam):
     embedded = []
 
     def embed(images):
         embedded.extend(images)
-        return ImageEmbedder(tiny)(images)
+        return ImageEmbedder(tiny_sam)(images)
 
     images, labels = [image_of(seed=s) for s in range(3)], [label_of(seed=s) for s in range(3)]
     checked = np.indices((96, 160)).sum(0) % 2
     labels[1] = PseudoLabel(torch.from_numpy(checked.astype(np.uint8)), labels[1].confidence)
-    refined = SamRefiner(tiny, SamOptions(larger_than=100), embed).refine(images, labels, [0, 1, 2])
+    refined = SamRefiner(tiny_sam, SamOptions(larger_than=100), embed).refine(
+        images, labels, [0, 1, 2]
+    )
     assert len(embedded) == 2
     assert embedded[0] is images[0] and embedded[1] is images[2]
     assert refined[1].labels.tolist() == [0, 1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import command_line
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CLOUDS = {"__name__": "clouds.anything", "__file__": "/anywhere/clouds/anything.py"}
 TOOL = {"__name__": "__main__", "__file__": str(TOOLS / "x.py")}
 OTHER = {"__name__": "clouds_of_another", "__file__": "/anywhere/clouds_of_another.py"}

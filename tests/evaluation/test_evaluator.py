@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from clouds.engine import launch
-
 import importlib.util
 import json
 import logging
@@ -22,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.config import get_cfg
+from clouds.engine import launch
 from clouds.evaluation import Results, SemSegEvaluator, evaluate, evaluate_dataset
 from clouds.visualizer import compare
 
-ROOT = Path(__file__).resolve().parents[1]
-TESTS = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -387,7 +386,7 @@ def test_inside_detectron2s_own_loop(root):
 def in_two_processes(datasets, folder):
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
     torch.set_num_threads(1)
-    rank = comm.rank()
+    rank = comm.get_rank()
     model = DistributedDataParallel(ColorModel())
     cfg = config(folder, "TEST.PICTURES", 2)
     results = evaluate(cfg, model, ["cityscapes_val", "cityscapes_train"])

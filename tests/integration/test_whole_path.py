@@ -18,7 +18,7 @@ from clouds.engine import Trainer
 from clouds.engine.launch import launch
 from clouds.modeling.build import build_seeded
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs/demo/warmup.yaml"
 SMALL = """
     MODEL.SEM_SEG_HEAD.CONVS_DIM 32 MODEL.SEM_SEG_HEAD.MASK_DIM 32 MODEL.MASK_FORMER.HIDDEN_DIM 32

@@ -28,7 +28,7 @@ from clouds.engine.metrics import MetricsFile
 from clouds.engine.train_loop import seed_iteration
 from clouds.environment import check_writable, setup_logging
 
-SCRIPT = Path(__file__).with_name("engine_toy.py")
+SCRIPT = Path(__file__).resolve().parents[1] / "engine_toy.py"
 
 
 def trainer_of(folder, *overrides, dropout=0.0, evaluate=None, model=None):

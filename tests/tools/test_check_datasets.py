@@ -12,7 +12,7 @@ from dataset_files import EVERY, picture, real_camvid, save, save_palette, write
 from clouds.data.dataset_report import check_dataset
 from clouds.data.datasets import forget_listings, get_dataset
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TOOL = REPOSITORY / "tools/check_datasets.py"
 
 

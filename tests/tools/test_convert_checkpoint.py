@@ -18,7 +18,7 @@ from clouds.config import load_config
 from clouds.engine.checkpoint import Checkpointer
 from clouds.modeling.build import build_seeded
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = REFERENCE / "official_keys.json"
 needs_keys = pytest.mark.skipif(not KEYS.is_file(), reason=f"no published keys at {KEYS}")
 

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from test_joint_training import joint_model, painted, source
+from joint_samples import generated, joint_model, source
 from tiny_model import tiny_model
 
 from clouds.config import get_cfg
@@ -37,7 +37,7 @@ def step(model, batch):
 @pytest.mark.parametrize("part", ["backbone", "head"])
 def test_a_joint_step_is_the_same(part, traced):
     """Student and teacher, whose head is another module and gives the last prediction alone."""
-    batch = [source(0), painted(1)]
+    batch = [source(0), generated(1)]
     plain, compiled = joint_model(), joint_model(MODEL__COMPILE=part)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     losses, gradients = step(compiled, batch)

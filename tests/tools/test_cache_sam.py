@@ -25,7 +25,7 @@ from clouds.data.structures import Domain
 from clouds.device import autocast
 from clouds.self_training.refiners import build_refiner
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/cache_sam.py"
 PICTURES = 5
 ENTRY = 64 + 2 * 64 * 8 * 8  # bytes of an entry of the tiny SAM

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_joint_training import joint_model, painted, source
-from test_refiners import image_of
-from test_refiners import tiny as tiny_sam  # noqa: F401 - a fixture
+from joint_samples import generated, joint_model, source
 from tiny_model import tiny_model
+from tiny_sam import image_of
 
 from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 
 
-def test_sams_decoder_is_exact_and_its_encoder_near(tiny_sam):  # noqa: F811
+def test_sams_decoder_is_exact_and_its_encoder_near(tiny_sam):
     image, size = image_of(), (96, 160)
     points = torch.randint(0, 96, (6, 5, 2), generator=torch.Generator().manual_seed(0)).numpy()
     decoder = PointDecoder(tiny_sam)
@@ -56,7 +55,7 @@ def test_a_joint_step_trains(refiner):
         MODEL__CLOUDS__SAM__SIZE_THRESHOLD=10,
     )
     with BF16:
-        losses = model([source(0), painted(1)])
+        losses = model([source(0), generated(1)])
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     sum(losses.values()).backward()
     gradients = [p.grad for p in model.sem_seg_head.parameters()]

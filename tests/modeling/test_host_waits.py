@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from clouds.engine import Trainer
 from clouds.modeling.build import build_seeded
 
-ROOT = Path(__file__).parents[1] / "clouds"
+ROOT = Path(__file__).parents[2] / "clouds"
 READ = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero", "__array__"}
 READ |= {"__bool__", "__float__", "__int__", "__index__", "__format__", "__contains__"}
 SIZED_BY_VALUES = {"nonzero", "argwhere", "bincount", "unique", "unique_consecutive"}

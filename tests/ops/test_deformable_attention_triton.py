@@ -18,7 +18,7 @@ import torch
 from clouds.ops.deformable_attention import choose, deformable_attention, sample_level_by_level
 
 triton = pytest.importorskip("triton")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 SIZES = [(2, 3), (4, 5), (7, 9)]

@@ -27,7 +27,7 @@ from clouds.data.dataset_report import check_dataset
 from clouds.data.datasets import forget_listings, generated, get_dataset, is_generated
 from clouds.data.structures import Domain
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 COMMON = {"image", "height", "width", "file_name", "domain", "dataset", "seed"}
 KEYS = {
     Domain.SOURCE: COMMON | {"sem_seg"},
