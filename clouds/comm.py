@@ -73,8 +73,8 @@ def device_of_process(device: torch.device) -> torch.device:
     number: int | None = device.index
     if number is not None:
         raise ValueError(
-            f"MODEL.DEVICE is '{device}', but there are {get_world_size()} processes, each with a GPU "
-            "of its own. Use 'cuda' or 'auto'."
+            f"MODEL.DEVICE is '{device}', but there are {get_world_size()} processes, each with a "
+            "GPU of its own. Use 'cuda' or 'auto'."
         )
     existing = torch.cuda.device_count()
     if get_local_rank() >= existing:

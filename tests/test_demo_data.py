@@ -295,7 +295,7 @@ def test_the_tool_paints_all_datasets_and_a_contact_sheet(tmp_path, capsys):
     assert "tools/train_net.py" in out
     shown = np.array(Image.open(sheet))
     for c in (0, 2, 8, 10, 13):
-        assert (shown == CITYSCAPES_19.palette[c]).all(axis=2).sum() > 1000
+        assert (shown == CITYSCAPES_19.colors[c]).all(axis=2).sum() > 1000
     code, out, _ = run(capsys, "--output", tmp_path / "d", *SMALL)
     assert code == 0
     assert "Nothing to paint" in out

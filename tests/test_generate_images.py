@@ -261,12 +261,12 @@ def test_a_refusal_reaches_every_process(tmp_path, prompts, monkeypatch):
     before = hashes(folder.output)
     args = tool.parse(command(tmp_path / "a", prompts, 3))
     told: list[bool] = []
-    monkeypatch.setattr("clouds.comm.gather_objects", lambda x: told.append(x) or [x])
+    monkeypatch.setattr("clouds.comm.all_gather", lambda x: told.append(x) or [x])
     with pytest.raises(FileExistsError, match="seed was 1 and is now 0"):
         tool.prepare_once(folder, args, rank=0, world_size=2)
     assert told == [True]
     # The others hear of it, stop, and have nothing of their own to say.
-    monkeypatch.setattr("clouds.comm.gather_objects", lambda x: [True, x])
+    monkeypatch.setattr("clouds.comm.all_gather", lambda x: [True, x])
     with pytest.raises(SystemExit) as stop:
         tool.prepare_once(folder, args, rank=1, world_size=2)
     assert stop.value.code == 2

@@ -173,11 +173,15 @@ def test_an_invented_key_is_an_error_beside_published_ones(tmp_path):
     assert found["SOLVER.BASE_LRR"].endswith("did you mean SOLVER.BASE_LR?")
 
 
+# keys of earlier versions of this project, which dumped configs hold
+FORMER = {"MODEL.CLOUDS.TEXT_CACHE_DIR"}
+
+
 def test_no_key_of_the_table_is_invented_or_one_of_ours():
     assert OURS.keys().isdisjoint(PUBLISHED)
     if FILES:
         there = {key for config in FILES.values() for key in config}
-        assert sorted(set(PUBLISHED) - there - ELSEWHERE) == []
+        assert sorted(set(PUBLISHED) - there - ELSEWHERE - FORMER) == []
     assert {key.note for key in PUBLISHED.values() if key.fate is Fate.RENAMED} <= OURS.keys()
     assert {name for name, _ in OTHER_NETWORKS} <= OURS.keys()
     for key in PUBLISHED.values():

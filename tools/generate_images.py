@@ -171,7 +171,9 @@ def prepare_once(plan: Plan, args: argparse.Namespace, rank: int, world_size: in
             prepare(plan, args.overwrite, args.verify)
         except (ValueError, OSError) as error:
             problem = error
-    failed = any(gather_objects(problem is not None))
+    from clouds.comm import all_gather
+
+    failed = any(all_gather(problem is not None))
     if problem is not None:
         raise problem
     if failed:  # the first process says why

@@ -246,12 +246,6 @@ KEYS: tuple[Key, ...] = (
         "open_clip's tag of its weights, or a file; empty: random weights.",
     ),
     Key(
-        "MODEL.CLOUDS.TEXT_CACHE_DIR",
-        "~/.cache/clouds",
-        "Folder where CLIP's text features of the class names are kept, a small file for each text "
-        "encoder, so that a start does not compute them again; empty: it does.",
-    ),
-    Key(
         "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE",
         False,
         "Average class probabilities with CLIP's zero-shot ones when segmenting.",

@@ -83,6 +83,11 @@ _TABLE: tuple[PublishedKey, ...] = (
             "ENSEMBLE_ON_VALID_MASK",
         )
     ),
+    PublishedKey(
+        "MODEL.CLOUDS.TEXT_CACHE_DIR",
+        Fate.NO_EFFECT,
+        "text features are computed once a run and are not kept on disk",
+    ),
     # input
     _kept("INPUT.FORMAT", "RGB", "images are read as RGB, always"),
     _kept(
