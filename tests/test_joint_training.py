@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from run_files import losses, saved, train_until
+from street_renderer import Contents, get_style, render
 from tiny_model import tiny_config, tiny_model
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from clouds.data.sample import Domain
 from clouds.data.targets import Targets, masks_from_label
 from clouds.engine import Trainer
 from clouds.engine.distributed import launch
-from clouds.scenes import Contents, get_style, paint
 from clouds.self_training.pseudo_label import PseudoLabel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def data(tmp_path_factory):
             (root / folder).mkdir(parents=True)
         for i in range(count):
             rng = np.random.default_rng([number, i])
-            image, label = paint(rng, get_style("gta5"), Contents(), (64, 128))
+            image, label = render(rng, get_style("gta5"), Contents(), (64, 128))
             cv2.imwrite(str(root / images / image_name.format(i)), image[..., ::-1])
             written = to_ids[label] if name == "gta5" else label
             cv2.imwrite(str(root / labels / label_name.format(i)), written)
