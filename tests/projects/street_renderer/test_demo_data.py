@@ -231,7 +231,7 @@ def test_more_images_are_added_to_existing_ones(tmp_path):
 def test_other_settings_are_refused_unless_overwriting(tmp_path, change):
     make(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match=r"gta5 in .* has 2 images of 72x128, seed 0; asked"):
+    with pytest.raises(FileExistsError, match=r"gta5 in .* has 2 images of 72x128, seed 0; requested"):
         make(tmp_path, **change)
     assert contents(tmp_path) == before
     make(tmp_path, **change, overwrite=True)
@@ -250,6 +250,12 @@ def test_images_of_an_older_renderer_are_not_mixed_with_new_ones(tmp_path, monke
     (tmp_path / "demo_data.json").write_text(json.dumps(record))
     with pytest.raises(FileExistsError, match="renderer version 0"):
         demo_data.prepare(tmp_path, jobs, 0, SIZE)
+
+
+def test_the_record_has_the_format_of_earlier_versions(tmp_path):
+    make(tmp_path)
+    record = {"gta5": {"seed": 0, "size": [72, 128], "count": 2, "painter": 1}}
+    assert json.loads((tmp_path / "demo_data.json").read_text()) == record
 
 
 def test_a_real_dataset_is_never_changed(tmp_path):
@@ -288,7 +294,7 @@ def test_the_tool_renders_all_datasets_and_a_contact_sheet(tmp_path, capsys):
     assert code == 0
     for family in ("gta5", "synthia", "cityscapes", "bdd100k", "mapillary_vistas", "acdc"):
         assert (tmp_path / "d" / family).is_dir()
-    assert "Rendered 13 pictures" in out  # 2 + 2 + (2 + 1) + 1 + 1 + 4
+    assert "Rendered 13 images" in out  # 2 + 2 + (2 + 1) + 1 + 1 + 4
     assert f"export DETECTRON2_DATASETS={tmp_path / 'd'}" in out
     assert "tools/train_net.py" in out
     shown = np.array(Image.open(sheet))
@@ -302,7 +308,7 @@ def test_the_tool_renders_all_datasets_and_a_contact_sheet(tmp_path, capsys):
 def test_single_splits_can_be_chosen(tmp_path, capsys):
     code, out, _ = run(capsys, "--output", tmp_path, *SMALL, "--datasets", "bdd_train", "gta5")
     assert code == 0
-    assert "Rendered 4 pictures" in out
+    assert "Rendered 4 images" in out
     assert len(list((tmp_path / "bdd100k/images/10k/train").glob("*.jpg"))) == 2
 
 

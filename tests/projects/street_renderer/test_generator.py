@@ -127,3 +127,7 @@ def test_prompts_without_a_known_word_give_a_warning():
 def test_a_tiny_size_is_refused():
     with pytest.raises(ValueError, match="at least 64"):
         build_generator("procedural", {"height": 32, "width": 64})
+
+
+def test_the_settings_have_the_keys_of_earlier_versions():
+    assert build_generator("procedural").settings == {"painter": 1, "style": 1}
