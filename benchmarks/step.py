@@ -36,6 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
+from street_renderer import get_style, render
+from street_renderer.generated_style import draw_style
 from tabulate import tabulate
 from torch import Tensor
 
@@ -58,8 +60,6 @@ from clouds.engine.benchmark import (
     synchronizer,
 )
 from clouds.modeling.build import build_seeded
-from clouds.scenes import get_style, paint
-from clouds.scenes.generated_style import draw_style
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
@@ -153,7 +153,7 @@ def config(args: argparse.Namespace, folder: Path) -> CfgNode:
 
 def source_sample(seed: int, size: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    image, label = paint(rng, get_style("gta5"), None, (size, size))
+    image, label = render(rng, get_style("gta5"), None, (size, size))
     sample = {"image": to_tensor(image), "sem_seg": to_tensor(label), "domain": Domain.SOURCE}
     return {**sample, "seed": seed}
 
@@ -165,7 +165,7 @@ def generated_samples(
     candidates = []
     for seed in range(CANDIDATES):
         rng = np.random.default_rng(seed)
-        image, label = paint(rng, draw_style(rng), None, (size, size))
+        image, label = render(rng, draw_style(rng), None, (size, size))
         label = without_ignore(label)
         far = abs(len(find_components(label, larger_than)) - COMPONENTS)
         candidates.append((far, seed, image, label))

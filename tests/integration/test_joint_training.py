@@ -13,6 +13,7 @@ import pytest
 import torch
 from joint_samples import MIXED, generated, joint_model, source
 from run_files import losses, saved, train_until
+from street_renderer import Contents, get_style, render
 from tiny_model import tiny_config, tiny_model
 from torch.nn import functional as F
 
@@ -20,7 +21,6 @@ from clouds.config import load_config
 from clouds.data.structures import Domain, Targets, masks_from_label
 from clouds.engine import Trainer
 from clouds.engine.launch import launch
-from clouds.scenes import Contents, get_style, paint
 from clouds.self_training.refiners.base import PseudoLabel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def data(tmp_path_factory):
             (root / folder).mkdir(parents=True)
         for i in range(count):
             rng = np.random.default_rng([number, i])
-            image, label = paint(rng, get_style("gta5"), Contents(), (64, 128))
+            image, label = render(rng, get_style("gta5"), Contents(), (64, 128))
             cv2.imwrite(str(root / images / image_name.format(i)), image[..., ::-1])
             written = to_ids[label] if name == "gta5" else label
             cv2.imwrite(str(root / labels / label_name.format(i)), written)
