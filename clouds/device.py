@@ -1,8 +1,9 @@
-"""What a setting that names a device means."""
+"""Devices and autocast contexts as the config names them."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,35 +13,32 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str, setting: str = "MODEL.DEVICE") -> torch.device:
-    """The device of a name.
+    """The torch device of a name.
 
     Args:
-        name: 'auto' (CUDA when this machine has it, else the CPU) or any name torch knows.
-        setting: where the name comes from, for messages.
+        name: 'auto' (CUDA if this machine has it, else the CPU), 'cpu', 'cuda' or 'cuda:N'.
+        setting: key or flag that holds the name, for messages.
 
     Raises:
-        ValueError: torch does not know the name, or it names a GPU that is not there.
+        ValueError: another name, or a GPU that this machine does not have.
     """
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{setting} is {name!r}; allowed are 'auto', 'cpu', 'cuda' and 'cuda:N'."
-        ) from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]*))?", name):
+        raise ValueError(f"{setting} is {name!r}; allowed are 'auto', 'cpu', 'cuda' and 'cuda:N'.")
+    index = int(name.partition(":")[2] or 0)
+    if name != "cpu" and index >= torch.cuda.device_count():
         raise ValueError(
             f"{setting} is {name!r}, but this machine has {torch.cuda.device_count()} usable "
             "CUDA GPUs. Use 'auto' or 'cpu'."
         )
-    return device
+    return torch.device(name)
 
 
 def autocast(cfg: CfgNode, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """A fresh autocast context as SOLVER.AMP says; one that does nothing when it is off.
+    """A new autocast context as set by SOLVER.AMP; one without effect if it is not enabled.
 
     Raises:
         ValueError: fp16 on a CPU.

@@ -8,7 +8,7 @@ import textwrap
 
 from command_line import user_errors_in_one_line
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Imports that take seconds are in the functions, so that --help and a wrong flag answer at once.
 
 HEADERS = ("key", "default", "allowed", "meaning")
 
@@ -19,7 +19,7 @@ def rows(pattern: str) -> list[tuple[str, str, str, str]]:
     from clouds.config.values import expected
 
     return [
-        (key.name, repr(key.default), key.rule.words or expected(key), key.doc)
+        (key.name, repr(key.default), key.rule.description or expected(key), key.doc)
         for key in KEYS
         if pattern.lower() in key.name.lower()
     ]

@@ -1,20 +1,21 @@
-"""Whether a config can work: every value on its own, then those that must fit each other."""
+"""Validation of a config: each value by the rule of its key, then values that depend on others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clouds.config.config import get_value
 from clouds.config.defaults import KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.datasets import get_dataset, is_generated, training_label_space
 from clouds.device import resolve_device
 
 
 class ConfigError(ValueError):
-    """What is wrong with a config, everything at once, one line for each problem."""
+    """All problems of a config, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -27,8 +28,8 @@ class CrossCheck:
     """A condition on several keys.
 
     Attributes:
-        keys: the keys it reads; a message about it begins with the first.
-        check: takes their values in this order; returns None, or what the first must be.
+        keys: the keys that it reads; a message about it begins with the first.
+        check: takes their values in this order; returns None, or a message about the first.
     """
 
     keys: tuple[str, ...]
@@ -49,81 +50,74 @@ def cross_check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..
 
 
 def problems(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> list[str]:
-    """Everything that is wrong with `cfg`, one line each; empty when nothing is.
+    """All problems of `cfg`, one line each; empty when it is valid.
 
     Args:
-        cfg: has every key of the table; others that it may have are not looked at.
-        origins: where the value of a key came from (a file and line), for the messages.
+        cfg: has every key of the table; its other keys are not checked.
+        origins: where the value of a key is set (file and line), for the messages.
     """
     origins = origins or {}
-    good: dict[str, Any] = {}
-    found = []
+    valid: dict[str, Any] = {}
+    messages = []
     for key in KEYS:
-        value = get(cfg, key.name)
+        value = get_value(cfg, key.name)
         try:
             coerced = coerce(key, value)
         except ValueError as error:
-            found.append(describe(key.name, value, str(error), origins))
+            messages.append(describe(key.name, value, str(error), origins))
             continue
-        if key.rule.holds(coerced):
-            good[key.name] = coerced
+        if key.rule.is_valid(coerced):
+            valid[key.name] = coerced
         else:
-            found.append(describe(key.name, value, f"allowed is {key.rule.words}", origins))
+            message = f"allowed is {key.rule.description}"
+            messages.append(describe(key.name, value, message, origins))
     for cross in CROSS_CHECKS:
-        # A value that is wrong by itself is reported once, not again by all that depends on it.
-        if all(name in good for name in cross.keys):
-            message = cross.check(*(good[name] for name in cross.keys))
-            if message is not None:
+        # An invalid value is reported once, not again by each check that reads it.
+        if all(name in valid for name in cross.keys):
+            problem = cross.check(*(valid[name] for name in cross.keys))
+            if problem is not None:
                 first = cross.keys[0]
-                found.append(describe(first, good[first], message, origins))
-    return found
-
-
-def get(cfg: CfgNode, name: str) -> Any:
-    """Value of the key with the dotted `name`."""
-    node = cfg
-    for part in name.split("."):
-        node = node[part]
-    return node
+                messages.append(describe(first, valid[first], problem, origins))
+    return messages
 
 
 def describe(name: str, value: Any, message: str, origins: Mapping[str, str]) -> str:
-    """One line on one problem."""
+    """One line about one problem."""
     origin = f" ({origins[name]})" if name in origins else ""
     return f"{name} = {value!r}{origin}: {message}"
 
 
 @cross_check("MODEL.MASK_FORMER.HIDDEN_DIM", "MODEL.MASK_FORMER.NHEADS")
-def decoder_heads_share_channels(channels: int, heads: int) -> str | None:
-    """Each attention head gets as many channels as every other."""
-    if channels % heads:
-        return f"must be a multiple of MODEL.MASK_FORMER.NHEADS, {heads}"
+def decoder_channels_are_divisible(channels: int, num_heads: int) -> str | None:
+    """Attention heads have equal numbers of channels."""
+    if channels % num_heads:
+        return f"must be a multiple of MODEL.MASK_FORMER.NHEADS, {num_heads}"
     return None
 
 
 @cross_check("MODEL.MASK_FORMER.HIDDEN_DIM")
-def decoder_positions_fit(channels: int) -> str | None:
-    """Sine positions: half the channels for each axis, in pairs of a sine and a cosine."""
+def position_channels_are_divisible(channels: int) -> str | None:
+    """Sine position encoding: half the channels per axis, in pairs of sine and cosine."""
     return "must be a multiple of 4, for sine and cosine of both axes" if channels % 4 else None
 
 
 @cross_check("MODEL.SEM_SEG_HEAD.CONVS_DIM", "MODEL.MASK_FORMER.NHEADS")
-def pixel_decoder_channels_fit(channels: int, heads: int) -> str | None:
-    """Its norms have 32 groups, its attention as many heads as the mask decoder's."""
+def pixel_decoder_channels_are_divisible(channels: int, num_heads: int) -> str | None:
+    """The pixel decoder has group norms of 32 groups and NHEADS attention heads."""
     if channels % 32:
-        return "must be a multiple of 32, the groups of its norms"
-    if channels % heads:
-        return f"must be a multiple of MODEL.MASK_FORMER.NHEADS, {heads}"
+        return "must be a multiple of 32, the groups of its group norms"
+    if channels % num_heads:
+        return f"must be a multiple of MODEL.MASK_FORMER.NHEADS, {num_heads}"
     return None
 
 
 PYRAMID = ("res2", "res3", "res4", "res5")
-"""Features of the CLIP backbone at strides 4, 8, 16, 32."""
+"""Features of the CLIP backbone, at strides 4, 8, 16, 32."""
 
 
 @cross_check("MODEL.SEM_SEG_HEAD.IN_FEATURES", "MODEL.BACKBONE.NAME")
 def features_exist(features: list[str], backbone: str) -> str | None:
-    """Another backbone may name its features as it likes."""
+    """Names are checked for the CLIP backbone; other backbones may have other features."""
     if len(set(features)) < len(features):
         return "must not name a feature twice"
     if backbone == "CLIP" and not set(features) <= set(PYRAMID):
@@ -136,10 +130,10 @@ def features_exist(features: list[str], backbone: str) -> str | None:
     "MODEL.SEM_SEG_HEAD.IN_FEATURES",
     "MODEL.BACKBONE.NAME",
 )
-def deformable_features_are_read(
+def deformable_features_are_inputs(
     deformable: list[str], features: list[str], backbone: str
 ) -> str | None:
-    """The pyramid is built downwards from the finest feature that went through attention."""
+    """The encoder reads the coarsest features; the FPN adds all finer ones in order."""
     if len(set(deformable)) < len(deformable):
         return "must not name a feature twice"
     if not set(deformable) <= set(features):
@@ -157,8 +151,8 @@ def deformable_features_are_read(
 
 
 @cross_check("MODEL.MASK_FORMER.SIZE_DIVISIBILITY")
-def padding_fits_the_coarsest_feature(divisibility: int) -> str | None:
-    """Features at stride 32 must cover the padded image exactly."""
+def size_divisibility_is_a_multiple_of_the_stride(divisibility: int) -> str | None:
+    """The padded image has an integer number of positions at stride 32."""
     return "must be a multiple of 32, the stride of res5" if divisibility % 32 else None
 
 
@@ -166,31 +160,66 @@ TEXT_HEADS = ("text", "MultiScaleMaskedTransformerDecoder")
 
 
 @cross_check(
+    "DATASETS.TRAIN",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
     "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE",
+    "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA",
 )
-def classes_are_those_of_the_labels(classes: int, head: str, ensemble: bool) -> str | None:
-    """Labels become train ids of the one label space when they are read; texts name its classes."""
-    known = len(CITYSCAPES_19.names)
-    if classes < known:
-        return f"must be at least {known}, the classes that labels are read as"
-    if classes > known and (head in TEXT_HEADS or ensemble):
-        return f"must be {known}, the classes that the text classifier has words for"
+def label_space_is_known(
+    train: tuple[str, ...], num_classes: int, head: str, ensemble: bool, ensemble_ema: bool
+) -> str | None:
+    """Datasets that only Detectron2's catalog knows are allowed where NUM_CLASSES suffices."""
+    reason = _unknown_label_space(train)
+    if reason is None:
+        try:
+            training_label_space(train)
+        except ValueError as error:
+            return str(error)
+    elif num_classes == 0:
+        return (
+            f"{reason}. The number of classes is derived from it unless "
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES is set"
+        )
+    elif head in TEXT_HEADS or ensemble or ensemble_ema:
+        return f"{reason}. The text classifier needs the class names of its label space"
     return None
 
 
-@cross_check("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "MODEL.SEM_SEG_HEAD.NUM_CLASSES")
-def ignored_is_no_class(ignore: int, classes: int) -> str | None:
-    """Labels are uint8."""
-    if classes <= ignore <= 255:
+@cross_check("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "DATASETS.TRAIN")
+def num_classes_are_those_of_the_label_space(
+    num_classes: int, train: tuple[str, ...]
+) -> str | None:
+    """Labels of the training data are ids of its label space."""
+    if num_classes == 0 or _unknown_label_space(train) is not None:
         return None
-    return f"must be at least MODEL.SEM_SEG_HEAD.NUM_CLASSES, {classes}, and at most 255"
+    try:
+        expected = training_label_space(train).num_classes
+    except ValueError:
+        return None  # reported by `label_space_is_known`
+    if num_classes == expected:
+        return None
+    labelled = ", ".join(name for name in train if not is_generated(name))
+    return f"must be {expected}, the number of classes of {labelled} in DATASETS.TRAIN, or 0"
+
+
+def _unknown_label_space(train: Sequence[str]) -> str | None:
+    """Why the label space of the training data is not known; None if it is."""
+    if not train:
+        return "no dataset is named"
+    for name in train:
+        try:
+            get_dataset(name)
+        except ValueError as error:
+            return str(error)
+    if all(is_generated(name) for name in train):
+        return "no labelled dataset is named"
+    return None
 
 
 @cross_check("INPUT.INITIAL_HEIGHT", "INPUT.INITIAL_WIDTH")
-def working_size_is_whole(height: int, width: int) -> str | None:
-    """Height alone or width alone says nothing."""
+def initial_size_is_complete(height: int, width: int) -> str | None:
+    """Height and width are set together."""
     if (height > 0) == (width > 0):
         return None
     return f"INPUT.INITIAL_WIDTH is {width}; both must be 0, or both above 0"
@@ -198,13 +227,13 @@ def working_size_is_whole(height: int, width: int) -> str | None:
 
 @cross_check("INPUT.SCALE_RANGE")
 def scale_range_is_ordered(scales: tuple[float, float]) -> str | None:
-    """From small to large."""
+    """Minimum first."""
     return None if scales[0] <= scales[1] else "the first number must not exceed the second"
 
 
 @cross_check("SOLVER.STEPS")
 def steps_increase(steps: tuple[int, ...]) -> str | None:
-    """Steps beyond the last iteration are allowed, and never reached."""
+    """Steps beyond the last iteration are allowed and have no effect."""
     if all(a < b for a, b in zip((0, *steps), steps, strict=False)):
         return None
     return "must be iterations above 0 in increasing order"
@@ -212,7 +241,7 @@ def steps_increase(steps: tuple[int, ...]) -> str | None:
 
 @cross_check("MODEL.DEVICE")
 def device_exists(device: str) -> str | None:
-    """On this machine."""
+    """The device is supported and this machine has it."""
     try:
         resolve_device(device)
     except ValueError as error:
@@ -222,7 +251,7 @@ def device_exists(device: str) -> str | None:
 
 @cross_check("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED", "MODEL.DEVICE")
 def half_precision_has_a_gpu(dtype: str, enabled: bool, device: str) -> str | None:
-    """The loss scaling that fp16 needs works on CUDA alone."""
+    """The loss scaling that fp16 needs works on CUDA only."""
     if dtype != "fp16" or not enabled or device_exists(device) is not None:
         return None
     resolved = resolve_device(device)

@@ -1,4 +1,4 @@
-"""A config from a YAML file, the files it is based on, and overrides."""
+"""Reading a config: a YAML file, the files that it is based on, and overrides."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from clouds.config.check import ConfigError, describe, problems
-from clouds.config.defaults import KEYS, get_cfg
-from clouds.config.published import PUBLISHED_SECTIONS, translate
-from clouds.config.setting import Setting
-from clouds.config.values import coerce
+from clouds.config.compat import COMPAT_SECTIONS, translate
+from clouds.config.config import get_defaults, resolve, set_value
+from clouds.config.defaults import KEYS
+from clouds.config.values import Setting, coerce, expand_home
+from clouds.config.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 from clouds.d2 import CfgNode
 
 BASE = "_BASE_"
@@ -26,54 +27,49 @@ _SECTIONS = {
 
 
 def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Defaults, then the files, base first, then the overrides; checked and frozen.
+    """Defaults, then the files, base first, then the overrides; validated and frozen.
 
     Args:
-        config_file: a YAML file, relative to the working directory; None: defaults alone. Its
-            `_BASE_` names the file, or the list of files, that it changes, relative to itself.
+        config_file: a YAML file, relative to the working directory; None: only defaults. Its
+            `_BASE_` names the file or the list of files that it changes, relative to itself.
         overrides: KEY VALUE KEY VALUE …; a later one wins.
 
-    Names of keys in published files are understood too (`clouds.config.published`); one warning
-    says which of them change nothing.
+    Keys of published files and of earlier versions are accepted (`clouds.config.compat`); one
+    warning lists those without effect.
 
     Raises:
-        FileNotFoundError: the file, or one that it is based on, is not there.
-        ConfigError: everything else that is wrong with it.
+        FileNotFoundError: the file, or one that it is based on, does not exist.
+        ConfigError: all other problems.
     """
     settings = read_yaml(Path(config_file)) if config_file is not None else []
     settings += pair_up(overrides)
-    cfg = get_cfg()
-    settings, found = translate(settings)
-    found += assign(cfg, settings)
-    # A value that could not be assigned keeps its default, so nothing is reported twice.
+    cfg = get_defaults()
+    settings, messages = translate(settings)
+    messages += assign(cfg, settings)
+    # A value that could not be assigned keeps its default, so it is not reported a second time.
     origins = {setting.name: setting.origin for setting in settings}
-    found += problems(cfg, origins)
-    if found:
-        raise ConfigError(found)
+    messages += problems(cfg, origins)
+    if messages:
+        raise ConfigError(messages)
+    resolve(cfg)
     cfg.freeze()
     return cfg
 
 
 def assign(cfg: CfgNode, settings: Sequence[Setting]) -> list[str]:
-    """Write settings into `cfg`, in order; returns what is wrong with those that cannot be."""
-    found = []
+    """Write settings into `cfg`, in order; returns messages about those that are invalid."""
+    messages = []
     for setting in settings:
         key = _KEYS.get(setting.name)
         if key is None:
-            found.append(f"{setting.name} ({setting.origin}): {_no_such_key(setting.name)}")
+            messages.append(f"{setting.name} ({setting.origin}): {_no_such_key(setting.name)}")
             continue
         try:
-            value = coerce(key, setting.value)
+            set_value(cfg, key.name, expand_home(key, coerce(key, setting.value)))
         except ValueError as error:
             origins = {setting.name: setting.origin}
-            found.append(describe(setting.name, setting.value, str(error), origins))
-            continue
-        *parents, leaf = setting.name.split(".")
-        node = cfg
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
-    return found
+            messages.append(describe(setting.name, setting.value, str(error), origins))
+    return messages
 
 
 def pair_up(overrides: Sequence[Any]) -> list[Setting]:
@@ -99,11 +95,15 @@ def read_yaml(path: Path, parents: tuple[Path, ...] = ()) -> list[Setting]:
 
     Args:
         path: the file.
-        parents: the files that led here, the first one asked for by the user.
+        parents: the files whose `_BASE_` led to this one, that of the user first.
+
+    Raises:
+        FileNotFoundError: the file, or one that it is based on, does not exist.
+        ConfigError: it is not valid YAML, not a mapping, or its own base.
     """
     if path.resolve() in [parent.resolve() for parent in parents]:
         chain = " -> ".join(map(str, [*parents, path]))
-        raise ConfigError([f"{BASE} leads round in a circle: {chain}"])
+        raise ConfigError([f"{BASE} is circular: {chain}"])
     if not path.is_file():
         raise FileNotFoundError(_no_such_file(path, parents))
     settings = _parse(path)
@@ -120,7 +120,7 @@ def read_yaml(path: Path, parents: tuple[Path, ...] = ()) -> list[Setting]:
 
 
 def nearest(name: str) -> list[str]:
-    """Known keys that `name` may have been meant for, the likeliest first."""
+    """Keys that are similar to `name`, the most similar first."""
     by_lower = {known.lower(): known for known in _KEYS}
     if name.lower() in by_lower:
         return [by_lower[name.lower()]]
@@ -141,17 +141,17 @@ def _no_such_key(name: str) -> str:
 
 
 def _no_such_file(path: Path, parents: Sequence[Path]) -> str:
-    asked = f", which is the {BASE} of {parents[-1]}," if parents else ""
-    there = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, there, n=3) or there[:8]
-    seen = f" {path.parent}/ holds {', '.join(close)}." if close else ""
-    return f"Config file {path}{asked} does not exist (working directory: {Path.cwd()}).{seen}"
+    role = f", which is the {BASE} of {parents[-1]}," if parents else ""
+    present = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, present, n=3) or present[:8]
+    hint = f" {path.parent}/ holds {', '.join(close)}." if close else ""
+    return f"Config file {path}{role} does not exist (working directory: {Path.cwd()}).{hint}"
 
 
 def _parse(path: Path) -> list[Setting]:
     try:
         with path.open(encoding="utf-8") as file:
-            loader = yaml.SafeLoader(file)
+            loader = CoreLoader(file)
             try:
                 root = loader.get_single_node()
                 return [] if root is None else list(_flatten(loader, root, "", path))
@@ -164,32 +164,40 @@ def _parse(path: Path) -> list[Setting]:
         raise ConfigError([f"{path}: not a YAML text file: {error}"]) from error
 
 
-def _flatten(
-    loader: yaml.SafeLoader, node: yaml.Node, prefix: str, path: Path
-) -> Iterator[Setting]:
+def _flatten(loader: CoreLoader, node: yaml.Node, prefix: str, path: Path) -> Iterator[Setting]:
     """One setting per leaf under `node`, whose dotted name is `prefix`."""
     origin = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode) and prefix not in _KEYS:
-        _refuse_duplicates(node, path)
+        _check_duplicates(node, path)
         loader.flatten_mapping(node)
         for name_node, value_node in node.value:
             name = str(loader.construct_object(name_node))
             yield from _flatten(loader, value_node, f"{prefix}.{name}" if prefix else name, path)
         return
-    value = loader.construct_object(node, deep=True)
+    value = _value(loader, node, prefix)
     if not prefix:
         raise ConfigError([f"{origin}: a config file holds KEY: VALUE pairs, not {value!r}"])
-    if value is None and prefix in _SECTIONS | PUBLISHED_SECTIONS:
+    if value is None and prefix in _SECTIONS | COMPAT_SECTIONS:
         return  # all its lines may be commented out
     yield Setting(prefix, value, origin)
 
 
-def _refuse_duplicates(node: yaml.MappingNode, path: Path) -> None:
-    """YAML would silently keep the last of them."""
+def _value(loader: CoreLoader, node: yaml.Node, name: str) -> Any:
+    """The value of a leaf; a number is text where the key's type is text, as in overrides.
+
+    Dumped configs need this: PyYAML writes the folder name '1e5' without quotes.
+    """
+    if name in _KEYS and isinstance(_KEYS[name].default, str) and node.tag in (INT_TAG, FLOAT_TAG):
+        return node.value
+    return loader.construct_object(node, deep=True)
+
+
+def _check_duplicates(node: yaml.MappingNode, path: Path) -> None:
+    """Raise ConfigError for a name that occurs twice; YAML would keep the last one."""
     lines: dict[str, int] = {}
     for name_node, _ in node.value:
         line = name_node.start_mark.line + 1
         name = str(name_node.value)
         if name in lines:
-            raise ConfigError([f"{path}:{line}: {name} stands already in line {lines[name]}"])
+            raise ConfigError([f"{path}:{line}: {name} is set already in line {lines[name]}"])
         lines[name] = line

@@ -1,81 +1,115 @@
-"""What a key's value may be written as: from YAML or a command line to the key's own type."""
+"""Settings, and the conversion of what they say to the type of their key."""
 
 from __future__ import annotations
 
 import ast
 import math
 import shlex
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clouds.config.defaults import Key
+from clouds.config.key import Key
+from clouds.config.yaml_core import parse_scalar
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that a file or the command line gives to a key.
+
+    Attributes:
+        name: dotted name of the key.
+        value: as YAML reads it, or the text of an override.
+        origin: file and line, or "override", for messages.
+    """
+
+    name: str
+    value: Any
+    origin: str
 
 
 def coerce(key: Key, value: Any) -> Any:
     """`value` in the type of the key's default.
 
-    Text is read as Python or YAML would read it, as on a command line: '3', '1e-4', "('a', 'b')",
-    '[a, b]'. A whole number is a fine float, a float without fraction a fine whole number, a list
-    a fine tuple and the reverse. Nothing else is converted.
+    Text is read as a Python literal, else as YAML 1.2, as on a command line: '3', '1e-4',
+    "('a', 'b')", '[a, b]'. An int is accepted for a float, a float without fraction for an int, a
+    list for a tuple and the reverse. Nothing else is converted.
 
     Raises:
-        ValueError: it cannot be had; the message says what is expected, with an example.
+        ValueError: it cannot be converted; the message says what is expected, with an example.
     """
     try:
-        return _convert(value, key.default)
-    except (TypeError, ValueError) as error:
+        return _convert(value, key.default, key.allow_inf)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{expected(key)} is expected, for example: {example(key)}") from error
 
 
+def expand_home(key: Key, value: Any) -> Any:
+    """`value` with the home directory in place of a leading `~`, if the key is a path.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if not key.is_path or not value.startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise ValueError("~ cannot be expanded: the home directory is not known") from error
+
+
 def expected(key: Key) -> str:
-    """The type of a key's values, in words."""
+    """The type of a key's values as text."""
     if isinstance(key.default, (list, tuple)):
-        return "a list of " + _WORDS_MANY[type(_element(key.default))]
-    return _WORDS[type(key.default)]
+        return "a list of " + _PLURALS[type(_element(key.default))]
+    if isinstance(key.default, float) and key.allow_inf:
+        return "a number"
+    return _TYPES[type(key.default)]
 
 
 def example(key: Key) -> str:
-    """The key and its default as they stand on a command line."""
+    """The key and its default as on a command line."""
     text = key.default if isinstance(key.default, str) else repr(key.default)
     return f"{key.name} {shlex.quote(text)}"
 
 
-_WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
-_WORDS_MANY = {int: "whole numbers", float: "numbers", str: "texts"}
+_TYPES = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
+_PLURALS = {int: "whole numbers", float: "finite numbers", str: "texts"}
 
 
 def _element(default: list[Any] | tuple[Any, ...]) -> Any:
-    """An example of an element; lists that are empty by default hold whole numbers."""
+    """An example of an element; lists that are empty by default hold ints."""
     return default[0] if default else 0
 
 
-def _convert(value: Any, default: Any) -> Any:
+def _convert(value: Any, default: Any, allow_inf: bool) -> Any:
     if isinstance(default, str):
         return _text(value)
     if isinstance(value, str):
         value = _literal(value)
     if isinstance(default, bool):
-        return _boolean(value)
+        return _bool(value)
     if isinstance(default, int):
-        return _whole(value)
+        return _int(value)
     if isinstance(default, float):
-        return _real(value)
+        return _float(value, allow_inf)
     if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             raise TypeError(value)
-        return type(default)(_convert(v, _element(default)) for v in value)
+        return type(default)(_convert(v, _element(default), allow_inf) for v in value)
     raise TypeError(f"no conversion to {type(default)}")
 
 
 def _literal(text: str) -> Any:
-    """What `text` says in Python, else in YAML, else itself."""
+    """The value of `text` as a Python literal, else as YAML, else `text`."""
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     try:
-        return yaml.safe_load(text)
+        return parse_scalar(text)
     except yaml.YAMLError:
         return text
 
@@ -88,13 +122,13 @@ def _text(value: Any) -> str:
     return value
 
 
-def _boolean(value: Any) -> bool:
+def _bool(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(value)
     return value
 
 
-def _whole(value: Any) -> int:
+def _int(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -102,9 +136,12 @@ def _whole(value: Any) -> int:
     return value
 
 
-def _real(value: Any) -> float:
+def _float(value: Any, allow_inf: bool) -> float:
     if isinstance(value, str):
-        value = float(value)  # 'inf' is no literal
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        value = float(value)  # 'inf' is neither a Python literal nor a number in YAML
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(value)
-    return float(value)
+    value = float(value)
+    if math.isnan(value) or (math.isinf(value) and not allow_inf):
+        raise ValueError(value)
+    return value

@@ -45,7 +45,7 @@ class PseudoLabelOptions:
             min_confidence=node.PSEUDO_LABEL.MIN_CONFIDENCE,
             min_agreement=node.PSEUDO_LABEL.MIN_AGREEMENT,
             weight=node.PSEUDO_LABEL.WEIGHT,
-            void=node.PSEUDO_LABEL.VOID_WEIGHT,
+            void=node.PSEUDO_LABEL.NO_OBJECT_WEIGHT,
         )
 
 

@@ -10,6 +10,7 @@ from clouds.data.datasets.catalog import (
     dataset_root,
     get_dataset,
     register_all,
+    training_label_space,
 )
 from clouds.data.datasets.listing import Listing, forget_listings
 
@@ -24,4 +25,5 @@ __all__ = [
     "get_dataset",
     "is_generated",
     "register_all",
+    "training_label_space",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from clouds.data import reading
-from clouds.data.datasets.builtin import GENERATED_PREFIX, GENERATED_ROOT, ROWS, get_row
+from clouds.data.datasets.builtin import (
+    GENERATED_PREFIX,
+    GENERATED_ROOT,
+    ROWS,
+    get_row,
+    is_generated,
+)
 from clouds.data.datasets.description import Row
 from clouds.data.datasets.listing import Listing, list_dataset, some
 from clouds.data.label_space import LabelSpace
@@ -224,3 +230,24 @@ def _lister(name: str) -> Callable[[], list[dict[str, Any]]]:
         ]
 
     return samples
+
+
+def training_label_space(names: Sequence[str]) -> LabelSpace:
+    """The label space that all labelled datasets of `names` share.
+
+    Args:
+        names: as in DATASETS.TRAIN; generated datasets may be among them and have no say.
+
+    Raises:
+        ValueError: a dataset is unknown, none is labelled, or their label spaces differ.
+    """
+    spaces = {name: get_row(name).label_space for name in names if not is_generated(name)}
+    if not spaces:
+        raise ValueError(f"no labelled dataset among {', '.join(names) or 'none'}")
+    first, *others = spaces.values()
+    if any(other != first for other in others):
+        counts = ", ".join(
+            f"{name} ({space.num_classes} classes)" for name, space in spaces.items()
+        )
+        raise ValueError(f"datasets with different label spaces: {counts}")
+    return first

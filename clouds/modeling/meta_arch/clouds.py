@@ -19,7 +19,7 @@ from clouds.d2 import (
     ShapeSpec,
     configurable,
 )
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.datasets import training_label_space
 from clouds.data.structures import Domain, Targets, masks_from_label
 from clouds.modeling.backbone.base import masks_at
 from clouds.modeling.backbone.clip import CLIP
@@ -33,8 +33,6 @@ from clouds.modeling.transformer_decoder.decoder import CLASS_HEADS, ClassHead, 
 from clouds.self_training.ema import label_from_scores
 from clouds.self_training.pseudo_labeler import SelfTraining
 from clouds.self_training.refiners.base import PseudoLabel
-
-PIXEL_DECODERS = {"MSDeformAttnPixelDecoder": MSDeformAttnPixelDecoder}
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -52,14 +50,13 @@ class CLOUDSHead(nn.Module):
         cls, cfg: CfgNode, input_shape: Mapping[str, ShapeSpec], embed_dim: int
     ) -> dict[str, Any]:
         head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        pixel_decoder = PIXEL_DECODERS[head.PIXEL_DECODER_NAME](
+        pixel_decoder = MSDeformAttnPixelDecoder(
             {name: input_shape[name] for name in head.IN_FEATURES},
             transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
             channels=head.CONVS_DIM,
             mask_dim=head.MASK_DIM,
             layers=head.TRANSFORMER_ENC_LAYERS,
             heads=former.NHEADS,
-            points=head.TRANSFORMER_ENC_POINTS,
             hidden=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
             dropout=former.DROPOUT,
             implementation=head.DEFORMABLE_ATTENTION,
@@ -186,8 +183,8 @@ class CLOUDS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            "synonyms": CITYSCAPES_19.synonyms,
+            "ignore_value": training_label_space(cfg.DATASETS.TRAIN).ignore,
+            "synonyms": training_label_space(cfg.DATASETS.TRAIN).synonyms,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE else None,
             "self_training": SelfTraining.from_config(cfg, head),

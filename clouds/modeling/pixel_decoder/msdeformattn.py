@@ -283,7 +283,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: int,
         layers: int,
         heads: int,
-        points: int,
+        points: int = 4,
         hidden: int,
         dropout: float,
         implementation: str = "auto",

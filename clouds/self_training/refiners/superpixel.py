@@ -120,7 +120,7 @@ def majority(
 def superpixel(cfg: CfgNode, device: torch.device) -> Refiner:
     """MODEL.CLOUDS.REFINER superpixel."""
     node = cfg.MODEL.CLOUDS.SUPERPIXEL
-    return SuperpixelRefiner(node.SIZE, node.RULER)
+    return SuperpixelRefiner(node.SIZE, node.COMPACTNESS)
 
 
 REFINER_REGISTRY.register(superpixel)

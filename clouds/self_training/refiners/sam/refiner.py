@@ -280,7 +280,6 @@ class SamOptions:
             remove_overlap=node.RM_INTERSECTION,
             overlap=node.OVERLAP,
             second_pass=node.REFINEMENT,
-            at_once=node.COMPONENTS_AT_ONCE,
         )
 
 
@@ -367,7 +366,6 @@ def cached(cfg: CfgNode, model: Any) -> CachedEmbedder:
     cache = EmbeddingCache(
         Path(node.CACHE_DIR).expanduser(),
         (prompts.embed_dim, *prompts.image_embedding_size),
-        max_bytes=round(node.CACHE_GIB * 2**30),
         writers=comm.get_world_size(),
     )
     model.image_encoder.cpu()

@@ -15,11 +15,12 @@ import torch
 import yaml
 
 from clouds.config import KEYS, ConfigError, get_cfg, load_config, problems
-from clouds.config.check import CROSS_CHECKS, get
+from clouds.config.check import CROSS_CHECKS
+from clouds.config.config import get_value as get
 from clouds.config.load import nearest
 from clouds.config.values import coerce
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = [key.name for key in KEYS]
 KEY = {key.name: key for key in KEYS}
 
@@ -62,7 +63,7 @@ def test_every_rule_says_what_it_allows_and_forbids_something():
         tuple: [(), (0, 0), (1,)],
     }
     for key in KEYS:
-        if key.rule.words:
+        if key.rule.description:
             assert key.rule.holds(key.default), key.name
             allowed = [key.rule.holds(value) for value in tries[type(key.default)]]
             assert not all(allowed), key.name

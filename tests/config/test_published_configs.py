@@ -12,8 +12,8 @@ from reference_files import REFERENCE
 
 import clouds
 from clouds.config import KEYS, ConfigError, load_config
-from clouds.config.check import get
-from clouds.config.published import OTHER_NETWORKS, PUBLISHED, Fate
+from clouds.config.compat import COMPAT_KEYS, OTHER_NETWORKS, KeyStatus
+from clouds.config.config import get_value as get
 
 FILE = REFERENCE / "published_configs.json"
 FILES = json.loads(FILE.read_text()) if FILE.is_file() else {}
@@ -120,7 +120,7 @@ def test_a_published_file_loads_and_all_that_it_says_arrives(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_key_of_a_published_file_is_unknown(name):
-    assert [key for key in FILES[name] if key not in OURS.keys() | PUBLISHED] == []
+    assert [key for key in FILES[name] if key not in OURS.keys() | COMPAT_KEYS] == []
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in OTHERS])
@@ -131,8 +131,8 @@ def test_one_warning_names_what_changes_nothing(name, tmp_path, caplog):
     text = record.getMessage()
     words = text.replace(",", " ").replace(":", " ").split()
     for key in FILES[name]:
-        if key in PUBLISHED:
-            assert words.count(key) == int(PUBLISHED[key].fate is Fate.NO_EFFECT), key
+        if key in COMPAT_KEYS:
+            assert words.count(key) == int(COMPAT_KEYS[key].status is KeyStatus.NO_EFFECT), key
 
 
 @needs_files
@@ -178,13 +178,15 @@ FORMER = {"MODEL.CLOUDS.TEXT_CACHE_DIR"}
 
 
 def test_no_key_of_the_table_is_invented_or_one_of_ours():
-    assert OURS.keys().isdisjoint(PUBLISHED)
+    assert OURS.keys().isdisjoint(COMPAT_KEYS)
     if FILES:
         there = {key for config in FILES.values() for key in config}
-        assert sorted(set(PUBLISHED) - there - ELSEWHERE - FORMER) == []
-    assert {key.note for key in PUBLISHED.values() if key.fate is Fate.RENAMED} <= OURS.keys()
+        assert sorted(set(COMPAT_KEYS) - there - ELSEWHERE - FORMER) == []
+    assert {
+        key.note for key in COMPAT_KEYS.values() if key.status is KeyStatus.RENAMED
+    } <= OURS.keys()
     assert {name for name, _ in OTHER_NETWORKS} <= OURS.keys()
-    for key in PUBLISHED.values():
+    for key in COMPAT_KEYS.values():
         assert key.note, key.name
         assert not key.here or len(key.here) == len(key.allowed), key.name
         assert key.allowed or key.fate is not Fate.KEPT, key.name
@@ -210,7 +212,7 @@ def test_a_wrong_value_of_a_renamed_key_is_an_error():
         load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", "vit_b"])
 
 
-@pytest.mark.parametrize("key", [k for k in PUBLISHED.values() if k.fate is Fate.KEPT])
+@pytest.mark.parametrize("key", [k for k in COMPAT_KEYS.values() if k.status is KeyStatus.FIXED])
 def test_other_values_of_a_kept_key_are_errors(key):
     load_config(None, [key.name, str(key.allowed[0])])
     other = {bool: str(not key.allowed[0]), int: "7", str: "other"}[type(key.allowed[0])]

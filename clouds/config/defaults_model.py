@@ -1,0 +1,322 @@
+"""The keys of the table under MODEL: network, losses, inference and self-training."""
+
+from __future__ import annotations
+
+from clouds.config.key import (
+    Key,
+    above,
+    at_least,
+    not_empty,
+    one_of,
+    three_numbers,
+    three_positive,
+    within,
+)
+
+MODEL_KEYS: tuple[Key, ...] = (
+    Key(
+        "MODEL.DEVICE",
+        "auto",
+        "'auto' (CUDA if available, else the CPU), 'cpu', 'cuda' or 'cuda:N'.",
+    ),
+    Key("MODEL.META_ARCHITECTURE", "CLOUDS", "Registered name of the whole model.", not_empty),
+    Key("MODEL.WEIGHTS", "", "Checkpoint to start from; empty: none.", is_path=True),
+    Key(
+        "MODEL.WEIGHTS_PARTIAL",
+        False,
+        "Accept a checkpoint with missing weights or other shapes; what did not match is logged "
+        "either way.",
+    ),
+    Key(
+        "MODEL.COMPILE",
+        "none",
+        "Parts that torch.compile compiles at their first use: 'backbone', 'head' (student's and "
+        "teacher's), 'all' or 'none'. Needs a C++ compiler, on CUDA Triton; each new image size "
+        "takes about a minute. Results differ by rounding.",
+        one_of("none", "backbone", "head", "all"),
+    ),
+    Key(
+        "MODEL.PIXEL_MEAN",
+        [122.7709383, 116.7460125, 104.09373615],
+        "Subtracted from the image, RGB, 0-255 (CLIP's mean).",
+        three_numbers,
+    ),
+    Key(
+        "MODEL.PIXEL_STD",
+        [68.5005327, 66.6321579, 70.32316305],
+        "Divides the image after the mean is subtracted, RGB, 0-255 (CLIP's).",
+        three_positive,
+    ),
+    Key("MODEL.BACKBONE.NAME", "CLIP", "Registered name of the backbone.", not_empty),
+    Key("MODEL.BACKBONE.FREEZE", True, "Do not train the backbone."),
+    Key("MODEL.SEM_SEG_HEAD.NAME", "CLOUDSHead", "Registered name of the head.", not_empty),
+    Key(
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        0,
+        "Classes without the no-object class; 0: as many as the label space of DATASETS.TRAIN "
+        "has, which then is the value of the loaded config.",
+        within(0, 255),
+    ),
+    Key(
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES",
+        ["res2", "res3", "res4", "res5"],
+        "Backbone features that the pixel decoder reads, fine to coarse.",
+        not_empty,
+    ),
+    Key(
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES",
+        ["res3", "res4", "res5"],
+        "Those of IN_FEATURES that the deformable-attention encoder reads.",
+        not_empty,
+    ),
+    Key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 256, "Channels of the pixel decoder.", at_least(32)),
+    Key("MODEL.SEM_SEG_HEAD.MASK_DIM", 256, "Channels of the mask features.", at_least(1)),
+    Key(
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+        6,
+        "Layers of the deformable-attention encoder.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD",
+        1024,
+        "Hidden channels of the feed-forward network of the deformable-attention encoder.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION",
+        "auto",
+        "Implementation of deformable attention: 'torch', 'triton' (needs CUDA), or 'auto' (Triton "
+        "on CUDA if it works). They differ by rounding; Triton's gradients differ by rounding from "
+        "run to run.",
+        one_of("auto", "torch", "triton"),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
+        "OriginalMultiScaleMaskedTransformerDecoder",
+        "Class head: Original… is a linear classifier on the query (published CLOUDS), "
+        "MultiScaleMaskedTransformerDecoder compares mask-pooled queries with CLIP's text features "
+        "(FC-CLIP), Bis… is a linear classifier on mask-pooled queries. "
+        "'linear', 'text' and 'pooled' are short names of these.",
+        one_of(
+            "OriginalMultiScaleMaskedTransformerDecoder",
+            "MultiScaleMaskedTransformerDecoder",
+            "BisMultiScaleMaskedTransformerDecoder",
+            "linear",
+            "text",
+            "pooled",
+        ),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.DEEP_SUPERVISION",
+        True,
+        "Compute losses on the predictions of every decoder layer, not only of the last.",
+    ),
+    Key(
+        "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT",
+        0.1,
+        "Weight of the no-object class in the class loss.",
+        above(0),
+    ),
+    Key("MODEL.MASK_FORMER.CLASS_WEIGHT", 2.0, "Weight of the class loss.", at_least(0)),
+    Key("MODEL.MASK_FORMER.MASK_WEIGHT", 5.0, "Weight of the mask's BCE loss.", at_least(0)),
+    Key("MODEL.MASK_FORMER.DICE_WEIGHT", 5.0, "Weight of the mask's dice loss.", at_least(0)),
+    Key(
+        "MODEL.MASK_FORMER.CLASS_NORMALIZER",
+        "batch",
+        "The class loss is a weighted mean over the whole 'batch' (the same loss on any number of "
+        "GPUs), or over the images of each 'rank' (published).",
+        one_of("batch", "rank"),
+    ),
+    Key("MODEL.MASK_FORMER.HIDDEN_DIM", 256, "Channels of the mask decoder.", at_least(1)),
+    Key("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 100, "Object queries.", at_least(1)),
+    Key("MODEL.MASK_FORMER.NHEADS", 8, "Heads of every attention layer.", at_least(1)),
+    Key("MODEL.MASK_FORMER.DROPOUT", 0.0, "Dropout in both transformers.", within(0, 1)),
+    Key(
+        "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+        2048,
+        "Hidden channels of the mask decoder's feed-forward network.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.DEC_LAYERS",
+        10,
+        "Predictions of the mask decoder: one from the initial queries and one per layer, so it "
+        "has one layer fewer.",
+        at_least(2),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
+        12544,
+        "Points per mask at which matching costs and mask losses are computed.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
+        3.0,
+        "Candidate points per point of the mask loss.",
+        at_least(1),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO",
+        0.75,
+        "Fraction of the mask loss's points that are the most uncertain candidates.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
+        32,
+        "Images are padded to a multiple of it, pixels.",
+        at_least(32),
+    ),
+    Key(
+        "MODEL.CLOUDS.CLIP_MODEL_NAME",
+        "convnext_large_d_320",
+        "Name of the CLIP model in open_clip, ConvNeXt or ResNet.",
+        not_empty,
+    ),
+    Key(
+        "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
+        "laion2b_s29b_b131k_ft_soup",
+        "Tag of its weights in open_clip, or a file; empty: random weights.",
+        is_path=True,
+    ),
+    Key(
+        "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE",
+        False,
+        "Combine class probabilities with CLIP's zero-shot ones at inference (geometric mean).",
+    ),
+    Key(
+        "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_ALPHA",
+        0.4,
+        "Exponent of CLIP's probability for classes seen in training.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_BETA",
+        0.8,
+        "Exponent of CLIP's probability for classes not seen in training.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.ENSEMBLE_ON_VALID_MASK",
+        False,
+        "Ensemble only queries whose mask has a pixel at CLIP's stride; others keep their own "
+        "probabilities.",
+    ),
+    # ---------------------------------------------------------- self-training
+    Key(
+        "MODEL.CLOUDS.SAM.ALPHA_EMA",
+        0.999,
+        "Momentum of the EMA teacher: the factor of its old weights in an update.",
+        within(0, 1),
+    ),
+    Key("MODEL.CLOUDS.ITERATION_UPDATE", 100, "Iterations between teacher updates.", at_least(1)),
+    Key(
+        "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA",
+        False,
+        "Combine the teacher's class probabilities with CLIP's zero-shot ones (geometric mean).",
+    ),
+    Key(
+        "MODEL.CLOUDS.REFINER",
+        "sam",
+        "Refiner of the teacher's labels: 'sam', 'superpixel' (majority vote, no weights), 'none', "
+        "or a registered name.",
+        not_empty,
+    ),
+    Key("MODEL.CLOUDS.SAM.ENABLED", True, "False with REFINER 'sam': no refiner."),
+    Key(
+        "MODEL.CLOUDS.SAM.MODEL",
+        "vit_h",
+        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is for tests.",
+        one_of("vit_b", "vit_l", "vit_h", "mobile", "tiny"),
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.WEIGHTS",
+        "weights/sam_vit_h_4b8939.pth",
+        "File with SAM's weights; empty: random weights.",
+        is_path=True,
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.SIZE_THRESHOLD",
+        5000,
+        "Connected components with at most this many pixels are not refined.",
+        at_least(0),
+    ),
+    Key("MODEL.CLOUDS.SAM.EROSION", False, "Erode components before points are sampled."),
+    Key("MODEL.CLOUDS.SAM.EROSION_SIZE", 3, "Side of the erosion kernel, pixels.", at_least(1)),
+    Key("MODEL.CLOUDS.SAM.NUM_POINTS", 5, "Point prompts per component.", at_least(1)),
+    Key(
+        "MODEL.CLOUDS.SAM.SELECTION_MODE",
+        "random",
+        "Positions of the points: 'random' in the component, at its 'center', or random in the "
+        "'largest_component' of the eroded component.",
+        one_of("random", "center", "largest_component"),
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.RM_INTERSECTION",
+        True,
+        "Remove pixels that several masks cover from all of them.",
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.OVERLAP",
+        "classes",
+        "Pixels that RM_INTERSECTION removes: covered by masks of different 'classes', or by any "
+        "two masks ('published', where a class without a pixel left stays as an empty target).",
+        one_of("classes", "published"),
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.REFINEMENT",
+        False,
+        "Run SAM's decoder a second time, on the points and the best mask's logits.",
+    ),
+    Key(
+        "MODEL.CLOUDS.SAM.CACHE_DIR",
+        "",
+        "Folder that caches SAM's image embeddings of unaugmented views in half precision, 2 MB "
+        "each; runs may share it, entries of each SOLVER.AMP precision are separate. Empty: no "
+        "cache.",
+        is_path=True,
+    ),
+    Key("MODEL.CLOUDS.SUPERPIXEL.SIZE", 16, "Side of a superpixel, pixels.", at_least(2)),
+    Key(
+        "MODEL.CLOUDS.SUPERPIXEL.COMPACTNESS",
+        10.0,
+        "Compactness of superpixels; larger values give squarer ones.",
+        above(0),
+    ),
+    Key(
+        "MODEL.CLOUDS.UNCOVERED",
+        "negative",
+        "Pixels of a generated image that no refined mask covers: 'negative' for every mask "
+        "(published), 'ignore' in all losses, or the label of the 'teacher'.",
+        one_of("negative", "ignore", "teacher"),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.MIN_CONFIDENCE",
+        0.0,
+        "Ignore pixels where the teacher's confidence is lower; 0: ignore none.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.MIN_AGREEMENT",
+        0.0,
+        "Ignore pixels of refined segments whose agreement with the teacher is lower; 0: none.",
+        within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.WEIGHT",
+        "none",
+        "Weight of a pseudo-label's pixels in the losses: the teacher's 'confidence', the "
+        "'agreement' of teacher and refined segment, 'both' (their product), or 'none'.",
+        one_of("none", "confidence", "agreement", "both"),
+    ),
+    Key(
+        "MODEL.CLOUDS.PSEUDO_LABEL.NO_OBJECT_WEIGHT",
+        1.0,
+        "Weight of a generated image's unmatched queries in the class loss, relative to "
+        "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT: 1 trains classes that are missing from its "
+        "pseudo-label as absent (published), 0 does not.",
+        within(0, 1),
+    ),
+)
