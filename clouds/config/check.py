@@ -252,9 +252,19 @@ def device_exists(device: str) -> str | None:
 @cross_check("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED", "MODEL.DEVICE")
 def half_precision_has_a_gpu(dtype: str, enabled: bool, device: str) -> str | None:
     """The loss scaling that fp16 needs works on CUDA only."""
-    if dtype != "fp16" or not enabled or device_exists(device) is not None:
+    if dtype != "fp16" or not enabled or _has_gpu(device):
         return None
-    resolved = resolve_device(device)
-    if resolved.type == "cuda":
+    return f"needs CUDA, and MODEL.DEVICE {device!r} is the CPU here; use 'bf16'"
+
+
+@cross_check("MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION", "MODEL.DEVICE")
+def triton_has_a_gpu(implementation: str, device: str) -> str | None:
+    """Triton compiles for CUDA only."""
+    if implementation != "triton" or _has_gpu(device):
         return None
-    return f"needs CUDA, and MODEL.DEVICE {device!r} is {resolved} here; use 'bf16'"
+    return f"needs CUDA, and MODEL.DEVICE {device!r} is the CPU here; use 'auto' or 'torch'"
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether `device` is a GPU; True also for an invalid one, which `device_exists` reports."""
+    return device_exists(device) is not None or resolve_device(device).type == "cuda"

@@ -48,7 +48,7 @@ three_positive = Rule(
 positive_pair = Rule(
     "two numbers greater than 0", lambda value: len(value) == 2 and all(v > 0 for v in value)
 )
-not_empty = Rule("not empty", lambda value: len(value) > 0)
+not_empty = Rule("any value that is not empty", lambda value: len(value) > 0)
 any_value = Rule("", lambda value: True)
 
 

@@ -141,7 +141,7 @@ def _float(value: Any, allow_inf: bool) -> float:
         value = float(value)  # 'inf' is neither a Python literal nor a number in YAML
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(value)
-    value = float(value)
-    if math.isnan(value) or (math.isinf(value) and not allow_inf):
+    number = float(value)
+    if math.isnan(number) or (math.isinf(number) and not allow_inf):
         raise ValueError(value)
-    return value
+    return number

@@ -8,7 +8,7 @@ merge key `<<` of YAML 1.1 is kept.
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -51,11 +51,8 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 class CoreLoader(yaml.SafeLoader):
     """SafeLoader under the core schema of YAML 1.2."""
 
-    yaml_implicit_resolvers: ClassVar[Resolvers] = _resolvers()
-    yaml_constructors: ClassVar[dict[str, Any]] = {
-        **yaml.SafeLoader.yaml_constructors,
-        INT_TAG: _construct_int,
-    }
+    yaml_implicit_resolvers = _resolvers()
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | {INT_TAG: _construct_int}
 
 
 def parse_scalar(text: str) -> Any:

@@ -543,7 +543,6 @@ def test_one_of_your_own():
 def test_options_come_from_the_config():
     assert SamOptions.from_config(get_cfg()) == SamOptions()
     cfg = config(RM_INTERSECTION=False, OVERLAP="published", REFINEMENT=True, NUM_POINTS=3)
-    cfg.MODEL.CLOUDS.SAM.COMPONENTS_AT_ONCE = 8
     assert SamOptions.from_config(cfg) == SamOptions(
-        100, PointOptions(count=3), False, "published", True, 8
+        100, PointOptions(count=3), False, "published", True, 64
     )

@@ -236,7 +236,7 @@ def training_label_space(names: Sequence[str]) -> LabelSpace:
     """The label space that all labelled datasets of `names` share.
 
     Args:
-        names: as in DATASETS.TRAIN; generated datasets may be among them and have no say.
+        names: as in DATASETS.TRAIN; generated datasets among them are ignored.
 
     Raises:
         ValueError: a dataset is unknown, none is labelled, or their label spaces differ.
