@@ -135,12 +135,6 @@ def pictures(cfg: CfgNode) -> list[Record]:
 def warn_of_space(cache: EmbeddingCache, views: int) -> None:
     """Say before hours of work that its result will not fit."""
     needed = views * cache.entry_bytes
-    if 0 < cache.max_bytes < needed:
-        print(
-            f"warning: MODEL.CLOUDS.SAM.CACHE_GIB is {gib(cache.max_bytes)}, but {views} views "
-            f"need {gib(needed)}: this will stop when the bound is reached",
-            file=sys.stderr,
-        )
     there = cache.size()[1]
     free = shutil.disk_usage(cache.folder).free
     if needed - there > free:
@@ -160,10 +154,9 @@ def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int
         desc="embedding", total=len(records) * (1 + flip), unit="view", disable=rank != 0
     ) as bar:
         for view in views(records, flip):
-            before = embed.computed
             embed([view])
-            if embed.cache.closed and embed.computed > before:
-                break  # it could not be kept
+            if embed.cache.failure is not None:
+                break
             done += 1
             bar.update()
     return done

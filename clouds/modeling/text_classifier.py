@@ -84,6 +84,12 @@ class TextClassifier:
         """(S, D): one unit-length row per synonym, on the backbone's device."""
         device = backbone.logit_scale.device
         if self._features is None or self._features.device != device:
+            if not self.synonyms:
+                raise ValueError(
+                    "the text classifier has no words for the classes: DATASETS.TRAIN names a dataset "
+                    "whose classes are not known. Use a class head that needs no text, "
+                    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME linear or pooled."
+                )
             tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms))
             self._features = self._compute(backbone, tokens)
         return self._features

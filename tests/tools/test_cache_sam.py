@@ -150,15 +150,6 @@ def test_two_processes_share_the_pictures(capsys, config_file, tmp_path):
     assert files(tmp_path / "cache") == files(tmp_path / "one")
 
 
-def test_a_bound_that_is_too_small_is_told_before_and_kept(capsys, config_file, tmp_path):
-    bound = 6 * ENTRY / 2**30
-    said = run(capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_GIB", bound)
-    assert "CACHE_GIB" in said.err and "10 views need" in said.err
-    assert "6 of 10 views" in said.out
-    assert "Train with" not in said.out
-    assert sum(map(len, files(tmp_path / "cache").values())) == 6 * ENTRY
-
-
 def test_a_full_disk_is_an_error(capsys, config_file, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -193,7 +184,6 @@ def test_a_disk_that_is_too_small_is_told_before(capsys, config_file, monkeypatc
         (("DATASETS.TRAIN", "('gta5',)"), "holds no generated dataset"),
         (("DATASETS.TRAIN", "('gta5', 'sd_z')"), "sd_z"),
         (("MODEL.CLOUDS.SAM.WEIGHTS", "gone.pth"), "there is no file gone.pth"),
-        (("MODEL.CLOUDS.SAM.CACHE_GIB", "-1"), "CACHE_GIB"),
         (("MODEL.CLOUDS.SAM.CACHE_DIRS", "x"), "CACHE_DIR"),
         (("SEED",), "KEY VALUE"),
         (("SEED", "1", "--num-gpus", "2"), "comes after KEY VALUE"),

@@ -9,6 +9,7 @@ from clouds.data.datasets.catalog import (
     dataset_names,
     dataset_root,
     get_dataset,
+    known_label_space,
     register_all,
     training_label_space,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "generated",
     "get_dataset",
     "is_generated",
+    "known_label_space",
     "register_all",
     "training_label_space",
 ]

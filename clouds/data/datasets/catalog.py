@@ -251,3 +251,10 @@ def training_label_space(names: Sequence[str]) -> LabelSpace:
         )
         raise ValueError(f"datasets with different label spaces: {counts}")
     return first
+
+
+def known_label_space(names: Sequence[str]) -> LabelSpace | None:
+    """`training_label_space(names)`, or None if a dataset of `names` is not one of this project."""
+    if not names or any(name not in ROWS and not is_generated(name) for name in names):
+        return None
+    return training_label_space(names)

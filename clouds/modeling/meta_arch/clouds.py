@@ -19,7 +19,8 @@ from clouds.d2 import (
     ShapeSpec,
     configurable,
 )
-from clouds.data.datasets import training_label_space
+from clouds.data.datasets import known_label_space
+from clouds.data.label_space import IGNORE, LabelSpace
 from clouds.data.structures import Domain, Targets, masks_from_label
 from clouds.modeling.backbone.base import masks_at
 from clouds.modeling.backbone.clip import CLIP
@@ -115,8 +116,8 @@ class CLOUDS(nn.Module):
         criterion: its losses.
         pixel_mean, pixel_std: RGB, on the 0-255 scale.
         size_divisibility: images are padded to a multiple of it.
-        ignore_value: label of pixels that are in no target.
-        synonyms: per class, the words for the text classifier.
+        label_space: that of the training data, with the words of the text classifier; None: not
+            known, and there is no text classifier.
         masks_at_once: see `SemanticMap`.
         ensemble: how to average with CLIP's zero-shot classes when segmenting; None: not at all.
         self_training: teacher and refiner, which label generated images; None: source alone.
@@ -140,8 +141,7 @@ class CLOUDS(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
-        ignore_value: int,
-        synonyms: Sequence[Sequence[str]],
+        label_space: LabelSpace | None,
         masks_at_once: int,
         ensemble: EnsembleOptions | None = None,
         self_training: SelfTraining | None = None,
@@ -158,12 +158,12 @@ class CLOUDS(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.size_divisibility = size_divisibility
-        self.ignore_value = ignore_value
         self.masks_at_once = masks_at_once
         self.ensemble = ensemble
         self.self_training = self_training
         self.teacher_ensemble = teacher_ensemble
-        self.text_classifier = TextClassifier(synonyms)
+        self.label_space = label_space
+        self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
         # In place, or around the call: so names in the state dict stay as they are.
         if compiled in ("backbone", "all"):
             backbone.compile()
@@ -183,8 +183,7 @@ class CLOUDS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "ignore_value": training_label_space(cfg.DATASETS.TRAIN).ignore,
-            "synonyms": training_label_space(cfg.DATASETS.TRAIN).synonyms,
+            "label_space": known_label_space(cfg.DATASETS.TRAIN),
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": EnsembleOptions.from_config(cfg) if clouds.GEOMETRIC_ENSEMBLE else None,
             "self_training": SelfTraining.from_config(cfg, head),
@@ -369,7 +368,7 @@ class CLOUDS(nn.Module):
                 f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
                 f"image {tuple(sample['image'].shape[-2:])}; they must be of one size"
             )
-        return masks_from_label(label, self.ignore_value, self.device)
+        return masks_from_label(label, IGNORE, self.device)
 
 
 def _call(

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clouds.files import name_when_whole, raw_bytes, written_whole
+from clouds.files import name_when_whole, raw_bytes, unfinished, written_whole
 
 if TYPE_CHECKING:
     from clouds.self_training.refiners.sam.refiner import Embed
@@ -45,46 +45,30 @@ HEADER = struct.Struct("<8s4I40x")
 _ENTRY = re.compile(r"[0-9a-f]{32}\.npe")
 ABANDONED_AFTER = 3600.0
 """Seconds after which an entry that is still being written belongs to a process that is gone."""
-SHARES = 16
-"""A bounded folder is looked through once in so many parts of its size that are written."""
 
 Shape = tuple[int, int, int]
 Half = npt.NDArray[np.float16]
 
 
 class EmbeddingCache:
-    """A folder of arrays by key, for any number of processes.
-
-    The folder is looked through only when there is a size bound, and then once in a sixteenth of
-    it that is written; reading never does. When the bound is reached, entries that nobody has
-    read or written since this object was made go, those unused for longest first. Entries that
-    are in use stay, and new ones are not kept: training visits all pictures before it visits one
-    again, so what it would evict is what it needs next.
+    """A folder of arrays by key, for any number of processes. It has no size limit.
 
     Args:
-        folder: made if it is not there. What else lies in it is left alone.
+        folder: made if it does not exist. Other files in it are left alone.
         shape: of every array, (C, s, s).
-        max_bytes: bound on all entries together, whatever their shape; 0: none.
-        writers: processes of this run that write at once; they keep to the bound together.
 
     Attributes:
-        closed: whether new entries are not kept any more: the bound is reached, or a write failed.
-        failure: what went wrong in that write; None where nothing did.
+        failure: error of the write after which no more entries are kept; None: none has failed.
 
     Raises:
         OSError: the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, shape: Shape, max_bytes: int = 0, writers: int = 1) -> None:
+    def __init__(self, folder: Path, shape: Shape) -> None:
         self.folder = folder
         self.shape = shape
-        self.max_bytes = max_bytes
-        self.writers = writers
-        self.closed = False
         self.failure: OSError | None = None
-        self._started = time.time()
-        self._left = 0  # bytes that may be written before the folder is looked through
-        self._told_of_broken = False
+        self._warned_of_broken = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -92,6 +76,7 @@ class EmbeddingCache:
                 f"MODEL.CLOUDS.SAM.CACHE_DIR: cannot make the folder {folder} "
                 f"({error.strerror}). Name one that can be written, or '' to do without."
             ) from error
+        self._remove_abandoned()
 
     @property
     def entry_bytes(self) -> int:
@@ -103,44 +88,38 @@ class EmbeddingCache:
         return self.folder / f"{key}.npe"
 
     def get(self, key: str) -> Half | None:
-        """An entry, (C, s, s), mapped from its file; None when it is not there, or is broken."""
+        """An entry, (C, s, s), mapped from its file; None if there is none or it is broken."""
         path = self.path(key)
-        with contextlib.suppress(OSError):  # in a folder that only others write, age stays
-            os.utime(path)
         try:
             return self._read(path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            if not self._told_of_broken:
+            if not self._warned_of_broken:
                 logger.warning(
-                    "%s cannot be used (%s) and is made again; likewise others, of which nothing "
-                    "is said",
+                    "%s cannot be used (%s) and is computed again; further broken entries are "
+                    "computed again without a warning",
                     path,
                     error,
                 )
-            self._told_of_broken = True
+            self._warned_of_broken = True
             return None
 
     def put(self, key: str, values: Half) -> None:
-        """Keep an entry, unless that would exceed the bound. A failure is logged, not raised.
+        """Keep an entry. A failure is logged, not raised; no entries are kept after it.
 
         Args:
             values: (C, s, s).
         """
         assert values.shape == self.shape and values.dtype == HALF, (values.shape, values.dtype)
-        if self.closed:
+        if self.failure is not None:
             return
         try:
-            if self.max_bytes and self._left < self.entry_bytes:
-                self._make_room()
-            if not self.closed:
-                self._write(self.path(key), np.ascontiguousarray(values))
-                self._left -= self.entry_bytes
+            self._write(self.path(key), np.ascontiguousarray(values))
         except OSError as error:
-            self.closed, self.failure = True, error
+            self.failure = error
             logger.warning(
-                "cannot keep image embeddings in %s (%s). What is there is used; others are "
+                "cannot keep image embeddings in %s (%s). Entries that exist are used; others are "
                 "computed at each visit, which is slow. Free some space, or name another "
                 "MODEL.CLOUDS.SAM.CACHE_DIR.",
                 self.folder,
@@ -169,51 +148,21 @@ class EmbeddingCache:
             file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
             file.write(values.data)
 
-    def _make_room(self) -> None:
-        """Look through the folder, evict what is stale if need be, and share out what is left."""
-        # Until they look again, all writers together add this much at most.
-        reserve = max(self.max_bytes // SHARES, self.writers * self.entry_bytes)
-        files = sorted(self._files())
-        used = sum(size for _, size, _ in files)
-        if used + reserve > self.max_bytes:
-            for modified, size, path in files:
-                if modified >= self._started or used + 2 * reserve <= self.max_bytes:
-                    break
-                path.unlink(missing_ok=True)  # another process may have been faster
-                used -= size
-        self._left = reserve // self.writers
-        if used + reserve > self.max_bytes:
-            self.closed = True
-            logger.warning(
-                "%s is full: %.1f of MODEL.CLOUDS.SAM.CACHE_GIB %.1f GiB are in use. Further "
-                "pictures are embedded at each visit.",
-                self.folder,
-                used / 2**30,
-                self.max_bytes / 2**30,
-            )
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """Time of last use, size, path of each entry; deletes what killed processes have left."""
-        files = []
-        with os.scandir(self.folder) as found:
-            for item in found:
-                target = name_when_whole(item.name)
-                if not _ENTRY.fullmatch(target or item.name):
-                    continue
-                try:
-                    status = item.stat()
-                except FileNotFoundError:  # evicted, or written, by another process
-                    continue
-                if target is None:
-                    files.append((status.st_mtime, status.st_size, Path(item.path)))
-                elif status.st_mtime < time.time() - ABANDONED_AFTER:
-                    Path(item.path).unlink(missing_ok=True)
-        return files
+    def _remove_abandoned(self) -> None:
+        """Delete partial files of processes that were killed while they wrote an entry."""
+        for path in unfinished(self.folder):
+            if not _ENTRY.fullmatch(name_when_whole(path.name) or ""):
+                continue
+            # another process may finish or delete it at this moment
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - ABANDONED_AFTER:
+                    path.unlink()
 
     def size(self) -> tuple[int, int]:
-        """Number of entries in the folder, and bytes of them; looks through it."""
-        files = self._files()
-        return len(files), sum(size for _, size, _ in files)
+        """Number of entries in the folder, and their bytes."""
+        with os.scandir(self.folder) as items:
+            sizes = [item.stat().st_size for item in items if _ENTRY.fullmatch(item.name)]
+        return len(sizes), sum(sizes)
 
 
 class CachedEmbedder:

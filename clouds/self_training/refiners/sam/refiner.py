@@ -359,14 +359,11 @@ def cached(cfg: CfgNode, model: Any) -> CachedEmbedder:
     Raises:
         OSError: the folder cannot be made.
     """
-    from clouds import comm  # it imports the trainer, which imports refiners
-
     node = cfg.MODEL.CLOUDS.SAM
     prompts = model.prompt_encoder
     cache = EmbeddingCache(
         Path(node.CACHE_DIR).expanduser(),
         (prompts.embed_dim, *prompts.image_embedding_size),
-        writers=comm.get_world_size(),
     )
     model.image_encoder.cpu()
     encoder = fingerprint(model, node.MODEL)
