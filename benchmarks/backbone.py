@@ -19,8 +19,8 @@ import torch
 from in_turns import machine, parser_of, report, timed
 from torch import Tensor
 
-from clouds.modeling.backbones.clip import CLIP
-from clouds.modeling.backbones.open_clip_model import create_clip
+from clouds.modeling.backbone.clip import CLIP
+from clouds.modeling.backbone.open_clip_models import create_clip
 
 SEED = 0
 TOLERANCE = 1e-4

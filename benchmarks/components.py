@@ -17,7 +17,7 @@ import torch
 from in_turns import timed
 from scipy import ndimage
 
-from clouds.self_training.components import find_components
+from clouds.self_training.refiners.sam.prompts import find_components
 
 LARGER_THAN = 5000
 CLASSES = 19

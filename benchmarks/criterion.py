@@ -21,11 +21,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from clouds.data.targets import Targets, masks_from_label
-from clouds.modeling.criterion.matcher import CostWeights
-from clouds.modeling.criterion.points import PointSampler
-from clouds.modeling.criterion.set_criterion import SetCriterion
-from clouds.modeling.mask_decoder.predictions import Predictions
+from clouds.data.structures import Targets, masks_from_label
+from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.matcher import CostWeights
+from clouds.modeling.points import PointSampler
+from clouds.modeling.transformer_decoder.decoder import Predictions
 
 CLASSES = 19
 NO_OBJECT = 0.1

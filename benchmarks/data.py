@@ -30,13 +30,12 @@ from in_turns import parser_of
 from PIL import Image
 
 from clouds.data import reading
+from clouds.data.augmentation import Geometry, GeometryRange, Jitter, JitterRange
+from clouds.data.dataset_mapper import SourceMapper, to_tensor
 from clouds.data.datasets import get_dataset
-from clouds.data.label_space import IGNORE, LabelMapping
-from clouds.data.mappers.pair import to_tensor
-from clouds.data.mappers.source import SourceMapper
-from clouds.data.reading import read_image
-from clouds.data.sample import Domain, Record
-from clouds.data.transforms import Geometry, GeometryRange, Jitter, JitterRange
+from clouds.data.label_space import IGNORE
+from clouds.data.reading import LabelMapping, read_image
+from clouds.data.structures import Domain, Record
 
 Array = np.ndarray
 Seconds = dict[str, float]

@@ -20,12 +20,8 @@ from in_turns import machine, parser_of, report, timed
 from torch import Tensor
 from torch.nn import functional as F
 
-from clouds.modeling.pixel_decoder.deformable_attention import (
-    IMPLEMENTATIONS,
-    choose,
-    deformable_attention,
-)
-from clouds.modeling.pixel_decoder.encoder import reference_points
+from clouds.modeling.pixel_decoder.msdeformattn import reference_points
+from clouds.ops.deformable_attention import IMPLEMENTATIONS, choose, deformable_attention
 
 Size = tuple[int, int]
 Layer = tuple[Tensor, Tensor, Tensor]

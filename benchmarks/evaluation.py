@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.config import get_cfg
-from clouds.modeling.inference.semantic import SemanticMap
+from clouds.modeling.postprocessing import SemanticMap
 
 CLASSES, STRIDE, SEED = 19, 4, 0
 CELL = 96

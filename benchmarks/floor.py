@@ -22,8 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import clouds.modeling  # noqa: F401 - registers what configs name
 from clouds.config import load_config
-from clouds.d2 import CfgNode, build_model
-from clouds.self_training.refiners.sam_model import build_sam
+from clouds.d2 import CfgNode
+from clouds.modeling.build import build_model
+from clouds.self_training.refiners.sam.model import build_sam
 
 
 def count(run: Callable[[], object]) -> float:

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 import clouds.modeling  # noqa: F401 - registers what the config names
 from clouds.config import get_cfg
 from clouds.d2 import SEM_SEG_HEADS_REGISTRY, ShapeSpec
-from clouds.modeling.mask_decoder.predictions import Predictions
+from clouds.modeling.transformer_decoder.decoder import Predictions
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from transformers_weights import (

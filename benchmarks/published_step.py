@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
-from clouds.data.sample import Domain
-from clouds.data.targets import masks_from_label
+from clouds.data.structures import Domain, masks_from_label
 from clouds.engine.benchmark import BACKWARD, OPTIMIZER, REFINER, TEACHER, PartClock
 from clouds.engine.optimizer import parameter_groups
 

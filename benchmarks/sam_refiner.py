@@ -29,10 +29,10 @@ from scipy import ndimage
 from torch import Tensor
 
 from clouds.config import get_cfg
-from clouds.self_training.pseudo_label import PseudoLabel, RefinedLabel
-from clouds.self_training.refiners.embedding_cache import fingerprint
-from clouds.self_training.refiners.sam import SamOptions, SamRefiner, cached
-from clouds.self_training.refiners.sam_model import build_sam
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.sam.embedding_cache import fingerprint
+from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached
 
 CLASSES = 19
 POINTS = 5

@@ -36,17 +36,18 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
+from street_renderer import get_style, render
+from street_renderer.generated_style import draw_style
 from tabulate import tabulate
 from torch import Tensor
 
 import clouds.modeling  # noqa: F401 - registers what the config names
-from clouds.building import build_seeded
 from clouds.config import get_cfg
 from clouds.d2 import CfgNode
+from clouds.data.augmentation import JitterRange
+from clouds.data.dataset_mapper import to_tensor
 from clouds.data.label_space import IGNORE
-from clouds.data.mappers.pair import to_tensor
-from clouds.data.sample import Domain
-from clouds.data.transforms import JitterRange
+from clouds.data.structures import Domain
 from clouds.engine import Trainer
 from clouds.engine.benchmark import (
     BACKWARD,
@@ -58,14 +59,13 @@ from clouds.engine.benchmark import (
     probes,
     synchronizer,
 )
-from clouds.scenes import get_style, paint
-from clouds.scenes.generated_style import draw_style
-from clouds.self_training.components import find_components
-from clouds.self_training.ema_teacher import EMATeacher
-from clouds.self_training.pseudo_label import PseudoLabel, PseudoLabelOptions, RefinedLabel
-from clouds.self_training.refiners.sam import SamOptions, SamRefiner, cached
-from clouds.self_training.refiners.sam_model import build_sam
-from clouds.self_training.self_training import SelfTraining
+from clouds.modeling.build import build_seeded
+from clouds.self_training.ema import EMATeacher
+from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.prompts import find_components
+from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached
 
 sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks
@@ -153,7 +153,7 @@ def config(args: argparse.Namespace, folder: Path) -> CfgNode:
 
 def source_sample(seed: int, size: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    image, label = paint(rng, get_style("gta5"), None, (size, size))
+    image, label = render(rng, get_style("gta5"), None, (size, size))
     sample = {"image": to_tensor(image), "sem_seg": to_tensor(label), "domain": Domain.SOURCE}
     return {**sample, "seed": seed}
 
@@ -165,7 +165,7 @@ def generated_samples(
     candidates = []
     for seed in range(CANDIDATES):
         rng = np.random.default_rng(seed)
-        image, label = paint(rng, draw_style(rng), None, (size, size))
+        image, label = render(rng, draw_style(rng), None, (size, size))
         label = without_ignore(label)
         far = abs(len(find_components(label, larger_than)) - COMPONENTS)
         candidates.append((far, seed, image, label))

@@ -36,10 +36,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import clouds.modeling  # noqa: F401 - registers what the config names
-from clouds.building import build_seeded
 from clouds.config import get_cfg
 from clouds.d2 import CfgNode
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.device import autocast
 from clouds.engine.benchmark import (
     CLASS_MAP,
     CONFUSION,
@@ -50,8 +50,8 @@ from clouds.engine.benchmark import (
     random_images,
     synchronizer,
 )
-from clouds.engine.loop import autocast
 from clouds.evaluation import ConfusionMatrix, build_protocol
+from clouds.modeling.build import build_seeded
 
 sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from clouds.version import __version__
 
 if TYPE_CHECKING:
-    from clouds.building import build
+    from clouds.engine.defaults import build
 
 __all__ = ["__version__", "build"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "build":
-        from clouds.building import build
+        from clouds.engine.defaults import build
 
         return build
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

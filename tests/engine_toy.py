@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from clouds import comm
 from clouds.config import get_cfg
-from clouds.engine import Diverged, Interrupted, Trainer, distributed
-from clouds.engine.distributed import launch
-from clouds.engine.environment import LOGGERS
+from clouds.engine import Diverged, Interrupted, Trainer
+from clouds.engine.launch import launch
+from clouds.environment import LOGGERS
 
 BATCH = 4
 
@@ -78,8 +79,8 @@ class Toy(nn.Module):
 
 def toy_batches(start, rank=None, world_size=None, seconds=0.0, channels=3):
     """This process's share of batch after batch; sample k is a function of k."""
-    rank = distributed.rank() if rank is None else rank
-    world_size = distributed.world_size() if world_size is None else world_size
+    rank = comm.get_rank() if rank is None else rank
+    world_size = comm.get_world_size() if world_size is None else world_size
     share = BATCH // world_size
     while True:
         first = start * BATCH + rank * share

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 import clouds.modeling  # noqa: F401 - registers what the config names
-from clouds.building import build_seeded
 from clouds.config import get_cfg
-from clouds.modeling.backbones.clip import CLIP
-from clouds.modeling.backbones.open_clip_model import create_clip
+from clouds.modeling.backbone.clip import CLIP
+from clouds.modeling.backbone.open_clip_models import create_clip
+from clouds.modeling.build import build_seeded
 
 CONVNEXT, RESNET = "clouds_tiny", "clouds_tiny_resnet"
 

@@ -171,8 +171,8 @@ def training(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
 
 def evaluation(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
     """Measure the evaluation of images."""
-    from clouds.building import build_seeded
     from clouds.engine import Checkpointer, benchmark
+    from clouds.modeling.build import build_seeded
 
     with user_errors_in_one_line():
         model = build_seeded(cfg)
@@ -194,7 +194,7 @@ def describe(cfg: CfgNode, args: argparse.Namespace, words: Sequence[str]) -> di
     import yaml
 
     from clouds.device import resolve_device
-    from clouds.engine.environment import provenance
+    from clouds.environment import provenance
 
     test = "random picture" if args.eval_size else str(cfg.DATASETS.TEST[0])
     train = "random pictures" if args.random_data else ", ".join(cfg.DATASETS.TRAIN)

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import torch
 
     from clouds.d2 import CfgNode
-    from clouds.data.sample import Record
-    from clouds.self_training.refiners.embedding_cache import CachedEmbedder, EmbeddingCache
+    from clouds.data.structures import Record
+    from clouds.self_training.refiners.sam.embedding_cache import CachedEmbedder, EmbeddingCache
 
 # Nothing heavy is imported up here: --help and a mistyped flag answer at once.
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with user_errors_in_one_line(stopped=STOPPED):
         from clouds.config import load_config
-        from clouds.engine.distributed import check_launch, launch
+        from clouds.engine.launch import check_launch, launch
 
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)
@@ -102,15 +102,14 @@ def check_config(cfg: CfgNode) -> None:
 def run(cfg: CfgNode) -> None:
     """What each process does."""
     with user_errors_in_one_line(stopped=STOPPED):
-        from clouds.device import resolve_device
-        from clouds.engine import distributed
-        from clouds.engine.loop import autocast
-        from clouds.self_training.refiners.embedding_cache import precision
-        from clouds.self_training.refiners.sam import cached
-        from clouds.self_training.refiners.sam_model import build_sam
+        from clouds import comm
+        from clouds.device import autocast, resolve_device
+        from clouds.self_training.refiners.sam.embedding_cache import precision
+        from clouds.self_training.refiners.sam.model import build_sam
+        from clouds.self_training.refiners.sam.refiner import cached
 
-        rank, world_size = distributed.rank(), distributed.world_size()
-        device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         records = pictures(cfg)
         embed = cached(cfg, build_sam(cfg, device))
         total = len(records) * (1 + cfg.INPUT.FLIP)
@@ -119,7 +118,7 @@ def run(cfg: CfgNode) -> None:
         with autocast(cfg, device):  # as in training: the precision is part of an entry's key
             computed_in = str(precision(device)).removeprefix("torch.")
             done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
-        counts = distributed.gather_objects((done, embed.computed))
+        counts = comm.all_gather((done, embed.computed))
         if rank == 0:
             report(embed.cache, total, *map(sum, zip(*counts, strict=True)), computed_in)
         stop_if_failed(embed.cache)
@@ -136,12 +135,6 @@ def pictures(cfg: CfgNode) -> list[Record]:
 def warn_of_space(cache: EmbeddingCache, views: int) -> None:
     """Say before hours of work that its result will not fit."""
     needed = views * cache.entry_bytes
-    if 0 < cache.max_bytes < needed:
-        print(
-            f"warning: MODEL.CLOUDS.SAM.CACHE_GIB is {gib(cache.max_bytes)}, but {views} views "
-            f"need {gib(needed)}: this will stop when the bound is reached",
-            file=sys.stderr,
-        )
     there = cache.size()[1]
     free = shutil.disk_usage(cache.folder).free
     if needed - there > free:
@@ -161,10 +154,9 @@ def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int
         desc="embedding", total=len(records) * (1 + flip), unit="view", disable=rank != 0
     ) as bar:
         for view in views(records, flip):
-            before = embed.computed
             embed([view])
-            if embed.cache.closed and embed.computed > before:
-                break  # it could not be kept
+            if embed.cache.failure is not None:
+                break
             done += 1
             bar.update()
     return done
@@ -172,8 +164,7 @@ def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int
 
 def views(records: Sequence[Record], flip: bool) -> Iterator[torch.Tensor]:
     """The clean views that training has of generated pictures."""
-    from clouds.data.mappers.generated import read_painted
-    from clouds.data.mappers.pair import to_tensor
+    from clouds.data.dataset_mapper import read_painted, to_tensor
 
     for record in records:
         painted = read_painted(record)

@@ -23,8 +23,8 @@ with user_errors_in_one_line():
     from tabulate import tabulate
     from tqdm import tqdm
 
+    from clouds.data.dataset_report import Health, check_dataset
     from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
-    from clouds.data.health import Health, check_dataset
 
 SAMPLE = 5  # pairs opened of each dataset without --full
 

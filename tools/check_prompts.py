@@ -1,12 +1,11 @@
 #!/usr/bin/env python
-"""Show what a prompt file covers, what it repeats, and what CLIP would not read of it.
+"""Check a prompt file: classes and topics it covers, near-duplicates, prompts too long for CLIP.
 
     python tools/check_prompts.py prompts/street_scenes.txt
     python tools/check_prompts.py mine.txt --strict --at-least 5
 
-The exit code is 0; with --strict it is 1 when a class is named too seldom, or a prompt is
-repeated, nearly repeated, too long, or names nothing of a street. It is 2 for a file that cannot
-be read.
+The exit code is 0; with --strict it is 1 if a class is named in too few prompts, or a prompt is
+repeated, nearly repeated, too long, or names no class. It is 2 for a file that cannot be read.
 """
 
 from __future__ import annotations
@@ -22,14 +21,16 @@ from command_line import user_errors_in_one_line
 if TYPE_CHECKING:
     from clouds.generation.prompts import Prompt
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
     args = parse(argv)
     with user_errors_in_one_line():
-        from clouds.generation.prompts import coverage, read_prompts
+        from street_renderer.prompt_reader import coverage
+
+        from clouds.generation.prompts import read_prompts
 
         prompts = read_prompts(args.file)
     counts = coverage(prompts)
@@ -37,18 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(class_table(counts["class"], len(prompts)))
     for topic, values in counts.items():
         if topic != "class":
-            said = ", ".join(f"{value} {count}" for value, count in values.items())
-            print(f"\n{topic}: {said}", end="")
+            frequencies = ", ".join(f"{value} {count}" for value, count in values.items())
+            print(f"\n{topic}: {frequencies}", end="")
     print("\n")
-    wrong = problems(prompts, counts["class"], args)
-    for line in wrong:
+    found = problems(prompts, counts["class"], args)
+    for line in found:
         print(line)
-    if not wrong:
+    if not found:
         print(
             f"No near-duplicate (similarity {args.similarity} or more), none too long for CLIP, "
             f"every class in at least {args.at_least}."
         )
-    return int(args.strict and bool(wrong))
+    return int(args.strict and bool(found))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -56,21 +57,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="one prompt a line")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 if something is wrong")
+    parser.add_argument("file", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a problem")
     parser.add_argument(
         "--similarity",
         type=float,
         default=0.5,
         metavar="S",
-        help="share of common words from which two prompts are near-duplicates (default: 0.5)",
+        help="Jaccard index of words from which two prompts are near-duplicates (default: 0.5)",
     )
     parser.add_argument(
         "--at-least",
         type=int,
         default=1,
         metavar="K",
-        help="prompts that must name each class (default: 1)",
+        help="minimum number of prompts that name each class (default: 1)",
     )
     args = parser.parse_args(argv)
     if not 0 < args.similarity <= 1:
@@ -81,7 +82,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def class_table(counts: Mapping[str, int], total: int) -> str:
-    """How many prompts name each class."""
+    """Table of the number of prompts that name each class."""
     from tabulate import tabulate
 
     rows = [[name, count, f"{100 * count / total:.0f} %"] for name, count in counts.items()]
@@ -91,8 +92,10 @@ def class_table(counts: Mapping[str, int], total: int) -> str:
 def problems(
     prompts: Sequence[Prompt], classes: Mapping[str, int], args: argparse.Namespace
 ) -> list[str]:
-    """What is wrong with the prompts, one line each."""
-    from clouds.generation.prompts import near_duplicates, over_long, read_scene
+    """Problems of the prompts, one line each."""
+    from street_renderer.prompt_reader import named_classes
+
+    from clouds.generation.prompts import near_duplicates, over_long
 
     found = [
         f"class {name}: {count} of at least {args.at_least} prompts name it"
@@ -107,7 +110,7 @@ def problems(
     found += [
         f"line {prompt.line} names no class: {prompt.text!r}"
         for prompt in prompts
-        if not read_scene(prompt).classes
+        if not named_classes(prompt)
     ]
     return found
 

@@ -19,6 +19,7 @@ logger = logging.getLogger("clouds.command_line")
 USER_ERROR = 2
 INTERRUPTED = 130
 HERE = Path(__file__).resolve().parent
+OWN_PACKAGES = ("clouds", "street_renderer")
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def raised_here(error: Exception) -> bool:
         while package(modules[-1]) == "pathlib":
             modules.pop()
     file = modules[-1].get("__file__")
-    return package(modules[-1]) == "clouds" or (
+    return package(modules[-1]) in OWN_PACKAGES or (
         file is not None and Path(file).resolve().parent == HERE
     )
 
@@ -70,7 +71,9 @@ def message(error: Exception) -> str:
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec("clouds") is None:
+    if isinstance(error, ModuleNotFoundError) and not all(
+        map(importlib.util.find_spec, OWN_PACKAGES)
+    ):
         return f"{error}. Install the project first: pip install -e {HERE.parent}"
     return str(error)
 

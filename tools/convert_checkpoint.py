@@ -69,9 +69,9 @@ def select(
     if config_file is None:
         kept = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
     else:
-        from clouds.building import build_seeded
         from clouds.config import load_config
         from clouds.engine.checkpoint import compare, with_present_names
+        from clouds.modeling.build import build_seeded
 
         random_clip = ["MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.DEVICE", "cpu"]
         model = build_seeded(load_config(config_file, [*opts, *random_clip]))
@@ -90,7 +90,7 @@ def write(weights: Mapping[str, torch.Tensor], output: Path, to: str) -> None:
     import safetensors.torch
     import torch
 
-    from clouds.whole_file import written_whole
+    from clouds.files import written_whole
 
     # Clones: tensors that share memory are an error to safetensors, and parts of larger ones would
     # drag the rest of them into a .pth.

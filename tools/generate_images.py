@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Paint unlabelled street scenes from prompts, for joint training.
+r"""Generate unlabeled street scenes from prompts, for joint training.
 
     python tools/generate_images.py --output datasets/stable_diffusion/gta
     python tools/generate_images.py --output datasets/stable_diffusion/xl \
@@ -8,11 +8,10 @@ r"""Paint unlabelled street scenes from prompts, for joint training.
     python tools/generate_images.py --generator procedural --height 256 --width 512 --count 300 \
         --output datasets/demo/stable_diffusion/demo
 
-Images go to OUTPUT/images, one line each to OUTPUT/manifest.jsonl; a folder
-<root>/stable_diffusion/NAME is the dataset sd_NAME. Prompts are taken in turn, and every image has
-a seed of its own, so the same command always gives the same images. A run that was stopped goes on
-where it was when it is started again; torchrun shares the images among processes, GPUs and machines
-that write to the same folder.
+Images are written to OUTPUT/images, with one line each in OUTPUT/manifest.jsonl. A folder
+<root>/stable_diffusion/NAME is the dataset sd_NAME. Prompts are used in turn and each image has its
+own seed, so the same command always gives the same images. The same command resumes an interrupted
+run; torchrun distributes the images over processes, GPUs and machines with the same folder.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +29,17 @@ from command_line import USER_ERROR, user_errors_in_one_line
 
 if TYPE_CHECKING:
     from clouds.generation.generators import Generator
-    from clouds.generation.work import Plan
+    from clouds.generation.job import GenerationJob
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
-MOST_REMARKS = 5
-STOPPED = "stopped; the same command goes on from here"
+MAX_WARNINGS = 5
+STOPPED = "stopped; the same command resumes from here"
 OPTIONS = (
     "model", "scheduler", "steps", "guidance", "negative_prompt", "height", "width", "dtype",
     "device", "batch_size", "offline",
 )  # fmt: skip
-"""Flags that are handed to the generator when they are given."""
+"""Flags that are passed to the generator if they are given."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -48,21 +48,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder to fill")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the images")
     add(
         "--prompts", type=Path, default=Path("prompts/street_scenes.txt"), metavar="FILE",
-        help="one prompt a line (default: %(default)s)",
+        help="one prompt per line (default: %(default)s)",
     )  # fmt: skip
     add(
         "--generator", default="stable_diffusion", metavar="NAME",
-        help="stable_diffusion or procedural (default: %(default)s)",
+        help=f"one of {known_generators()} (default: %(default)s)",
     )  # fmt: skip
     add("--count", type=int, default=5000, metavar="N", help="images (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the whole folder (default: %(default)s)")
     add("--overwrite", action="store_true", help="delete what was generated in OUTPUT before")
     add(
         "--verify", action="store_true",
-        help="when going on, paint images again whose content is not what the manifest says",
+        help="when resuming, regenerate images whose hash differs from the manifest",
     )  # fmt: skip
     size = parser.add_argument_group("size of an image, pixels")
     size.add_argument("--height", type=int, metavar="ROWS", help="default: 768")
@@ -71,69 +71,75 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def known_generators() -> str:
+    """Names of the generators of the library and of installed packages."""
+    plugins = sorted(entry_points(group="clouds.generators").names)
+    return ", ".join(["stable_diffusion", *plugins])
+
+
 def add_diffusion_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of stable_diffusion alone."""
+    """Flags of the generator stable_diffusion."""
     group = parser.add_argument_group("stable_diffusion")
     add = group.add_argument
     add(
         "--model", metavar="ID",
         help="on the Hugging Face hub, or a local folder (default: stabilityai/stable-diffusion-2)",
     )  # fmt: skip
-    add("--offline", action="store_true", default=None, help="use only what is on this machine")
+    add("--offline", action="store_true", default=None, help="use local files only")
     add(
         "--scheduler", metavar="NAME",
         help="euler, euler-ancestral, heun, ddim, dpm++, unipc, a class of diffusers, or own for "
-        "the model's (default: euler)",
+        "the model's own (default: euler)",
     )  # fmt: skip
     add("--steps", type=int, metavar="N", help="of denoising (default: 50)")
     add("--guidance", type=float, metavar="SCALE", help="default: 7.5, or the model's if distilled")
-    add("--negative-prompt", metavar="TEXT", help="what should not be seen")
+    add("--negative-prompt", metavar="TEXT", help="content to avoid")
     add("--dtype", metavar="NAME", help="float16 (default on a GPU), bfloat16, float32 (on a CPU)")
-    add("--device", metavar="NAME", help="cpu or cuda (default: cuda where there is one)")
-    add("--batch-size", type=int, metavar="N", help="images at once (default: 4)")
+    add("--device", metavar="NAME", help="cpu or cuda (default: cuda if available)")
+    add("--batch-size", type=int, metavar="N", help="images per batch (default: 4)")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, and run in this process; torchrun has started the others."""
+    """Parse the command line and run; torchrun starts the other processes."""
     args = parse(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         with user_errors_in_one_line():
-            from clouds.engine.distributed import launch
-        # The processes only wait for each other before they paint, so gloo is enough on GPUs too.
+            from clouds.engine.launch import launch
+        # Processes only synchronize once, before the generation, so gloo suffices on GPUs too.
         launch(run, (args, True), device="cpu")
     else:
         run(args, False)
 
 
 def run(args: argparse.Namespace, shared: bool) -> None:
-    """What each process does; `shared` when torchrun has started it."""
+    """Run one process; `shared` if torchrun has started it."""
     rank, world_size = 0, 1
     if shared:
-        from clouds.engine import distributed
+        from clouds import comm
 
-        rank, world_size = distributed.rank(), distributed.world_size()
+        rank, world_size = comm.get_rank(), comm.get_world_size()
     with user_errors_in_one_line(MemoryError, stopped=STOPPED):
-        plan = make_plan(args, world_size)
-        prepare_once(plan, args, rank, world_size)
+        job = build_job(args, world_size)
+        prepare_once(job, args, rank, world_size)
         if rank == 0:
-            show_remarks(plan)
-        paint(plan, rank, world_size)
-        finish(plan)
+            show_warnings(job)
+        generate(job, rank, world_size)
+        finish(job)
 
 
-def make_plan(args: argparse.Namespace, world_size: int) -> Plan:
+def build_job(args: argparse.Namespace, world_size: int) -> GenerationJob:
     """Read the prompts and load the generator."""
+    from clouds.generation.job import GenerationJob
     from clouds.generation.prompts import read_prompts
-    from clouds.generation.work import Plan
 
     prompts = tuple(read_prompts(args.prompts))
     generator = make_generator(args, world_size)
-    return Plan(args.output, generator, prompts, args.count, args.seed)
+    return GenerationJob(args.output, generator, prompts, args.count, args.seed)
 
 
 def make_generator(args: argparse.Namespace, world_size: int) -> Generator:
-    """Load the generator with the options that were given, on this process's own GPU."""
+    """Load the generator with the given options, on the GPU of this process."""
     from clouds.generation.generators import build_generator
 
     options = {key: getattr(args, key) for key in OPTIONS if getattr(args, key) is not None}
@@ -143,7 +149,7 @@ def make_generator(args: argparse.Namespace, world_size: int) -> Generator:
 
 
 def own_device(name: str) -> str:
-    """The GPU of this process among those of its machine, unless it is to paint on the CPU."""
+    """The GPU of this process on its machine, unless another device is requested."""
     import torch
 
     if name not in ("auto", "cuda"):
@@ -157,65 +163,66 @@ def own_device(name: str) -> str:
     return f"cuda:{local}" if gpus else name
 
 
-def prepare_once(plan: Plan, args: argparse.Namespace, rank: int, world_size: int) -> None:
-    """Let the first process make the folder ready while the others wait."""
-    from clouds.generation.work import prepare
+def prepare_once(job: GenerationJob, args: argparse.Namespace, rank: int, world_size: int) -> None:
+    """Prepare the folder in the first process while the others wait."""
+    from clouds.generation.job import prepare
 
     if world_size == 1:
-        prepare(plan, args.overwrite, args.verify)
+        prepare(job, args.overwrite, args.verify)
         return
-    from clouds.engine.distributed import gather_objects
+    from clouds.comm import all_gather
 
     problem: Exception | None = None
     if rank == 0:
         try:
-            prepare(plan, args.overwrite, args.verify)
+            prepare(job, args.overwrite, args.verify)
         except (ValueError, OSError) as error:
             problem = error
-    failed = any(gather_objects(problem is not None))
+    failed = any(all_gather(problem is not None))
     if problem is not None:
         raise problem
-    if failed:  # the first process says why
+    if failed:  # the first process reports the error
         raise SystemExit(USER_ERROR)
 
 
-def show_remarks(plan: Plan) -> None:
-    """Say what of the prompts the generator will not follow."""
-    remarks = plan.generator.remarks(plan.prompts)
-    for remark in remarks[:MOST_REMARKS]:
-        print(f"warning: {remark}", file=sys.stderr)
-    if len(remarks) > MOST_REMARKS:
-        print(f"warning: … and so for {len(remarks) - MOST_REMARKS} more", file=sys.stderr)
+def show_warnings(job: GenerationJob) -> None:
+    """Print the first warnings of the generator about the prompts."""
+    warnings = job.generator.prompt_warnings(job.prompts)
+    for warning in warnings[:MAX_WARNINGS]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if len(warnings) > MAX_WARNINGS:
+        print(f"warning: ... and {len(warnings) - MAX_WARNINGS} more", file=sys.stderr)
 
 
-def paint(plan: Plan, rank: int, world_size: int) -> None:
-    """Paint this process's share under a progress bar, which the first process shows."""
+def generate(job: GenerationJob, rank: int, world_size: int) -> None:
+    """Generate this process's share; the first process shows a progress bar."""
     import cv2
     from tqdm import tqdm
 
-    from clouds.generation import work
+    from clouds.generation.job import generate as generate_images
+    from clouds.generation.job import remaining
 
-    cv2.setNumThreads(1)  # several processes would get in each other's way
+    cv2.setNumThreads(1)  # one thread per process
 
-    numbers = work.remaining(plan, rank, world_size)
-    share = len(range(rank, plan.count, world_size))
-    name = "painting" if world_size == 1 else f"painting, process 1 of {world_size}"
+    numbers = remaining(job, rank, world_size)
+    share = len(range(rank, job.count, world_size))
+    name = "generating" if world_size == 1 else f"generating, process 1 of {world_size}"
     with tqdm(
         desc=name, total=share, initial=share - len(numbers), unit="image", disable=rank != 0
     ) as bar:
-        for _ in work.paint(plan, numbers):
+        for _ in generate_images(job, numbers):
             bar.update()
 
 
-def finish(plan: Plan) -> None:
-    """The process that finishes last shows the result; nobody waits for it."""
-    from clouds.generation import work
+def finish(job: GenerationJob) -> None:
+    """Write the contact sheet and print the result, in the process that finishes last."""
+    from clouds.generation.job import remaining, write_contact_sheet
 
-    if work.remaining(plan):
+    if remaining(job):
         return
-    sheet = work.write_contact_sheet(plan)
-    print(f"{plan.count} images in {plan.output / 'images'}; a few of them: {sheet}")
-    folder = plan.output.absolute()
+    sheet = write_contact_sheet(job)
+    print(f"{job.count} images in {job.output / 'images'}; overview: {sheet}")
+    folder = job.output.absolute()
     if folder.parent.name == "stable_diffusion":
         print("Use them:")
         print(f"  export DETECTRON2_DATASETS={folder.parent.parent}")

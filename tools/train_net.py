@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
     args = parse(argv)
     with user_errors_in_one_line():
         from clouds.config import load_config
-        from clouds.engine.distributed import check_launch, launch
+        from clouds.engine.launch import check_launch, launch
 
         cfg = load_config(args.config_file, args.opts)
         how = {
@@ -105,15 +105,15 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
 
 def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
     """Open the output folder: log, versions, and the config unless that of training is to stay."""
+    from clouds import comm, environment
     from clouds.device import resolve_device
-    from clouds.engine import distributed, environment
 
-    device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+    device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
     environment.check_writable(cfg.OUTPUT_DIR)
-    environment.setup_logging(cfg.OUTPUT_DIR, distributed.rank())
-    logger.info("%s", environment.banner(device, distributed.world_size()))
+    environment.setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    logger.info("%s", environment.banner(device, comm.get_world_size()))
     logger.info("%s", command)
-    if distributed.is_main() and not keep_config:
+    if comm.is_main_process() and not keep_config:
         environment.dump_config(cfg, Path(cfg.OUTPUT_DIR, "config.yaml"), command)
 
 
@@ -136,21 +136,21 @@ def train(cfg: CfgNode, resume: bool) -> None:
 
 def evaluate(cfg: CfgNode, resume: bool) -> None:
     """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
+    from clouds import comm
     from clouds.device import resolve_device
-    from clouds.engine import distributed
     from clouds.engine.trainer import on_device
     from clouds.evaluation import evaluate as evaluate_model
 
     with user_errors_in_one_line():
-        cfg = on_device(cfg, distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
+        cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
         model, weights = load_model(cfg, resume)
         evaluate_model(cfg, model, weights=weights)
 
 
 def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
     """The config's model, and the file whose weights it now has, empty for random ones."""
-    from clouds.building import build_seeded
     from clouds.engine import Checkpointer
+    from clouds.modeling.build import build_seeded
 
     model = build_seeded(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
@@ -170,9 +170,9 @@ def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
 
 def log_once(level: int, message: str) -> None:
     """Log on the main process alone what all processes would say."""
-    from clouds.engine import distributed
+    from clouds import comm
 
-    if distributed.is_main():
+    if comm.is_main_process():
         logger.log(level, "%s", message)
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-r"""Let an instruction-tuned language model write prompts of street scenes.
+r"""Write prompts of street scenes with an instruction-tuned language model.
 
     python tools/write_prompts.py --model Qwen/Qwen2.5-7B-Instruct --output more.txt --count 500 \
         --quota 50 --avoid prompts/street_scenes.txt
 
-The file grows round by round; started again with the same settings, a run that was broken off
-goes on where it was and writes the same prompts as an unbroken one.
+The file is extended round by round. An interrupted run is resumed by the same command, with the
+same prompts as without the interruption.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 
 from command_line import user_errors_in_one_line
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
 FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write; returns the exit code."""
+    """Write prompts; returns the exit code."""
     args = parse(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    stopped = f"Stopped. The same command goes on with {args.output}."
+    stopped = f"Stopped. The same command resumes {args.output}."
     with user_errors_in_one_line(MemoryError, stopped=stopped):
         return write(args)
 
@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="K",
-        help="go on until each of the 19 classes is named in K prompts of the file (default: 0)",
+        help="continue until K prompts of the file name each of the 19 classes (default: 0)",
     )
     add(
         "--avoid",
@@ -54,35 +54,35 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="prompt files whose prompts are not to be repeated",
+        help="prompt files whose prompts must not be repeated",
     )
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--temperature", type=float, default=0.9, help="of sampling (default: %(default)s)")
-    add("--batch-size", type=int, default=4, help="answers at once (default: %(default)s)")
+    add("--batch-size", type=int, default=4, help="answers per batch (default: %(default)s)")
     add(
         "--similarity",
         type=float,
         default=0.6,
         metavar="S",
-        help="share of common words from which a prompt counts as repeated (default: %(default)s)",
+        help="Jaccard index of words from which a prompt counts as repeated (default: %(default)s)",
     )
     add(
         "--patience",
         type=int,
         default=20,
         metavar="R",
-        help="give up after R rounds without a usable prompt (default: %(default)s)",
+        help="stop after R rounds without a valid prompt (default: %(default)s)",
     )
     add(
         "--max-new-tokens",
         type=int,
         default=640,
         metavar="T",
-        help="longest answer (default: %(default)s)",
+        help="maximum length of an answer (default: %(default)s)",
     )
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    add("--offline", action="store_true", help="take the model from the local cache only")
+    add("--offline", action="store_true", help="use the local cache only")
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
@@ -90,11 +90,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write(args: argparse.Namespace) -> int:
-    """Load the model, write, and say what was dropped."""
+    """Load the model, write prompts, and print the number of dropped lines by reason."""
+    from street_renderer.prompt_reader import named_classes
     from tqdm import tqdm
 
     from clouds.generation.language_model import load_language_model
-    from clouds.generation.prompt_writer import (
+    from clouds.generation.prompt_writing import (
         NothingUsableError,
         Progress,
         WritingOptions,
@@ -116,14 +117,14 @@ def write(args: argparse.Namespace) -> int:
     )
     settings = {
         "model": args.model,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "dtype": model.dtype,
         "temperature": args.temperature,
         "max_new_tokens": args.max_new_tokens,
     }
     bars: list[tqdm] = []
 
     def show(progress: Progress) -> None:
-        if not bars:  # what an earlier run wrote is not counted for the speed
+        if not bars:  # prompts of an earlier run do not count for the speed
             bars.append(tqdm(total=args.count, initial=progress.written, unit="prompt"))
         bar = bars[0]
         bar.total = max(bar.total, progress.written)
@@ -136,7 +137,7 @@ def write(args: argparse.Namespace) -> int:
         bar.update(progress.written - bar.n)
 
     try:
-        progress = write_prompts(model, args.output, options, settings, avoid, show)
+        progress = write_prompts(model, args.output, options, settings, named_classes, avoid, show)
     except NothingUsableError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return FAILED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clouds.d2.choice import broken
+from clouds.d2.backend import broken
 
 try:
     from detectron2.config import CfgNode, configurable

@@ -9,6 +9,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +26,8 @@ try:
     from kornia_rs.io import decode_image_png_u8
 except ImportError:
     decode_image_png_u8 = None
+
+from clouds.data.label_space import IGNORE
 
 UInt8Array = npt.NDArray[np.uint8]
 RawLabel = npt.NDArray[np.integer]
@@ -220,3 +225,102 @@ def _broken(path: Path, reason: object) -> ValueError:
         f"{path}: cannot be read as an image: {reason}. Fetch or unpack the file again; "
         "`python tools/check_datasets.py --full` lists every such file."
     )
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """Lookup from the ids in a dataset's label files ("raw" ids) to train ids.
+
+    Attributes:
+        name: what the ids are called in messages.
+        raw_ids: train id -> the raw ids that become it, the most typical one first.
+        void_ids: raw ids that are known and become `IGNORE`, the most typical one first.
+    """
+
+    name: str
+    raw_ids: Mapping[int, tuple[int, ...]]
+    void_ids: tuple[int, ...]
+
+    @cached_property
+    def _lut(self) -> UInt8Array:
+        lut = np.full(256, IGNORE, np.uint8)
+        for train_id, raws in self.raw_ids.items():
+            lut[list(raws)] = train_id
+        return lut
+
+    @cached_property
+    def _known(self) -> npt.NDArray[np.bool_]:
+        known = np.zeros(256, np.bool_)
+        for raws in (*self.raw_ids.values(), self.void_ids):
+            known[list(raws)] = True
+        return known
+
+    @cached_property
+    def _unknown(self) -> UInt8Array:
+        return (~self._known).astype(np.uint8)
+
+    @property
+    def known_ids(self) -> tuple[int, ...]:
+        """Every raw id that the dataset defines, ascending."""
+        return tuple(int(i) for i in np.flatnonzero(self._known))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Train ids that some raw id becomes, ascending."""
+        return tuple(sorted(self.raw_ids))
+
+    def apply(self, raw: npt.NDArray[np.integer]) -> UInt8Array:
+        """Turn raw ids into train ids.
+
+        Args:
+            raw: (H, W) of any integer type.
+
+        Returns:
+            (H, W) uint8; ids that are void or not known become `IGNORE`.
+        """
+        if (narrow := _narrow(raw)) is not None:
+            return np.asarray(cv2.LUT(narrow, self._lut), np.uint8)
+        inside = (raw >= 0) & (raw < 256)
+        train_ids = self._lut[np.where(inside, raw, 0)]
+        train_ids[~inside] = IGNORE
+        return train_ids
+
+    def unknown_ids(self, raw: npt.NDArray[np.integer]) -> tuple[int, ...]:
+        """The ids in `raw` (H, W) that the dataset does not define, ascending."""
+        if raw.size == 0:
+            return ()
+        narrow = _narrow(raw)
+        # one look at each pixel; what they are is only sought where there are any
+        if narrow is not None and not cv2.countNonZero(cv2.LUT(narrow, self._unknown)):
+            return ()
+        found = np.unique(raw)
+        return tuple(int(i) for i in found if not (0 <= i < 256 and self._known[i]))
+
+    def inverse(self) -> dict[int, int]:
+        """One raw id for each train id that the dataset has, and one for `IGNORE`."""
+        typical = {train_id: self.raw_ids[train_id][0] for train_id in self.classes}
+        return typical | {IGNORE: self.void_ids[0]}
+
+
+def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
+    """Ids in one byte each, memory in order; None where one does not fit, or there are none."""
+    if raw.dtype != np.uint8:
+        if raw.size == 0 or raw.min() < 0 or raw.max() > 255:
+            return None
+        raw = raw.astype(np.uint8)
+    return np.ascontiguousarray(raw, np.uint8)
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """One kind of label file.
+
+    Attributes:
+        suffix: how the file's name ends.
+        ids: lookup from its ids to train ids.
+        channel: where in the file the ids lie.
+    """
+
+    suffix: str
+    ids: LabelMapping
+    channel: Channel = "index"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.hooks import CheckpointHook, EvalHook, Hook, MetricsHook
 from clouds.engine.interrupt import Interrupted
-from clouds.engine.loop import Diverged, Step
+from clouds.engine.lr_scheduler import build_schedule
 from clouds.engine.optimizer import build_optimizer
-from clouds.engine.schedule import build_schedule
+from clouds.engine.train_loop import Diverged, Step
 from clouds.engine.trainer import Trainer
 
 __all__ = [

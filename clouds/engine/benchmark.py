@@ -29,17 +29,18 @@ import torch
 from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
+from clouds.data.build import build_train_loader
+from clouds.data.dataset_mapper import to_tensor
 from clouds.data.datasets import generated
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
-from clouds.data.loaders import build_train_loader
-from clouds.data.mappers.pair import to_tensor
-from clouds.data.sample import Domain, EvalSample, TrainInput, TrainSample
-from clouds.engine.loop import Batch, autocast
+from clouds.data.structures import Domain, EvalSample, TrainInput, TrainSample
+from clouds.device import autocast
 from clouds.engine.metrics import memory_gib
+from clouds.engine.train_loop import Batch
 from clouds.engine.trainer import Trainer
 
 if TYPE_CHECKING:
-    from clouds.self_training.self_training import SelfTraining
+    from clouds.self_training.pseudo_labeler import SelfTraining
 
 logger = logging.getLogger(__name__)
 
@@ -587,8 +588,8 @@ def dataset_images(cfg: CfgNode, name: str) -> Callable[[int], EvalSample]:
     Raises:
         FileNotFoundError, ValueError: as `DatasetSpec.records`.
     """
+    from clouds.data.dataset_mapper import EvaluationMapper
     from clouds.data.datasets import get_dataset
-    from clouds.data.mappers.evaluation import EvaluationMapper
     from clouds.evaluation import build_protocol
 
     records = get_dataset(name).records()

@@ -26,7 +26,7 @@ import yaml
 from torch import nn
 
 from clouds.d2 import CfgNode
-from clouds.whole_file import written_whole
+from clouds.files import written_whole
 
 logger = logging.getLogger(__name__)
 

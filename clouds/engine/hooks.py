@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fvcore.common.history_buffer import HistoryBuffer
 
-from clouds.engine import distributed
+from clouds import comm
 from clouds.engine.checkpoint import PeriodicCheckpointer
 from clouds.engine.interrupt import Interrupted
-from clouds.engine.loop import Step
 from clouds.engine.metrics import (
     MetricsFile,
     Record,
@@ -26,7 +25,9 @@ from clouds.engine.metrics import (
     memory_gib,
     tensorboard_folder,
 )
-from clouds.whole_file import unfinished
+from clouds.engine.train_loop import Step
+from clouds.files import unfinished
+from clouds.self_training.ema import EMATeacher
 
 if TYPE_CHECKING:
     from clouds.engine.trainer import Trainer
@@ -75,7 +76,7 @@ class MetricsHook(Hook):
 
     def before_train(self, trainer: Trainer) -> None:
         """Drop the records that this run will write again."""
-        if not distributed.is_main():
+        if not comm.is_main_process():
             return
         if trainer.start == 0:
             self.file.set_aside()
@@ -84,7 +85,7 @@ class MetricsHook(Hook):
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
         """Take the iteration in; write a record when it is time."""
-        if not distributed.is_main():
+        if not comm.is_main_process():
             return
         self.durations.update(step.seconds)
         values = {
@@ -160,7 +161,7 @@ class CheckpointHook(Hook):
     def before_train(self, trainer: Trainer) -> None:
         """Clear up half-written files; count the checkpoints that a resumed run finds."""
         self.periodic = PeriodicCheckpointer(trainer.checkpointer, self.period, self.keep or None)
-        if distributed.is_main():
+        if comm.is_main_process():
             for leftover in unfinished(Path(trainer.checkpointer.save_dir)):
                 leftover.unlink(missing_ok=True)
         if trainer.start > 0:
@@ -207,7 +208,7 @@ class EvalHook(Hook):
             and self.due(previous, trainer.max_iter)
             and not self.metrics.file.has_evaluation(previous)
         )
-        if distributed.gather_objects(lacking)[0]:
+        if comm.all_gather(lacking)[0]:
             self.run(trainer, previous)
 
     def after_step(self, trainer: Trainer, step: Step) -> None:
@@ -233,9 +234,9 @@ class EvalHook(Hook):
             if trainer.stop.requested and not isinstance(error, Interrupted):
                 raise trainer.stop.interruption() from error
             raise
-        if distributed.is_main():
+        if comm.is_main_process():
             self.record(results, iteration)
-        distributed.barrier()
+        comm.synchronize()
         return results
 
     def record(self, results: Results, iteration: int) -> None:
@@ -247,3 +248,23 @@ class EvalHook(Hook):
         )
         for name, picture in results.pictures.items():
             self.metrics.tensorboard.picture(f"eval/{name}", picture, iteration)
+
+
+class TeacherHook(Hook):
+    """Starts the teacher from the weights that training starts from, and updates it.
+
+    Its state belongs into checkpoints: a resumed run goes on with the teacher it had.
+    """
+
+    def __init__(self, teacher: EMATeacher) -> None:
+        self.teacher = teacher
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Copy the student, unless the teacher came from a checkpoint."""
+        if trainer.start == 0:
+            self.teacher.restart()
+
+    def after_step(self, trainer: Trainer, step: Step) -> None:
+        """Update the teacher when it is time to."""
+        if self.teacher.due(step.iteration):
+            self.teacher.update()

@@ -14,20 +14,20 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clouds import comm
 from clouds.d2 import CfgNode
-from clouds.device import resolve_device
-from clouds.engine import distributed
+from clouds.device import autocast, resolve_device
 from clouds.engine.checkpoint import Checkpointer, changed_keys
-from clouds.engine.environment import provenance
 from clouds.engine.hooks import CheckpointHook, EvalHook, Hook, MetricsHook
 from clouds.engine.interrupt import Interrupted, StopRequest
-from clouds.engine.loop import Batch, Diverged, Iteration, Step, autocast
+from clouds.engine.lr_scheduler import build_schedule
 from clouds.engine.optimizer import build_clipping, build_optimizer
-from clouds.engine.schedule import build_schedule
+from clouds.engine.train_loop import Batch, Diverged, Iteration, Step
+from clouds.environment import provenance
 
 if TYPE_CHECKING:
     from clouds.evaluation import Results
-    from clouds.self_training.self_training import SelfTraining
+    from clouds.self_training.pseudo_labeler import SelfTraining
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Trainer:
     Args:
         cfg: the config. MODEL.DEVICE may be 'auto'.
         model: None: `clouds.building.build_seeded(cfg)`.
-        loader: None: the one that `clouds.data.loaders.build_train_loader` builds.
+        loader: None: the one that `clouds.data.build.build_train_loader` builds.
         evaluate: None: `clouds.evaluation.evaluate` on DATASETS.TEST; nothing when that is empty.
 
     Attributes:
@@ -72,7 +72,7 @@ class Trainer:
         loader: Loader | None = None,
         evaluate: Callable[[], Results] | None = None,
     ) -> None:
-        self.device = distributed.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+        self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         self.cfg = on_device(cfg, self.device)
         self.max_iter = int(cfg.SOLVER.MAX_ITER)
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
@@ -108,27 +108,27 @@ class Trainer:
 
     def check_batch_size(self) -> None:
         """Reject a global batch that the processes cannot share evenly."""
-        if self.batch_size % distributed.world_size():
+        if self.batch_size % comm.get_world_size():
             raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {distributed.world_size()} "
+                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {comm.get_world_size()} "
                 "processes cannot share evenly. Make it a multiple of their number."
             )
 
     def build_model(self) -> nn.Module:
         """The config's model, its initial weights a function of SEED."""
-        from clouds.building import build_seeded
+        from clouds.modeling.build import build_seeded
 
         return build_seeded(self.cfg)
 
     def build_loader(self, start: int) -> Iterable[Batch]:
         """The config's training data from batch `start` on, this process's share of it."""
-        from clouds.data.loaders import build_train_loader
+        from clouds.data.build import build_train_loader
 
-        return build_train_loader(self.cfg, start, distributed.rank(), distributed.world_size())
+        return build_train_loader(self.cfg, start, comm.get_rank(), comm.get_world_size())
 
     def parallel(self) -> nn.Module:
         """The model, in DistributedDataParallel when there are several processes."""
-        if distributed.world_size() == 1:
+        if comm.get_world_size() == 1:
             return self.model
         with warnings.catch_warnings():
             # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
@@ -140,7 +140,7 @@ class Trainer:
         checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
-            save_to_disk=distributed.is_main(),
+            save_to_disk=comm.is_main_process(),
             provenance={**provenance(), "config": cfg.dump()},
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             optimizer=self.optimizer,
@@ -169,7 +169,7 @@ class Trainer:
 
     def build_teacher_hooks(self) -> list[Hook]:
         """In joint training, the hook that averages the teacher, whose state goes into files."""
-        from clouds.self_training.hooks import TeacherHook
+        from clouds.engine.hooks import TeacherHook
 
         if self.self_training is None:
             return []
@@ -223,7 +223,7 @@ class Trainer:
             self.tell_changes(rest)
         else:
             self.start_afresh(resume)
-        starts = distributed.gather_objects(self.start)
+        starts = comm.all_gather(self.start)
         if len(set(starts)) > 1:
             raise ValueError(
                 f"the processes found different checkpoints (they would start at {starts}). "

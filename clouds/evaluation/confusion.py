@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from clouds import comm
 from clouds.data.label_space import IGNORE
-from clouds.engine import distributed
 
 _PIXELS_AT_ONCE = 1 << 22
 
@@ -87,7 +87,7 @@ class ConfusionMatrix:
         """
         total = ConfusionMatrix(self.num_classes, self.ignore)
         # as objects: a rank that saw no image has its counts on another device than the others
-        total.counts = torch.stack(distributed.gather_objects(self.counts.cpu())).sum(0)
+        total.counts = torch.stack(comm.all_gather(self.counts.cpu())).sum(0)
         return total
 
     def _per_class(self, classes: Sequence[int] | None, parts: Tensor, wholes: Tensor) -> Tensor:

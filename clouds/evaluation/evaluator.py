@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from clouds import comm
 from clouds.d2 import CfgNode, DatasetEvaluator
+from clouds.data.build import build_test_loader
 from clouds.data.datasets import DatasetSpec, get_dataset
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
-from clouds.data.loaders import build_test_loader
-from clouds.data.sample import Record
-from clouds.engine import distributed
-from clouds.engine.loop import autocast
+from clouds.data.structures import Record
+from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.protocols import Segmenter, build_protocol
 from clouds.evaluation.pseudo_labels import PseudoLabelResult, inspect_pseudo_labels
 from clouds.evaluation.report import DatasetResult, Results, describe_run, write_results
-from clouds.modeling.inference.class_map import class_map
-from clouds.visualize import compare
+from clouds.modeling.postprocessing import class_map
+from clouds.visualizer import compare
 
 if TYPE_CHECKING:
-    from clouds.modeling.clouds_model import CLOUDS
+    from clouds.modeling.meta_arch.clouds import CLOUDS
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def evaluate(
         with _evaluating(cfg, model) as segmenter:
             inspected = inspect_pseudo_labels(cfg, cast("CLOUDS", segmenter))
     results = Results(cfg.TEST.PROTOCOL, datasets, inspected)
-    if distributed.is_main():
+    if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         bare = model.module if isinstance(model, DistributedDataParallel) else model
         run = describe_run(cfg, bare, weights=weights, iteration=iteration)
@@ -98,7 +98,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     """Score a model on one dataset; see `evaluate`."""
     dataset = get_dataset(name)
     protocol = build_protocol(cfg)
-    rank, world_size = distributed.rank(), distributed.world_size()
+    rank, world_size = comm.get_rank(), comm.get_world_size()
     loader = build_test_loader(
         dataset, protocol.prepare, cfg.DATALOADER.NUM_WORKERS, rank, world_size
     )
@@ -113,7 +113,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
             scores.process([sample], [{"sem_seg": prediction}])
             if sample["file_name"] in numbers:
                 pictures[numbers[sample["file_name"]]] = _panel(sample, prediction)
-    shares = distributed.gather_objects((scores.images, pictures))
+    shares = comm.all_gather((scores.images, pictures))
     result = DatasetResult.from_confusion(
         name,
         scores.confusion.all_reduce(),
@@ -123,7 +123,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         seconds=time.perf_counter() - start,
         pictures=_in_order([share for _, share in shares]),
     )
-    if distributed.is_main():
+    if comm.is_main_process():
         rate = result.images_per_second
         logger.info("%s: mIoU %.2f, %d images, %.2f/s", name, result.miou, result.images, rate)
     return result
@@ -183,7 +183,7 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> dict[str, Any]:
         """Scores over all processes, in percent: {"sem_seg": {"mIoU": …, "IoU-road": …}}."""
-        images = sum(distributed.gather_objects(self.images))
+        images = sum(comm.all_gather(self.images))
         result = DatasetResult.from_confusion(
             self.dataset.name,
             self.confusion.all_reduce(),
@@ -217,7 +217,7 @@ def _with_progress(loader: Any, name: str) -> Any:
         desc=name,
         unit="image",
         mininterval=_SECONDS_BETWEEN_LINES if quiet else 0.1,
-        disable=not distributed.is_main(),
+        disable=not comm.is_main_process(),
         dynamic_ncols=True,
     )
 

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
-from clouds.data.transforms import resize_label
-from clouds.modeling.inference.class_map import ClassMapBuilder
+from clouds.data.augmentation import resize_label
+from clouds.modeling.postprocessing import ClassMapBuilder
 
 UInt8Array = npt.NDArray[np.uint8]
 

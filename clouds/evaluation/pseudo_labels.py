@@ -11,17 +11,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.data.datasets import DatasetSpec, generated, get_dataset
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.reading import read_image
-from clouds.data.sample import Record
-from clouds.engine import distributed
+from clouds.data.structures import Record
 from clouds.evaluation.confusion import ConfusionMatrix
-from clouds.visualize import Tile, mark_points, side_by_side
+from clouds.visualizer import Tile, mark_points, side_by_side
 
 if TYPE_CHECKING:
-    from clouds.modeling.clouds_model import CLOUDS
+    from clouds.modeling.meta_arch.clouds import CLOUDS
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -74,13 +74,13 @@ def _inspect(dataset: DatasetSpec, model: CLOUDS, scored: int, drawn: int) -> Ps
     counts = {what: ConfusionMatrix(CITYSCAPES_19.num_classes) for what in SCORED}
     covered = torch.zeros(2, dtype=torch.float64)
     pictures: dict[int, UInt8Array] = {}
-    for number in range(distributed.rank(), len(chosen), distributed.world_size()):
+    for number in range(comm.get_rank(), len(chosen), comm.get_world_size()):
         seen = _look(model, dataset, chosen[number], number)
         seen.count(counts)
         covered += torch.tensor([float(np.sum(seen.refined != IGNORE)), seen.refined.size])
         if number < drawn:
             pictures[number] = seen.panel()
-    shares = distributed.gather_objects((covered, pictures))
+    shares = comm.all_gather((covered, pictures))
     inside, pixels = torch.stack([share for share, _ in shares]).sum(0).tolist()
     return PseudoLabelResult(
         name=dataset.name,

@@ -27,10 +27,10 @@ from torch import nn
 
 from clouds.d2 import CfgNode
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.engine.environment import provenance
+from clouds.environment import provenance
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
-from clouds.whole_file import written_whole
+from clouds.files import written_whole
 
 UInt8Array = npt.NDArray[np.uint8]
 

@@ -1,1 +1,1 @@
-"""From prompts to painted street scenes."""
+"""Generation of unlabeled training images from prompts: prompt files, generators, folders."""

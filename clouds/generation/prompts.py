@@ -1,51 +1,32 @@
-"""Prompt files: one prompt a line; what they cover, repeat and lose.
+"""Prompt files, one prompt per line: reading, near-duplicates, and length in CLIP tokens.
 
-Blank lines, and lines that begin with '#', are no prompts.
+Blank lines and lines that start with '#' are skipped.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from clouds.data.label_space import CITYSCAPES_19
-from clouds.generation.scene_lexicon import Bustle, Season, Viewpoint
-from clouds.generation.scene_words import SceneWords, content_words, read_scene
-from clouds.scenes.style import PLACES, TIMES, WEATHERS
+from clouds.generation.words import content_words
 
-__all__ = [
-    "BANK",
-    "CLIP_CONTEXT",
-    "ClipLength",
-    "Prompt",
-    "SceneWords",
-    "clip_tokens",
-    "coverage",
-    "cut_prompts",
-    "near_duplicates",
-    "over_long",
-    "read_prompts",
-    "read_scene",
-]
-
-BANK = Path(__file__).parents[2] / "prompts" / "street_scenes.txt"
-"""The prompts that come with the project (in its repository)."""
+DEFAULT_PROMPTS = Path(__file__).parents[2] / "prompts" / "street_scenes.txt"
+"""The prompt file of this repository."""
 
 CLIP_CONTEXT = 77
-"""Tokens that CLIP's text encoder reads, its start and end marks among them."""
+"""Context length of CLIP's text encoder in tokens, including start and end token."""
 
 
 class Prompt(str):
-    """The text of a prompt, which knows the line of its file that it stands on.
+    """A prompt with its position in the file.
 
     Attributes:
-        line: number of the line, from 1.
+        line: line number, from 1.
     """
 
     __slots__ = ("line",)
@@ -66,18 +47,18 @@ class Prompt(str):
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
-    """The prompts of a file, in its order; repeated ones stay.
+    """Read the prompts of a file, in order, repeated ones included.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no text in UTF-8, or holds no prompt.
+        ValueError: it is not UTF-8 text, or contains no prompt.
     """
     path = Path(path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"prompt file {path} {what}. A prompt file holds one prompt a line; the project's own "
-            f"is {BANK}."
+            f"prompt file {path} {what}. A prompt file has one prompt per line, for example "
+            f"{DEFAULT_PROMPTS}."
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -89,57 +70,28 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not prompts:
         raise ValueError(
             f"prompt file {path} has no prompt in it ({len(lines)} lines, all of them blank or "
-            f"comments). Write one prompt a line; {BANK} is an example."
+            f"comments). Write one prompt per line, as in {DEFAULT_PROMPTS}."
         )
     return prompts
 
 
 def parse_prompts(lines: Iterable[str]) -> list[Prompt]:
-    """The prompts among the lines of a file; see the module."""
+    """The prompts among the lines of a file, without blank lines and comments."""
     stripped = ((number, line.strip()) for number, line in enumerate(lines, start=1))
     return [Prompt(line, number) for number, line in stripped if line and line[0] != "#"]
 
 
-# ---------------------------------------------------------------------- coverage
-NOT_SAID = "not said"
-_TOPICS: dict[str, tuple[str, ...]] = {
-    "weather": WEATHERS,
-    "time": TIMES,
-    "place": PLACES,
-    "season": get_args(Season),
-    "viewpoint": get_args(Viewpoint),
-    "bustle": get_args(Bustle),
-}
-
-
-def coverage(prompts: Iterable[str]) -> dict[str, dict[str, int]]:
-    """How many prompts name each class, weather, time and so on.
-
-    Returns:
-        Topic -> value -> number of prompts. The topics are "class" (all 19 names, in the order of
-        their train ids; a prompt counts for each class that it names) and the other fields of
-        `SceneWords`, with the prompts that say nothing about it under "not said".
-    """
-    scenes = [read_scene(prompt) for prompt in prompts]
-    named = Counter(name for scene in scenes for name in scene.classes)
-    counts = {"class": {name: named[name] for name in CITYSCAPES_19.names}}
-    for topic, values in _TOPICS.items():
-        said = Counter(getattr(scene, topic) for scene in scenes)
-        counts[topic] = {value: said[value] for value in values} | {NOT_SAID: said[None]}
-    return counts
-
-
 # ---------------------------------------------------------------------- repetition
 def near_duplicates(prompts: Sequence[str], threshold: float = 0.5) -> list[tuple[int, int, float]]:
-    """Pairs of prompts that say nearly the same.
+    """Find pairs of prompts with nearly the same words.
 
     Args:
-        prompts: any number of them; memory grows with the pairs that share a word.
-        threshold: 0 to 1, similarity from which a pair is reported. The similarity is that of
-            `content_words`: words in both over words in either.
+        prompts: memory grows with the number of pairs that share a word.
+        threshold: smallest similarity that is reported, above 0 and at most 1. The similarity is
+            the intersection over union (Jaccard index) of the prompts' `content_words`.
 
     Returns:
-        (first, second, similarity) with positions first < second in `prompts`, the most similar
+        (first, second, similarity) with indices first < second into `prompts`, the most similar
         pair first.
     """
     if not 0 < threshold <= 1:
@@ -168,12 +120,12 @@ def near_duplicates(prompts: Sequence[str], threshold: float = 0.5) -> list[tupl
 # ---------------------------------------------------------------------- length
 @dataclass(frozen=True)
 class ClipLength:
-    """How much of a text CLIP reads.
+    """Length of a text in tokens of a text encoder.
 
     Attributes:
-        tokens: of the whole text, with the start and end marks.
-        cut: the end of the text that is not read, from the first word that does not fit whole;
-            empty where everything is read.
+        tokens: of the whole text, including start and end token.
+        cut: the part of the text beyond the context length, from the first word that does not
+            fit completely; empty if the text fits.
     """
 
     tokens: int
@@ -181,43 +133,43 @@ class ClipLength:
 
 
 def clip_tokens(text: str, context_length: int = CLIP_CONTEXT) -> ClipLength:
-    """Count a text in CLIP's tokens, and find what a text encoder of that length does not read."""
+    """Length of a text in CLIP tokens, and the part beyond the context length."""
     encode = _clip_encoder()
     return _length(text, context_length, lambda part: len(encode(part)) + 2)
 
 
 def over_long(prompts: Iterable[str], context_length: int = CLIP_CONTEXT) -> list[str]:
-    """One warning for each prompt that CLIP does not read to its end."""
-    found = []
+    """One warning for each prompt that is longer than CLIP's context."""
+    warnings = []
     for number, prompt in enumerate(prompts, start=1):
         cut = clip_tokens(prompt, context_length).cut
         if cut:
-            found.append(_warning(prompt, number, context_length, cut))
-    return found
+            warnings.append(_warning(prompt, number, context_length, cut))
+    return warnings
 
 
 def cut_prompts(prompts: Iterable[str], tokenizers: Sequence[Any]) -> list[str]:
-    """One warning for each prompt that no text encoder of a generator reads to its end.
+    """One warning for each prompt that is too long for all text encoders of a generator.
 
     Args:
         tokenizers: of the transformers kind: `tokenizer(text)["input_ids"]` and
-            `tokenizer.model_max_length`. Of several, the one that reads furthest decides.
+            `tokenizer.model_max_length`. The one with the longest context is used.
     """
     limits = [int(min(tokenizer.model_max_length, 10**9)) for tokenizer in tokenizers]
     if not limits:
         return []
     limit = max(limits)
     tokenizer = tokenizers[limits.index(limit)]
-    found = []
+    warnings = []
     for number, prompt in enumerate(prompts, start=1):
         cut = _length(str(prompt), limit, lambda part: len(tokenizer(part)["input_ids"])).cut
         if cut:
-            found.append(_warning(prompt, number, limit, cut))
-    return found
+            warnings.append(_warning(prompt, number, limit, cut))
+    return warnings
 
 
 def _length(text: str, limit: int, count: Callable[[str], int]) -> ClipLength:
-    """Compare a text with a limit; tokens never reach over a blank, so words are cut off whole."""
+    """Compare a text with a limit. No token contains a space, so the text is cut between words."""
     tokens = count(text)
     if tokens <= limit:
         return ClipLength(tokens, "")
@@ -239,7 +191,7 @@ def _warning(prompt: str, number: int, limit: int, cut: str) -> str:
 
 @cache
 def _clip_encoder() -> Callable[[str], list[int]]:
-    """CLIP's own byte-pair encoding; its vocabulary comes with open_clip."""
+    """CLIP's byte-pair encoding, with the vocabulary that is part of open_clip."""
     from open_clip.tokenizer import SimpleTokenizer
 
     encode: Callable[[str], list[int]] = SimpleTokenizer().encode

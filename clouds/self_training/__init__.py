@@ -1,1 +1,1 @@
-"""Labels for images that nobody labelled: a teacher, what refines its labels, and their doubts."""
+"""Self-training on generated images: teacher, refiners, pseudo-labels (paper section 3.4)."""

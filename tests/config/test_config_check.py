@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from clouds.config import KEYS, ConfigError, get_cfg, load_config, problems, resolve
 from clouds.config.check import CROSS_CHECKS
-from clouds.data.datasets import catalog, training_label_space
+from clouds.data.datasets import builtin, training_label_space
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.device import resolve_device
 
@@ -151,10 +152,9 @@ def test_checks_read_keys_of_the_table_and_cover_a_wrong_type():
 
 def test_num_classes_follow_from_the_label_space(monkeypatch):
     """With another label space of a dataset, as nothing in the config says 19."""
-    space = LabelSpace(("a", "b"), ((0, 0, 0), (1, 1, 1)), (("a",), ("b",)))
-    real = catalog._label_space
-    spaces = {"camvid_train": space, "camvid_val": space}
-    monkeypatch.setattr(catalog, "_label_space", lambda name: spaces.get(name) or real(name))
+    space = LabelSpace("two", ("a", "b"), ((0, 0, 0), (1, 1, 1)), (("a",), ("b",)))
+    for name in ("camvid_train", "camvid_val"):
+        monkeypatch.setitem(builtin.ROWS, name, replace(builtin.ROWS[name], label_space=space))
     camvid = ["DATASETS.TRAIN", "('camvid_train',)"]
     assert load_config(None, camvid).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None, [*camvid, NUM_CLASSES, "2"]).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2

@@ -29,16 +29,16 @@ from clouds.d2 import (
     Registry,
     ShapeSpec,
     backend_version,
-    build_model,
     configurable,
 )
+from clouds.modeling.build import build_model
 
 
 # -------------------------------------------------------------------------- which side it is
 def test_all_nouns_come_from_the_chosen_side():
     ours = [Backbone, ShapeSpec, ImageList, DatasetEvaluator, configurable]
     ours += [type(DatasetCatalog), type(MetadataCatalog)]
-    home = {"detectron2": "detectron2.", "embedded": "clouds.d2.embedded."}[BACKEND]
+    home = {"detectron2": "detectron2.", "embedded": "clouds.d2.embedded"}[BACKEND]
     assert [noun.__module__ for noun in ours if not noun.__module__.startswith(home)] == []
     assert ("detectron2" in sys.modules) == (BACKEND == "detectron2")
 

@@ -21,7 +21,7 @@ from PIL import Image
 import clouds.modeling  # noqa: F401 - registers the model
 from clouds.config import add_clouds_config
 from clouds.data.datasets import dataset_names, get_dataset, register_all
-from clouds.modeling.clouds_model import CLOUDS
+from clouds.modeling.meta_arch.clouds import CLOUDS
 
 SIZE = (64, 96)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.d2.choice import choose
+from clouds.d2.backend import choose
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from clouds.data.datasets.catalog import register_all, training_label_space
-from clouds.data.datasets.listing import Listing, forget_listings
-from clouds.data.datasets.spec import (
+from clouds.data.datasets.builtin import generated, is_generated
+from clouds.data.datasets.catalog import (
     ROOT_VARIABLE,
     DatasetSpec,
     dataset_names,
     dataset_root,
     get_dataset,
+    known_label_space,
+    register_all,
+    training_label_space,
 )
-from clouds.data.datasets.table import generated, is_generated
+from clouds.data.datasets.listing import Listing, forget_listings
 
 __all__ = [
     "ROOT_VARIABLE",
@@ -23,6 +25,7 @@ __all__ = [
     "generated",
     "get_dataset",
     "is_generated",
+    "known_label_space",
     "register_all",
     "training_label_space",
 ]

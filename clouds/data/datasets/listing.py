@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from clouds.data.datasets.table import Folders, Row
+from clouds.data.datasets.description import Folders, Row
+from clouds.data.datasets.manifest import Entry, read_manifest
 from clouds.data.reading import read_size
-from clouds.data.sample import Record
-from clouds.generation.manifest import Entry, read_manifest
+from clouds.data.structures import Record
 
 logger = logging.getLogger(__name__)
 

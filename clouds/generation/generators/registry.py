@@ -1,10 +1,15 @@
-"""What a generator is, and the table of those that exist."""
+"""The interface of image generators and their registry.
+
+Generators of other packages are found by their entry points in the group `clouds.generators`
+(name = "module:function"); the function is what would be registered in `GENERATOR_REGISTRY`.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,20 +18,22 @@ import numpy.typing as npt
 from clouds.d2 import Registry
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
-"""Name -> function that makes the generator; its keyword-only arguments are the options."""
+"""Name -> function that builds the generator; its keyword-only arguments are the options."""
 
-LARGEST_SEED = (1 << 63) - 1
+ENTRY_POINT_GROUP = "clouds.generators"
+MAX_SEED = (1 << 63) - 1
 
-Setting = str | int | float
+SettingValue = str | int | float
+"""A value of a generator's settings, as JSON stores it."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One painted picture.
+class GeneratedImage:
+    """One generated image.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        label: (H, W) uint8 train ids, 255 for unlabelled; None where the generator does not know.
+        label: (H, W) uint8 train ids, 255 for unlabeled; None if the generator has no labels.
     """
 
     image: npt.NDArray[np.uint8]
@@ -34,70 +41,103 @@ class Picture:
 
 
 class Generator(Protocol):
-    """Paints pictures from prompts.
+    """Generates images from prompts.
 
     Attributes:
-        name: under which it is registered.
-        model: what it was loaded with, such as a hub id; empty when it has no weights.
-        size: (rows, columns) of its pictures, pixels.
-        settings: whatever else its pictures depend on, as values that JSON can hold.
-        batch_size: how many prompts it takes at a time.
-        labelled: whether its pictures come with labels.
+        name: the name that it is registered under.
+        model: hub id or folder of its weights; empty if it has none.
+        size: (height, width) of its images, pixels.
+        settings: all other values that its images depend on.
+        batch_size: the largest number of prompts per call.
+        has_labels: whether its images have labels.
     """
 
     name: str
     model: str
     size: tuple[int, int]
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, SettingValue]
     batch_size: int
-    labelled: bool
+    has_labels: bool
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
-        """Paint one picture for each prompt.
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """Generate one image per prompt.
 
-        Picture i is a function of prompt i, seed i and the settings, never of its neighbours.
+        Image i is a function of prompt i, seed i and the settings, not of the rest of the batch.
 
         Args:
             prompts: at most `batch_size`.
-            seeds: as many, 0 to `LARGEST_SEED`.
+            seeds: one per prompt, 0 to `MAX_SEED`.
         """
         ...
 
-    def remarks(self, prompts: Sequence[str]) -> list[str]:
-        """What of these prompts it will not follow, a sentence each; for warnings."""
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """One sentence for each part of these prompts that the generator ignores."""
         ...
 
 
 def build_generator(name: str, options: Mapping[str, object] | None = None) -> Generator:
-    """Make a generator.
+    """Build a generator.
 
     Args:
-        name: of `GENERATOR_REGISTRY`.
-        options: by name; those that are left out have the generator's defaults.
+        name: one of `generator_names`.
+        options: values by name; options that are left out have the generator's defaults.
 
     Raises:
-        ValueError: an unknown name, an option that this generator does not have, or a value that
-            it cannot take.
-        FileNotFoundError, ImportError: its weights or packages are missing; says how to get them.
+        ValueError: unknown name, an option that this generator does not have, or an invalid value.
+        FileNotFoundError, ImportError: weights or packages are missing; the message says how to
+            get them.
     """
-    names = [known for known, _ in GENERATOR_REGISTRY]
-    if name not in names:
-        raise ValueError(f"unknown generator {name!r}; known: {', '.join(sorted(names))}")
-    make: Callable[..., Generator] = GENERATOR_REGISTRY.get(name)
+    build = get_generator(name)
     given = dict(options or {})
-    allowed = option_names(make)
+    allowed = option_names(build)
     for option in given:
         if option not in allowed:
             raise ValueError(
                 f"the generator {name!r} has no option {_flag(option)}; it takes "
                 f"{', '.join(_flag(known) for known in allowed)}"
             )
-    return make(**given)
+    return build(**given)
 
 
-def option_names(make: Callable[..., Any]) -> list[str]:
+def generator_names() -> list[str]:
+    """Names of all registered generators and of those of installed packages, sorted."""
+    registered = {name for name, _ in GENERATOR_REGISTRY}
+    return sorted(registered | set(entry_points(group=ENTRY_POINT_GROUP).names))
+
+
+def get_generator(name: str) -> Callable[..., Generator]:
+    """The function that builds a generator: from the registry, else from an entry point.
+
+    Raises:
+        ValueError: unknown name.
+        ImportError: the package of its entry point cannot be imported.
+    """
+    if name in GENERATOR_REGISTRY:
+        build: Callable[..., Generator] = GENERATOR_REGISTRY.get(name)
+        return build
+    found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+    if not found:
+        raise ValueError(f"unknown generator {name!r}; known: {', '.join(generator_names())}")
+    return _load(found[0])
+
+
+def option_names(build: Callable[..., Any]) -> list[str]:
     """Names of the options of a registered generator."""
-    return list(inspect.signature(make).parameters)
+    return list(inspect.signature(build).parameters)
+
+
+def _load(entry_point: EntryPoint) -> Callable[..., Generator]:
+    try:
+        build: Callable[..., Generator] = entry_point.load()
+    except ModuleNotFoundError as error:
+        distribution = entry_point.dist.name if entry_point.dist else entry_point.module
+        raise ImportError(
+            f"the generator {entry_point.name!r} ({entry_point.value}) needs the package "
+            f"{error.name!r}, which is not installed. It belongs to the distribution "
+            f"{distribution!r}: install that again (`pip install {distribution}`, or "
+            "`pip install -e .` in its repository)"
+        ) from error
+    return build
 
 
 def _flag(option: str) -> str:

@@ -1,7 +1,7 @@
-"""Pictures by a text-to-image diffusion model: Stable Diffusion 1.5, 2, XL, 3, FLUX and others.
+"""Images of a text-to-image diffusion model: Stable Diffusion 1.5, 2, XL, 3, FLUX and others.
 
-Whatever diffusers' `AutoPipelineForText2Image` loads can paint: a model of the hub or a local
-folder. The defaults are those of the paper (section 4.1): Stable Diffusion 2, Euler steps.
+Any model that diffusers' `AutoPipelineForText2Image` loads, from the hub or a local folder. The
+defaults are those of the paper (section 4.1): Stable Diffusion 2, Euler scheduler.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 from clouds.device import resolve_device
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
-    LARGEST_SEED,
-    Picture,
-    Setting,
+    MAX_SEED,
+    GeneratedImage,
+    SettingValue,
 )
+from clouds.generation.prompts import cut_prompts
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "stabilityai/stable-diffusion-2"
 DTYPES = ("float16", "bfloat16", "float32")
-USUAL_GUIDANCE = 7.5
+DEFAULT_GUIDANCE = 7.5
 OWN_SCHEDULER = "own"
 SCHEDULERS: Mapping[str, tuple[str, ...]] = {
     "euler": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
@@ -37,7 +38,7 @@ SCHEDULERS: Mapping[str, tuple[str, ...]] = {
     "dpm++": ("DPMSolverMultistepScheduler",),
     "unipc": ("UniPCMultistepScheduler",),
 }
-"""Short names of schedulers, and diffusers' classes: the first that fits the model is taken."""
+"""Short name -> scheduler classes of diffusers; the first that the model supports is used."""
 
 
 def stable_diffusion(
@@ -57,22 +58,22 @@ def stable_diffusion(
     """Load a diffusion model.
 
     Args:
-        model: id on the Hugging Face hub, or a folder that `save_pretrained` has written.
-        scheduler: a short name of `SCHEDULERS`, a class of diffusers that fits the model, or
-            'own' for the one that the model comes with.
+        model: id on the Hugging Face hub, or a folder written by `save_pretrained`.
+        scheduler: a short name of `SCHEDULERS`, a scheduler class of diffusers that the model
+            supports, or 'own' for the model's own scheduler.
         steps: denoising steps.
-        guidance: scale of the guidance; None means 7.5 where it is classifier-free, else what is
-            usual for the model.
-        negative_prompt: what should not be in the pictures.
-        height, width: of a picture, pixels.
+        guidance: guidance scale; None means 7.5 for classifier-free guidance, else the default of
+            the pipeline.
+        negative_prompt: content to avoid.
+        height, width: of an image, pixels.
         dtype: one of `DTYPES`; 'auto' means float16 on a GPU and float32 on a CPU.
-        device: 'cpu', 'cuda', 'cuda:1', …; 'auto' prefers a GPU.
-        batch_size: pictures that are painted at once.
-        offline: take only what is on this machine.
+        device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' prefers a GPU.
+        batch_size: images per call of the pipeline.
+        offline: use local files only.
 
     Raises:
-        ValueError: a value that is not allowed, or that the model cannot take.
-        FileNotFoundError: the model is not there.
+        ValueError: an invalid value, or one that the model does not support.
+        FileNotFoundError: the model is not available.
         ImportError: diffusers is not installed.
     """
     _check_numbers(steps=steps, batch_size=batch_size, height=height, width=width)
@@ -81,7 +82,7 @@ def stable_diffusion(
     pipeline = _load(model, dtype, offline).to(torch_device)
     pipeline.set_progress_bar_config(disable=True)
     arguments = _call_arguments(pipeline, steps, guidance, negative_prompt, (height, width))
-    settings: dict[str, Setting] = {
+    settings: dict[str, SettingValue] = {
         "scheduler": _set_scheduler(pipeline, scheduler),
         "steps": steps,
         "guidance": arguments.get("guidance_scale", "none"),
@@ -97,32 +98,32 @@ GENERATOR_REGISTRY.register(stable_diffusion)
 class StableDiffusion:
     """A loaded diffusion model; see `Generator`.
 
-    Every picture has a random generator of its own on the CPU, so its noise is the same on every
-    device and beside any neighbours. A batch that is not full is filled up with copies, whose
-    pictures are thrown away: matrix products of another size round differently. So pictures are
-    the same bytes for one machine, version of torch and batch size; beyond that they agree up to
-    rounding, which is seldom more than one grey level in float32.
+    Each image has its own random generator on the CPU, so its initial noise depends neither on
+    the device nor on the rest of the batch. An incomplete batch is padded with copies whose images
+    are discarded, because matrix products of another size are rounded differently. So images are
+    identical for the same machine, version of torch and batch size; otherwise they agree up to
+    rounding, rarely more than one gray level in float32.
 
-    A safety checker is left out: it would turn harmless street scenes that it mistakes black.
+    The safety checker is not loaded: it replaces false positives by black images.
 
     Args:
         pipeline: of diffusers, on its device.
-        model: id or folder it came from.
+        model: id or folder that it was loaded from.
         arguments: of each call of the pipeline, apart from prompts and random generators.
         settings: see `Generator`.
-        size: (rows, columns).
-        batch_size: pictures at once.
+        size: (height, width), pixels.
+        batch_size: images per call.
     """
 
     name = "stable_diffusion"
-    labelled = False
+    has_labels = False
 
     def __init__(
         self,
         pipeline: Any,
         model: str,
         arguments: Mapping[str, Any],
-        settings: Mapping[str, Setting],
+        settings: Mapping[str, SettingValue],
         size: tuple[int, int],
         batch_size: int,
     ) -> None:
@@ -133,17 +134,17 @@ class StableDiffusion:
         self.size = size
         self.batch_size = batch_size
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
-        """Paint one picture for each prompt; see `Generator.generate`.
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
+        """Generate one image per prompt; see `Generator.generate`.
 
         Raises:
-            ValueError: the model made no numbers, or pictures of another size.
-            MemoryError: the GPU's memory is too small.
+            ValueError: the output contains NaN, or has another size.
+            MemoryError: out of GPU memory.
         """
         import torch
 
         assert 0 < len(prompts) == len(seeds) <= self.batch_size
-        assert all(0 <= seed <= LARGEST_SEED for seed in seeds)
+        assert all(0 <= seed <= MAX_SEED for seed in seeds)
         copies = self.batch_size - len(prompts)
         texts = [*prompts, *[prompts[-1]] * copies]
         noise = [torch.Generator("cpu").manual_seed(s) for s in [*seeds, *[seeds[-1]] * copies]]
@@ -151,32 +152,29 @@ class StableDiffusion:
         if "negative_prompt" in arguments:
             arguments = arguments | {"negative_prompt": [arguments["negative_prompt"]] * len(texts)}
         try:
-            # The pipelines themselves switch gradients off.
-            painted = self.pipeline(texts, generator=noise, output_type="np", **arguments).images
+            images = self.pipeline(texts, generator=noise, output_type="np", **arguments).images
         except torch.OutOfMemoryError as error:
             raise MemoryError(
-                f"the GPU's memory is too small for {self.batch_size} pictures of {self.size[0]}x"
+                f"the GPU's memory is too small for {self.batch_size} images of {self.size[0]}x"
                 f"{self.size[1]} at once. Use a smaller --batch-size, or --dtype float16."
             ) from error
-        return [Picture(self._to_bytes(image)) for image in painted[: len(prompts)]]
+        return [GeneratedImage(self._to_bytes(image)) for image in images[: len(prompts)]]
 
-    def remarks(self, prompts: Sequence[str]) -> list[str]:
-        """Prompts that are too long for all text encoders of the model."""
-        from clouds.generation.prompts import cut_prompts
-
+    def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
+        """Warnings for prompts that are too long for all text encoders of the model."""
         return cut_prompts(prompts, self._tokenizers())
 
     def _to_bytes(self, image: Any) -> Any:
-        """(H, W, 3) numbers 0 to 1 -> uint8."""
+        """(H, W, 3) floats in 0 to 1 -> uint8."""
         values = np.asarray(image, np.float32)
         if not np.isfinite(values).all():
             raise ValueError(
-                f"{self.model} made NaN instead of a picture in {self.settings['dtype']}. Use "
+                f"{self.model} produced NaN in {self.settings['dtype']}. Use "
                 "--dtype bfloat16 or --dtype float32."
             )
         if values.shape != (*self.size, 3):
             raise ValueError(
-                f"{self.model} made a picture of shape {values.shape}; asked for were "
+                f"{self.model} produced an image of shape {values.shape} instead of "
                 f"{self.size[0]}x{self.size[1]} pixels. Use a size that the model supports."
             )
         return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
@@ -186,7 +184,7 @@ class StableDiffusion:
         return [parts[name] for name in sorted(parts) if name.startswith("tokenizer")]
 
 
-# ---------------------------------------------------------------------- checks of options
+# ---------------------------------------------------------------------- validation of options
 def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
@@ -214,7 +212,7 @@ def _load(model: str, dtype: str, offline: bool) -> Any:
         ) from error
     _check_folder(model)
     local = offline or Path(model).is_dir()
-    with _told_how_to_get(model, offline):
+    with _explain_load_errors(model, offline):
         parts = DiffusionPipeline.load_config(model, local_files_only=local)
         kind = str(parts.get("_class_name"))
         options: dict[str, Any] = {_dtype_argument(): getattr(torch, dtype)}
@@ -228,21 +226,21 @@ def _load(model: str, dtype: str, offline: bool) -> Any:
                 raise
             raise ValueError(
                 f"{model} is a {kind}, and diffusers knows no text-to-image pipeline for it. Use a "
-                "model that paints from text, such as Stable Diffusion or FLUX."
+                "text-to-image model, such as Stable Diffusion or FLUX."
             ) from error
 
 
 def _dtype_argument() -> str:
-    """How this version of diffusers calls it: `torch_dtype` was renamed to `dtype`."""
+    """Name of the dtype argument in this version of diffusers: `torch_dtype`, later `dtype`."""
     from diffusers.utils import deprecation_utils
 
     return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
 
 
 def _check_folder(model: str) -> None:
-    """Raise FileNotFoundError for a folder that is not there or holds no pipeline."""
+    """Raise FileNotFoundError for a folder that does not exist or contains no pipeline."""
     path = Path(model)
-    # An id of the hub is 'owner/name' at most.
+    # A hub id has at most one slash.
     looks_local = path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -260,8 +258,8 @@ def _check_folder(model: str) -> None:
 
 
 @contextmanager
-def _told_how_to_get(model: str, offline: bool) -> Iterator[None]:
-    """Turn what the hub says of a model that is not there into advice."""
+def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
+    """Replace errors about a model that is not available by advice."""
     try:
         yield
     except OSError as error:
@@ -275,7 +273,7 @@ def _told_how_to_get(model: str, offline: bool) -> Iterator[None]:
             "and name that folder with --model"
         )
         if offline:
-            advice = f"It is not in this machine's cache, and --offline allows no other. {advice}"
+            advice = f"It is not in the local cache, and --offline forbids a download. {advice}"
         else:
             advice += "; a gated model needs `hf auth login` first"
         if model.startswith("stabilityai/stable-diffusion-2"):
@@ -291,43 +289,43 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
-# ---------------------------------------------------------------------- fitting to the model
+# ---------------------------------------------------------------------- pipeline arguments
 def _set_scheduler(pipeline: Any, name: str) -> str:
-    """Give the pipeline a scheduler and return the name of its class."""
+    """Set the scheduler of the pipeline and return the name of its class."""
     own = type(pipeline.scheduler)
     if name == OWN_SCHEDULER:
         return str(own.__name__)
-    fitting = {kind.__name__: kind for kind in [own, *pipeline.scheduler.compatibles]}
+    supported = {kind.__name__: kind for kind in [own, *pipeline.scheduler.compatibles]}
     for class_name in SCHEDULERS.get(name, (name,)):
-        if class_name in fitting:
+        if class_name in supported:
             if class_name != own.__name__:
-                pipeline.scheduler = fitting[class_name].from_config(pipeline.scheduler.config)
+                pipeline.scheduler = supported[class_name].from_config(pipeline.scheduler.config)
             return class_name
-    short = [short for short, names in SCHEDULERS.items() if set(names) & set(fitting)]
+    short = [short for short, names in SCHEDULERS.items() if set(names) & set(supported)]
     raise ValueError(
-        f"--scheduler is {name!r}, which {type(pipeline).__name__} cannot use. Use "
-        f"{', '.join([OWN_SCHEDULER, *short])} or one of {', '.join(sorted(fitting))}"
+        f"--scheduler is {name!r}, which {type(pipeline).__name__} does not support. Use "
+        f"{', '.join([OWN_SCHEDULER, *short])} or one of {', '.join(sorted(supported))}"
     )
 
 
 def _call_arguments(
     pipeline: Any, steps: int, guidance: float | None, negative_prompt: str, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """What each call of the pipeline gets; ValueError for an option that it does not take."""
+    """Arguments of each pipeline call; ValueError for an option that it does not support."""
     known = inspect.signature(pipeline.__call__).parameters
     kind = type(pipeline).__name__
-    # FLUX and others have the argument, but heed it only beside another kind of guidance.
+    # FLUX and others use negative_prompt only together with true_cfg_scale.
     classifier_free = "negative_prompt" in known and "true_cfg_scale" not in known
     arguments: dict[str, Any] = {"num_inference_steps": steps}
     if negative_prompt:
         if not classifier_free:
-            raise ValueError(f"{kind} does not heed a --negative-prompt; leave it out")
+            raise ValueError(f"{kind} does not support --negative-prompt; leave it out")
         arguments["negative_prompt"] = negative_prompt
     if "guidance_scale" in known:
-        usual = USUAL_GUIDANCE if classifier_free else float(known["guidance_scale"].default)
-        arguments["guidance_scale"] = usual if guidance is None else guidance
+        default = DEFAULT_GUIDANCE if classifier_free else float(known["guidance_scale"].default)
+        arguments["guidance_scale"] = default if guidance is None else guidance
     elif guidance is not None:
-        raise ValueError(f"{kind} takes no --guidance; leave it out")
+        raise ValueError(f"{kind} does not support --guidance; leave it out")
     return arguments | _size_arguments(pipeline, known, size)
 
 
@@ -335,8 +333,8 @@ def _size_arguments(
     pipeline: Any, known: Mapping[str, Any], size: tuple[int, int]
 ) -> dict[str, int]:
     if not {"height", "width"} <= set(known):
-        raise ValueError(f"{type(pipeline).__name__} takes no --height and --width")
-    # Models with a transformer cut the latent into patches of 2x2.
+        raise ValueError(f"{type(pipeline).__name__} does not support --height and --width")
+    # Transformers embed the latent in patches of 2x2.
     step = int(getattr(pipeline, "vae_scale_factor", 8))
     step *= 2 if "transformer" in pipeline.components else 1
     for name, value in zip(("height", "width"), size, strict=True):

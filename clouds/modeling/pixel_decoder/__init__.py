@@ -1,1 +1,1 @@
-"""From backbone features to multi-scale features and per-pixel mask features."""
+"""Pixel decoders: backbone features to mask features and multi-scale features."""

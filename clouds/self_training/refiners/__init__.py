@@ -1,10 +1,9 @@
-"""What improves the teacher's labels. A new one is a file here, registered in REFINER_REGISTRY."""
+"""Refiners of the teacher's labels. A new one is a file here, registered in REFINER_REGISTRY."""
 
 from __future__ import annotations
 
-import clouds.self_training.refiners.none
-import clouds.self_training.refiners.sam
-import clouds.self_training.refiners.superpixel  # noqa: F401 - all three register themselves
-from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner, build_refiner
+import clouds.self_training.refiners.sam.refiner
+import clouds.self_training.refiners.superpixel  # noqa: F401 - both register themselves
+from clouds.self_training.refiners.base import REFINER_REGISTRY, Refiner, build_refiner
 
 __all__ = ["REFINER_REGISTRY", "Refiner", "build_refiner"]

@@ -10,9 +10,14 @@ import numpy.typing as npt
 import torch
 
 from clouds.d2 import CfgNode
-from clouds.self_training.pseudo_label import NO_CLASS, PseudoLabel, RefinedLabel
-from clouds.self_training.refiners.none import as_it_is
-from clouds.self_training.refiners.registry import REFINER_REGISTRY, Refiner
+from clouds.self_training.refiners.base import (
+    NO_CLASS,
+    REFINER_REGISTRY,
+    PseudoLabel,
+    RefinedLabel,
+    Refiner,
+    as_it_is,
+)
 
 ITERATIONS = 5
 """Rounds of SLIC: each takes as long as the one before, and moves fewer pixels."""

@@ -1,1 +1,0 @@
-"""One record -> one sample; a file for each kind of record."""

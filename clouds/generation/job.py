@@ -1,0 +1,383 @@
+"""Fills a folder with generated images; resumes interrupted runs; several processes may share one.
+
+    images/000000.png ...   image k is generated from prompt k modulo the number of prompts
+    labels/000000.png ...   train ids, if the generator has labels; for evaluation only
+    manifest.jsonl          one line per finished image
+    generation.json         the settings that all images of the folder have in common
+
+An image is finished when it has a line in the manifest. Label, image and line are written in this
+order, each file under a temporary name first, so files of an interrupted run are either complete
+or ignored. The seed of an image is a function of its number, so images do not depend on
+interruptions or on the process that generates them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from clouds.data.datasets.manifest import (
+    MANIFEST_NAME,
+    Entry,
+    append_entry,
+    file_sha256,
+    read_manifest,
+)
+from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.reading import read_image, read_label
+from clouds.files import unfinished, written_whole
+from clouds.generation.generators import GeneratedImage, Generator
+from clouds.version import __version__
+from clouds.visualizer import Tile, side_by_side
+
+RECORD = "generation.json"
+SHEET = "contact_sheet.png"
+
+_IMAGE_NAME = re.compile(r"\d{6,}\.png")
+
+Record = dict[str, object]
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """The images to generate into one folder.
+
+    Attributes:
+        output: the folder.
+        generator: generates the images.
+        prompts: used in turn.
+        count: number of images.
+        seed: image k is a function of this seed, k, its prompt and the generator.
+
+    Raises:
+        ValueError: no prompt, no image, or a negative seed.
+    """
+
+    output: Path
+    generator: Generator
+    prompts: tuple[str, ...]
+    count: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("there is no prompt to generate images from")
+        if self.count < 1:
+            raise ValueError(f"--count is {self.count}; it must be at least 1")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; it must not be negative")
+
+    @property
+    def manifest(self) -> Path:
+        """The file with one line per finished image."""
+        return self.output / MANIFEST_NAME
+
+    def image_path(self, number: int) -> Path:
+        """The file of an image."""
+        return self.output / "images" / image_name(number)
+
+    def label_path(self, number: int) -> Path:
+        """The file of an image's label."""
+        return self.output / "labels" / image_name(number)
+
+    def prompt(self, number: int) -> str:
+        """The prompt of an image."""
+        return str(self.prompts[number % len(self.prompts)])
+
+    def record(self) -> Record:
+        """The settings that all images of the folder have in common, as JSON values."""
+        height, width = self.generator.size
+        return {
+            "generator": self.generator.name,
+            "model": self.generator.model,
+            "height": height,
+            "width": width,
+            **self.generator.settings,
+            "seed": self.seed,
+            "prompts": [str(prompt) for prompt in self.prompts],
+        }
+
+
+def image_name(number: int) -> str:
+    """File name of an image."""
+    return f"{number:06d}.png"
+
+
+def image_seed(seed: int, number: int) -> int:
+    """The seed of an image, below 2**63, a function of the job's seed and the image's number."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
+
+
+# ---------------------------------------------------------------------- preparation
+def prepare(job: GenerationJob, overwrite: bool = False, verify: bool = False) -> None:
+    """Prepare the folder; to be called once, before any process generates images.
+
+    Args:
+        overwrite: delete the images that were generated here before.
+        verify: delete images whose hash differs from the manifest, so they are generated again.
+
+    Raises:
+        FileExistsError: the folder contains other images; nothing is changed then.
+        ValueError: the folder's record or manifest is invalid.
+        OSError: the folder cannot be written.
+    """
+    if job.output.is_file():
+        raise FileExistsError(f"{job.output} is a file; --output must name a folder")
+    record = read_record(job.output)
+    if record is None:
+        _check_empty(job)
+    elif overwrite:
+        _clear(job.output)
+    else:
+        _check_same(job, record)
+    with _explain_write_errors(job.output):
+        for folder in ["images", "labels"][: 1 + job.generator.has_labels]:
+            (job.output / folder).mkdir(parents=True, exist_ok=True)
+        entries = _finished(job)
+        _check_count(job, len(entries), max((int(name[:-4]) for name in entries), default=-1))
+        _drop_unfinished(job, entries)
+        if verify:
+            for name, entry in entries.items():
+                image = job.output / "images" / name
+                if image.is_file() and file_sha256(image) != entry.sha256:
+                    image.unlink()
+        with written_whole(job.output / RECORD, "w") as file:
+            written = {"clouds": __version__} | job.record()
+            file.write(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_record(output: Path) -> Record | None:
+    """The settings of the images in a folder; None if nothing was generated there.
+
+    Raises:
+        ValueError: the record is invalid.
+    """
+    path = output / RECORD
+    if not path.is_file():
+        return None
+    record: object
+    try:
+        record = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        record = error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path} is broken ({record!r}). It records the settings of the images in this "
+            f"folder; delete the folder {output} if it contains nothing else, or choose another "
+            "--output."
+        )
+    record.pop("clouds", None)
+    return record
+
+
+def differences(recorded: Record, requested: Record) -> list[str]:
+    """The differences between two records, one phrase each."""
+    found = []
+    for key in [*requested, *(key for key in recorded if key not in requested)]:
+        old, new = recorded.get(key), requested.get(key)
+        if old == new:
+            continue
+        if key == "prompts" and isinstance(old, list) and isinstance(new, list):
+            found.append(_prompt_difference(old, new))
+        else:
+            found.append(f"{key} was {old!r} and is now {new!r}")
+    return found
+
+
+def _prompt_difference(old: list[object], new: list[object]) -> str:
+    if len(old) != len(new):
+        return f"there were {len(old)} prompts and are now {len(new)}"
+    number = next(i for i, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1])
+    return f"prompt {number + 1} was {old[number]!r} and is now {new[number]!r}"
+
+
+def _check_empty(job: GenerationJob) -> None:
+    for name in ("images", "labels", MANIFEST_NAME):
+        path = job.output / name
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise FileExistsError(
+                f"{path} exists, but {job.output / RECORD} with its settings does not. Nothing was "
+                "changed; choose another --output."
+            )
+
+
+def _check_same(job: GenerationJob, record: Record) -> None:
+    found = differences(record, job.record())
+    if found:
+        raise FileExistsError(
+            f"{job.output} was started with other settings: {'; '.join(found)}. Use the same "
+            "settings to resume, another --output, or --overwrite to delete its images."
+        )
+
+
+def _check_count(job: GenerationJob, finished: int, last: int) -> None:
+    if last >= job.count:
+        raise FileExistsError(
+            f"{job.output} has {finished} images, up to {image_name(last)}, and --count is "
+            f"{job.count}. Use --count {last + 1} or more, another --output, or --overwrite."
+        )
+
+
+def _clear(output: Path) -> None:
+    """Delete the files that this module has written, the manifest first."""
+    (output / MANIFEST_NAME).unlink(missing_ok=True)
+    (output / SHEET).unlink(missing_ok=True)
+    for path in _generated_files(output):
+        path.unlink()
+
+
+def _drop_unfinished(job: GenerationJob, entries: dict[str, Entry]) -> None:
+    """Delete partial files of an interrupted run, and files without a line in the manifest."""
+    for path in _generated_files(job.output):
+        if path.name not in entries:
+            path.unlink()
+    for folder in (job.output, job.output / "images", job.output / "labels"):
+        for path in unfinished(folder):
+            path.unlink(missing_ok=True)
+
+
+def _generated_files(output: Path) -> list[Path]:
+    paths = [path for name in ("images", "labels") for path in (output / name).glob("*.png")]
+    return [path for path in paths if _IMAGE_NAME.fullmatch(path.name)]
+
+
+# ---------------------------------------------------------------------- generation
+def remaining(job: GenerationJob, rank: int = 0, world_size: int = 1) -> list[int]:
+    """Numbers of the missing images among this process's share, every `world_size`-th image."""
+    entries = _finished(job)
+    return [
+        number
+        for number in range(rank, job.count, world_size)
+        if not (
+            image_name(number) in entries
+            and job.image_path(number).is_file()
+            and (not job.generator.has_labels or job.label_path(number).is_file())
+        )
+    ]
+
+
+def generate(job: GenerationJob, numbers: Sequence[int]) -> Iterator[int]:
+    """Generate images; yields each number when its image is finished.
+
+    Raises:
+        OSError: an image cannot be written, such as on a full disk; the message says what to do.
+    """
+    step = job.generator.batch_size
+    for start in range(0, len(numbers), step):
+        batch = numbers[start : start + step]
+        images = job.generator.generate(
+            [job.prompt(number) for number in batch],
+            [image_seed(job.seed, number) for number in batch],
+        )
+        for number, image in zip(batch, images, strict=True):
+            _write(job, number, image)
+            yield number
+
+
+def _write(job: GenerationJob, number: int, generated: GeneratedImage) -> None:
+    """Write label, image and manifest line, in this order: images with a line are complete."""
+    path = job.image_path(number)
+    with _explain_write_errors(path):
+        if generated.label is not None:
+            _write_png(job.label_path(number), generated.label)
+        _write_png(path, cv2.cvtColor(generated.image, cv2.COLOR_RGB2BGR))
+        entry = Entry(
+            file=image_name(number),
+            prompt=job.prompt(number),
+            seed=image_seed(job.seed, number),
+            generator=job.generator.name,
+            model=job.generator.model,
+            height=generated.image.shape[0],
+            width=generated.image.shape[1],
+            sha256=file_sha256(path),
+        )
+        append_entry(job.manifest, entry)
+
+
+def _write_png(path: Path, image: npt.NDArray[np.generic]) -> None:
+    """Write an image, (H, W) or (H, W, 3) BGR."""
+    done, data = cv2.imencode(".png", image)
+    assert done, "OpenCV cannot encode PNG"
+    with written_whole(path, parents=False) as file:
+        file.write(data)
+
+
+def _finished(job: GenerationJob) -> dict[str, Entry]:
+    """The manifest's entries by file name."""
+    return read_manifest(job.manifest) if job.manifest.is_file() else {}
+
+
+@contextmanager
+def _explain_write_errors(path: Path) -> Iterator[None]:
+    """Add the path and advice to the error of a file that cannot be written."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        advice = "Check the folder's permissions"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            advice = "Free some space or raise the quota"
+        raise OSError(
+            error.errno or errno.EIO,
+            f"cannot write {error.filename or path}: {error.strerror or error}. {advice} and run "
+            "the same command again: it keeps the finished images and resumes after them",
+        ) from error
+
+
+# ---------------------------------------------------------------------- contact sheet
+def write_contact_sheet(
+    job: GenerationJob, columns: int = 6, rows: int = 4, tile_width: int = 256
+) -> Path:
+    """Write an overview of evenly spaced images with the start of their prompts as captions.
+
+    If the generator has labels, they are shown below the images in class colors.
+
+    Returns:
+        The file.
+    """
+    shown = min(job.count, columns * rows)
+    numbers = np.linspace(0, job.count - 1, shown).round().astype(int).tolist()
+    columns = min(columns, shown)
+    title = f"{job.output.name}: {job.count} images, {job.generator.name} {job.generator.model}"
+    panels: list[UInt8Array] = []
+    for start in range(0, shown, columns):
+        tiles = [_tile(job, number, tile_width) for number in numbers[start : start + columns]]
+        tiles += [Tile("", np.full((1, 1, 3), 255, np.uint8))] * (columns - len(tiles))
+        last = start + columns >= shown and job.generator.has_labels
+        panels.append(
+            side_by_side(
+                tiles,
+                title="" if panels else title.strip(),
+                legend=tuple(range(CITYSCAPES_19.num_classes)) if last else (),
+                tile_width=tile_width,
+            )
+        )
+    path = job.output / SHEET
+    sheet = cv2.cvtColor(np.vstack(panels), cv2.COLOR_RGB2BGR)
+    with _explain_write_errors(path):
+        _write_png(path, sheet)
+    return path
+
+
+def _tile(job: GenerationJob, number: int, width: int) -> Tile:
+    image = read_image(job.image_path(number))
+    size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
+    tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    if job.generator.has_labels:
+        label = read_label(job.label_path(number)).astype(np.uint8)
+        small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+        tile = np.vstack([tile, CITYSCAPES_19.colorize(np.asarray(small, np.uint8))])
+    prompt, max_length = job.prompt(number), width // 7  # 7 pixels per character
+    caption = prompt if len(prompt) <= max_length else prompt[: max_length - 1].rstrip() + "…"
+    return Tile(caption, np.asarray(tile, np.uint8))

@@ -1,0 +1,206 @@
+"""The CLIP image encoder as a backbone of dense features (paper section 3.1).
+
+It also keeps CLIP's text encoder and projection, from which the text classifier and the zero-shot
+class of a mask are made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clouds.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, configurable
+from clouds.modeling.backbone.base import masks_at, pool_masks
+from clouds.modeling.backbone.open_clip_models import create_clip
+from clouds.ops import convnext
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+@BACKBONE_REGISTRY.register()
+class CLIP(Backbone):
+    """CLIP ConvNeXt or ResNet from open_clip.
+
+    Its features are `stem` (stride 4, ConvNeXt; 2, ResNet), `res2` to `res5` (strides 4 to 32) and
+    `clip_vis_dense` (stride 32), the map that CLIP's own pooling reads.
+
+    A frozen one stays in evaluation mode and records no gradient. With `frozen=False` the layers
+    that make the features train (batch statistics of a ResNet stay as they are); the text encoder
+    and the projections never do.
+    """
+
+    @configurable
+    def __init__(self, *, clip_model: nn.Module, model_name: str, frozen: bool = True) -> None:
+        super().__init__()
+        self.model_name = model_name
+        self.frozen = frozen
+        self.clip_model: Any = clip_model
+        visual = self.clip_model.visual
+        self.is_convnext = hasattr(visual, "trunk") and hasattr(visual.trunk, "stages")
+        if not self.is_convnext and not hasattr(visual, "layer4"):
+            raise ValueError(
+                f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid"
+            )
+        self._out_features = ["stem", *STAGES, "clip_vis_dense"]
+        self._out_feature_strides = dict(
+            zip(self._out_features, (4 if self.is_convnext else 2, 4, 8, 16, 32, 32), strict=True)
+        )
+        widths = self._widths()
+        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
+        clip_model.requires_grad_(False)
+        if frozen:  # pixels with all their channels, as its layers compute: nothing is turned round
+            visual.to(memory_format=torch.channels_last)
+        else:
+            for layer in self._feature_layers():
+                layer.requires_grad_(True)
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
+        name = cfg.MODEL.CLOUDS.CLIP_MODEL_NAME
+        return {
+            "clip_model": create_clip(name, cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS),
+            "model_name": name,
+            "frozen": cfg.MODEL.BACKBONE.FREEZE,
+        }
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the space that images and texts share."""
+        return int(self.clip_model.text_projection.shape[1])
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's own factor on cosine similarities, at most 100, shape ()."""
+        scale: Tensor = self.clip_model.logit_scale.exp().clamp(max=100)
+        return scale
+
+    @property
+    def size_divisibility(self) -> int:
+        return 32
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {
+            name: ShapeSpec(
+                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
+            )
+            for name in self._out_features
+        }
+
+    def train(self, mode: bool = True) -> CLIP:
+        super().train(mode and not self.frozen)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """
+        Args:
+            x: normalized images (N, 3, H, W), H and W multiples of 32.
+
+        Returns:
+            name -> (N, C, H / stride, W / stride), channels last in memory where it is frozen.
+        """
+        if self.frozen:
+            x = x.contiguous(memory_format=torch.channels_last)
+        # Not inference mode: its tensors may take no part in what the head records.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self._convnext(x) if self.is_convnext else self._resnet(x)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, context length) -> text features (N, embed_dim), not normalized."""
+        features: Tensor = self.clip_model.encode_text(tokens)
+        return features
+
+    def embed_masks(self, dense: Tensor, mask_logits: Tensor) -> Tensor:
+        """CLIP's image embedding of what each mask covers.
+
+        Args:
+            dense: `clip_vis_dense` (N, C, H, W).
+            mask_logits: (N, Q, h, w); a pixel belongs to a mask where its logit is > 0.
+
+        Returns:
+            (N, Q, embed_dim), not normalized. A mask without a pixel is described by zeros
+            (ConvNeXt) or by the whole image (ResNet).
+        """
+        inside = masks_at(dense, mask_logits)
+        if self.is_convnext:
+            return self._project_convnext(pool_masks(dense, inside))
+        return self._attention_pool(dense, inside)
+
+    def _widths(self) -> tuple[int, ...]:
+        visual = self.clip_model.visual
+        if self.is_convnext:
+            stages = [info["num_chs"] for info in visual.trunk.feature_info]
+            return (stages[0], *stages, stages[-1])
+        stages = [layer[-1].bn3.num_features for layer in self._resnet_layers()]
+        return (visual.conv3.out_channels, *stages, stages[-1])
+
+    def _resnet_layers(self) -> list[Any]:
+        visual = self.clip_model.visual
+        return [visual.layer1, visual.layer2, visual.layer3, visual.layer4]
+
+    def _feature_layers(self) -> list[nn.Module]:
+        visual = self.clip_model.visual
+        if self.is_convnext:
+            return [visual.trunk.stem, visual.trunk.stages]
+        stem = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3")
+        return [getattr(visual, name) for name in stem] + self._resnet_layers()
+
+    def _convnext(self, x: Tensor) -> dict[str, Tensor]:
+        trunk = self.clip_model.visual.trunk
+        x = trunk.stem(x)
+        features = {"stem": x}
+        for name, stage in zip(STAGES, trunk.stages, strict=True):
+            x = features[name] = convnext.stage(stage, x)
+        features["clip_vis_dense"] = trunk.norm_pre(x)
+        return features
+
+    def _resnet(self, x: Tensor) -> dict[str, Tensor]:
+        visual = self.clip_model.visual
+        for i in "123":
+            conv, norm, act = (getattr(visual, part + i) for part in ("conv", "bn", "act"))
+            x = act(norm(conv(x)))
+        features = {"stem": x}
+        x = visual.avgpool(x)
+        for name, layer in zip(STAGES, self._resnet_layers(), strict=True):
+            x = features[name] = layer(x)
+        features["clip_vis_dense"] = x
+        return features
+
+    def _project_convnext(self, pooled: Tensor) -> Tensor:
+        """(N, Q, C) -> (N, Q, embed_dim), each row as a 1x1 map through CLIP's own head."""
+        visual = self.clip_model.visual
+        n, q, c = pooled.shape
+        embedding: Tensor = visual.head(visual.trunk.head(pooled.reshape(n * q, c, 1, 1)))
+        return embedding.view(n, q, -1)
+
+    def _attention_pool(self, dense: Tensor, inside: Tensor) -> Tensor:
+        """CLIP's attention pool with one query per mask that sees the mask's pixels alone."""
+        pool = self.clip_model.visual.attnpool
+        n, c, h, w = dense.shape
+        q = inside.shape[1]
+        grid = round((pool.positional_embedding.shape[0] - 1) ** 0.5)
+        position = pool.positional_embedding[1:].T.reshape(1, c, grid, grid)
+        position = F.interpolate(position, size=(h, w), mode="bilinear", align_corners=False)
+        keys = (dense + position).flatten(2).transpose(1, 2)  # (N, HW, C)
+        query = dense.mean((2, 3)) + pool.positional_embedding[0]
+        queries = query[:, None].expand(n, q, c)
+        allowed = inside.flatten(2)
+        allowed = allowed | ~allowed.any(-1, keepdim=True)
+
+        def heads(x: Tensor) -> Tensor:
+            return x.view(n, -1, pool.num_heads, c // pool.num_heads).transpose(1, 2)
+
+        out = F.scaled_dot_product_attention(
+            heads(pool.q_proj(queries)),
+            heads(pool.k_proj(keys)),
+            heads(pool.v_proj(keys)),
+            attn_mask=allowed[:, None],
+        )
+        embedding: Tensor = pool.c_proj(out.transpose(1, 2).flatten(2))
+        return embedding

@@ -1,0 +1,45 @@
+"""From a config to a model on its device; the same on both sides of the seam."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from clouds.d2 import META_ARCH_REGISTRY, CfgNode
+from clouds.device import resolve_device
+
+logger = logging.getLogger(__name__)
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """The model that MODEL.META_ARCHITECTURE names, built from `cfg`, on MODEL.DEVICE.
+
+    It loads no checkpoint (MODEL.WEIGHTS).
+
+    Raises:
+        KeyError: no such meta-architecture is registered; the message lists those that are.
+        ValueError: MODEL.DEVICE cannot be had.
+    """
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        known = ", ".join(sorted(entry for entry, _ in META_ARCH_REGISTRY)) or "none"
+        raise KeyError(
+            f"MODEL.META_ARCHITECTURE {name!r} is not registered. Registered are: {known}."
+        )
+    device = resolve_device(cfg.MODEL.DEVICE)
+    model: nn.Module = META_ARCH_REGISTRY.get(name)(cfg)
+    model.to(device)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logger.info("built %s on %s: %d parameters, %d of them train", name, device, total, trained)
+    return model
+
+
+def build_seeded(cfg: CfgNode) -> nn.Module:
+    """`build_model` with initial weights drawn from SEED; torch's global generator is unchanged."""
+    device = resolve_device(cfg.MODEL.DEVICE)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(cfg.SEED)
+        return build_model(cfg)

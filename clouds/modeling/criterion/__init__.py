@@ -1,1 +1,0 @@
-"""Matching of predictions with targets, and the losses."""

@@ -1,1 +1,0 @@
-"""From class and mask predictions to label maps."""

@@ -1,1 +1,0 @@
-"""From queries and multi-scale features to classes and masks."""

@@ -1,1 +1,0 @@
-"""From class names to a classifier, through CLIP's text encoder."""

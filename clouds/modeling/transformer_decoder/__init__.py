@@ -1,0 +1,1 @@
+"""Transformer decoders: queries and multi-scale features to classes and masks."""

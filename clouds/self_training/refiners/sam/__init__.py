@@ -1,0 +1,1 @@
+"""Segment Anything as refiner of pseudo-labels."""

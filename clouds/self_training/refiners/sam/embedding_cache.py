@@ -1,0 +1,260 @@
+"""Image embeddings on disk, so that SAM's encoder sees each view of a picture once.
+
+    <key>.npe            an entry: header (magic, CRC-32 of the values, shape), then the values
+    .<key>.npe.*.part    one that is being written; a killed process may leave it
+
+The key is a hash of the picture's pixels, of SAM's encoder and of the precision it computes in, so
+neither a picture that was painted again, nor its flipped view, nor other weights, nor a run without
+autocast meet an entry that is not theirs. Entries are in half precision: 2 MB each, whatever the
+picture's size. They hold all values, since SAM's encoder ends in a layer norm.
+
+Any number of processes may use a folder at once. An entry appears whole, under its name, or not at
+all; one that a power cut has torn does not match its checksum and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import mmap
+import os
+import re
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clouds.files import name_when_whole, raw_bytes, unfinished, written_whole
+
+if TYPE_CHECKING:
+    from clouds.self_training.refiners.sam.refiner import Embed
+
+logger = logging.getLogger(__name__)
+
+HALF = np.dtype("<f2")
+MAGIC = b"CLDSEMB1"
+HEADER = struct.Struct("<8s4I40x")
+"""Magic, CRC-32 of the values, shape; 64 bytes."""
+_ENTRY = re.compile(r"[0-9a-f]{32}\.npe")
+ABANDONED_AFTER = 3600.0
+"""Seconds after which an entry that is still being written belongs to a process that is gone."""
+
+Shape = tuple[int, int, int]
+Half = npt.NDArray[np.float16]
+
+
+class EmbeddingCache:
+    """A folder of arrays by key, for any number of processes. It has no size limit.
+
+    Args:
+        folder: made if it does not exist. Other files in it are left alone.
+        shape: of every array, (C, s, s).
+
+    Attributes:
+        failure: error of the write after which no more entries are kept; None: none has failed.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, shape: Shape) -> None:
+        self.folder = folder
+        self.shape = shape
+        self.failure: OSError | None = None
+        self._warned_of_broken = False
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"MODEL.CLOUDS.SAM.CACHE_DIR: cannot make the folder {folder} "
+                f"({error.strerror}). Name one that can be written, or '' to do without."
+            ) from error
+        self._remove_abandoned()
+
+    @property
+    def entry_bytes(self) -> int:
+        """Size of an entry's file."""
+        return HEADER.size + int(np.prod(self.shape)) * HALF.itemsize
+
+    def path(self, key: str) -> Path:
+        """The file of an entry, there or not; the key is 32 hexadecimal digits."""
+        return self.folder / f"{key}.npe"
+
+    def get(self, key: str) -> Half | None:
+        """An entry, (C, s, s), mapped from its file; None if there is none or it is broken."""
+        path = self.path(key)
+        try:
+            return self._read(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            if not self._warned_of_broken:
+                logger.warning(
+                    "%s cannot be used (%s) and is computed again; further broken entries are "
+                    "computed again without a warning",
+                    path,
+                    error,
+                )
+            self._warned_of_broken = True
+            return None
+
+    def put(self, key: str, values: Half) -> None:
+        """Keep an entry. A failure is logged, not raised; no entries are kept after it.
+
+        Args:
+            values: (C, s, s).
+        """
+        assert values.shape == self.shape and values.dtype == HALF, (values.shape, values.dtype)
+        if self.failure is not None:
+            return
+        try:
+            self._write(self.path(key), np.ascontiguousarray(values))
+        except OSError as error:
+            self.failure = error
+            logger.warning(
+                "cannot keep image embeddings in %s (%s). Entries that exist are used; others are "
+                "computed at each visit, which is slow. Free some space, or name another "
+                "MODEL.CLOUDS.SAM.CACHE_DIR.",
+                self.folder,
+                error.strerror or error,
+            )
+
+    def _read(self, path: Path) -> Half:
+        """Raises ValueError for a file that is not such an entry, whole and unchanged."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != self.entry_bytes:
+                raise ValueError(f"it has {size} bytes instead of {self.entry_bytes}")
+            # Copy on write, which nobody does: torch warns of arrays that cannot be written.
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+        magic, checksum, *shape = HEADER.unpack_from(mapped)
+        if magic != MAGIC or tuple(shape) != self.shape:
+            raise ValueError(f"its header is {magic!r}, shape {shape}")
+        values = np.frombuffer(mapped, HALF, offset=HEADER.size)
+        if zlib.crc32(values.data) != checksum:
+            raise ValueError("its values do not match their checksum")
+        return values.reshape(self.shape)
+
+    def _write(self, path: Path, values: Half) -> None:
+        # Not synced: the checksum tells of a torn one.
+        with written_whole(path, parents=False, synced=False) as file:
+            file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
+            file.write(values.data)
+
+    def _remove_abandoned(self) -> None:
+        """Delete partial files of processes that were killed while they wrote an entry."""
+        for path in unfinished(self.folder):
+            if not _ENTRY.fullmatch(name_when_whole(path.name) or ""):
+                continue
+            # another process may finish or delete it at this moment
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < time.time() - ABANDONED_AFTER:
+                    path.unlink()
+
+    def size(self) -> tuple[int, int]:
+        """Number of entries in the folder, and their bytes."""
+        with os.scandir(self.folder) as items:
+            sizes = [item.stat().st_size for item in items if _ENTRY.fullmatch(item.name)]
+        return len(sizes), sum(sizes)
+
+
+class CachedEmbedder:
+    """Image embeddings from a cache, and from SAM's encoder where it has none: an `Embed`.
+
+    What it returns is rounded to half precision whether it was there or not. It is computed under
+    the autocast of the call, which has a part in the key.
+
+    Args:
+        embed: computes embeddings.
+        cache: where they are kept.
+        encoder: what the embeddings depend on besides the picture, from `fingerprint`.
+        device: where embeddings are wanted.
+
+    Attributes:
+        computed: how many were not in the cache.
+    """
+
+    def __init__(
+        self, embed: Embed, cache: EmbeddingCache, encoder: str, device: torch.device
+    ) -> None:
+        self.embed = embed
+        self.cache = cache
+        self.encoder = encoder
+        self.device = device
+        self.computed = 0
+
+    def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Embeddings, float32 (C, s, s) each.
+
+        Args:
+            images: uint8 (3, H, W) RGB. On a GPU they are copied to the host first.
+        """
+        keys = [self.key(image) for image in images]
+        found = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        images_of = dict(zip(keys, images, strict=True))
+        missing = [key for key, values in found.items() if values is None]
+        if missing:
+            found |= self._compute({key: images_of[key] for key in missing})
+        return [
+            # to the device in half precision, which is half the bytes
+            torch.from_numpy(found[key]).to(self.device).to(torch.float32)
+            for key in keys
+        ]
+
+    def _compute(self, images: dict[str, torch.Tensor]) -> dict[str, Half]:
+        """Embed pictures and keep their embeddings, by key."""
+        made = self.embed(list(images.values()))
+        self.computed += len(images)
+        rounded = {
+            key: np.asarray(embedding.to(torch.float16).cpu().numpy(), HALF)
+            for key, embedding in zip(images, made, strict=True)
+        }
+        for key, values in rounded.items():
+            self.cache.put(key, values)
+        return rounded
+
+    def key(self, image: torch.Tensor) -> str:
+        """The entry of a picture, uint8 (3, H, W): a hash of pixels, size, SAM and autocast."""
+        assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
+        pixels = image.detach().cpu().contiguous().numpy()
+        known = f"{self.encoder} {precision(self.device)} {pixels.shape} "
+        digest = hashlib.blake2b(known.encode(), digest_size=16)
+        digest.update(pixels.data)
+        return digest.hexdigest()
+
+
+def precision(device: torch.device) -> torch.dtype:
+    """What products are computed in on the device now, under autocast or without."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32
+
+
+def fingerprint(sam: Any, model: str) -> str:
+    """A hash of all that embeddings depend on besides the picture; takes seconds for ViT-H.
+
+    That is the encoder's weights and input, not the prompt encoder or the mask decoder.
+
+    Args:
+        sam: as from `build_sam`.
+        model: its name.
+    """
+    known = (
+        MAGIC,
+        model,
+        sam.image_encoder.img_size,
+        sam.pixel_mean.tolist(),
+        sam.pixel_std.tolist(),
+    )
+    digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
+    for name, tensor in sam.image_encoder.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(raw_bytes(tensor))
+    return digest.hexdigest()

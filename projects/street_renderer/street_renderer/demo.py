@@ -1,0 +1,152 @@
+"""The complete method on a small scale on a CPU, from prompts to scores on unseen domains.
+
+    python tools/demo.py
+
+Renders a labeled source and three unseen target domains, generates images from prompts, trains on
+the source (warm-up) and then jointly on source and generated images. It runs the commands of a
+real experiment, prints each of them, and collects the results in OUTPUT/index.html. Nothing is
+downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+DATASETS = ("gta5", "cityscapes_val", "bdd_val", "mapillary_val")
+PHASES = {"warmup": "warm-up: source only", "joint": "joint: source and generated images"}
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """Print a command, run it, and return it as a shell command."""
+    shown = shlex.join(["python", *command])
+    print(f"\n$ {shown}", flush=True)
+    result = subprocess.run([sys.executable, *command], env={**os.environ, **environment})
+    if result.returncode:
+        sys.exit(f"the demo stops: the command above ended with status {result.returncode}")
+    return shown
+
+
+def score_table(results: dict[str, dict[str, Any]]) -> str:
+    """Phases as rows, unseen domains as columns, mIoU in percent."""
+    names = list(next(iter(results.values()))["datasets"])
+    head = "".join(f"<th>{html.escape(name)}" for name in [*names, "mean"])
+    rows = []
+    for phase, result in results.items():
+        scores = [result["datasets"][name]["mIoU"] for name in names]
+        cells = "".join(f"<td>{score:.1f}" for score in [*scores, result["mean"]["mIoU"]])
+        rows.append(f"<tr><td>{html.escape(PHASES[phase])}{cells}")
+    return f"<table><tr><th>mIoU, %{head}{''.join(rows)}</table>"
+
+
+def pseudo_label_table(result: dict[str, Any]) -> str:
+    """mIoU of the pseudo-labels of the generated images, in percent."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}<td>{score:.1f}"
+        for labels in result["pseudo-labels"].values()
+        for name, score in labels["mIoU"].items()
+    )
+    return f"<table><tr><th>labels of generated images<th>mIoU, %{rows}</table>"
+
+
+def gallery(folder: Path, at: Path) -> str:
+    """The panels of one run, in images relative to the folder `at`."""
+    panels = sorted((folder / "pictures").glob("*/*.png"))
+    return "".join(
+        f'<p><img src="{html.escape(os.path.relpath(p, at))}" alt="{html.escape(p.parent.name)}">'
+        for p in panels
+    )
+
+
+def page(
+    commands: list[str], results: dict[str, dict[str, Any]], output: Path, generated: Path
+) -> str:
+    """The results as HTML: scores, commands, images."""
+    sheet = html.escape(os.path.relpath(generated / "contact_sheet.png", output))
+    return (
+        "<!doctype html><meta charset=utf-8><title>CLOUDS demo</title>"
+        "<style>body{font:16px sans-serif;margin:2em;max-width:1400px}img{max-width:100%}"
+        "td,th{padding:.2em 1em;text-align:left}pre{background:#eee;padding:1em;overflow:auto}"
+        "</style><h1>CLOUDS demo</h1><p>Trained on rendered scenes that look like a game, then "
+        "jointly with images generated from prompts, without labels. Evaluated on three domains "
+        "that are not part of the training.</p>"
+        f"{score_table(results)}<p></p>{pseudo_label_table(results['joint'])}"
+        f"<pre>{html.escape(chr(10).join(commands))}</pre>"
+        f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"
+        f"<h2>After the warm-up</h2>{gallery(output / 'warmup', output)}"
+        f'<h2>Images generated from prompts</h2><img src="{sheet}" alt="contact sheet">'
+        '<h2>The domains</h2><img src="scenes.png" alt="contact sheet">'
+    )
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("datasets/demo"), help="dataset root")
+    parser.add_argument("--output", type=Path, default=Path("output/demo"))
+    parser.add_argument("--train", type=int, default=500, help="labeled training images")
+    parser.add_argument("--val", type=int, default=40, help="images of each unseen domain")
+    parser.add_argument("--generated", type=int, default=300, help="images generated from prompts")
+    parser.add_argument("--prompts", default="prompts/street_scenes.txt", help="one per line")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of both phases' configs"
+    )
+    return parser.parse_args()
+
+
+def generated_folder(args: argparse.Namespace) -> Path:
+    """Folder of the dataset sd_demo."""
+    folder: Path = args.data / "stable_diffusion" / "demo"
+    return folder
+
+
+def commands_of(args: argparse.Namespace, tools: Path) -> list[list[str]]:
+    """The commands of the demo, in order; `tools` is the repository's folder of that name."""
+    tool = os.path.relpath(tools)
+    configs = os.path.relpath(tools.parent / "configs" / "demo")
+    render = [f"{tool}/make_demo_data.py", "--output", str(args.data), "--datasets", *DATASETS]
+    render += ["--train", str(args.train), "--val", str(args.val)]
+    render += ["--contact-sheet", str(args.output / "scenes.png")]
+    generate = [f"{tool}/generate_images.py", "--generator", "procedural"]
+    generate += ["--prompts", args.prompts, "--count", str(args.generated)]
+    generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
+    trainings = []
+    for phase in PHASES:
+        command = [f"{tool}/train_net.py", "--config-file", f"{configs}/{phase}.yaml"]
+        command += ["OUTPUT_DIR", str(args.output / phase)]
+        if phase == "joint":
+            command += ["MODEL.WEIGHTS", str(args.output / "warmup" / "model_final.pth")]
+        trainings.append([*command, *args.opts])
+    baselines = [f"{tool}/trivial_baselines.py", "--config-file", f"{configs}/warmup.yaml"]
+    return [render, generate, *trainings, baselines]
+
+
+def main(tools: Path) -> None:
+    """Run the demo with the scripts in `tools`."""
+    args = parse()
+    started = time.monotonic()
+    export = f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"
+    print(f"$ {export}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    environment = {"DETECTRON2_DATASETS": str(args.data)}
+    commands = [export, *(run(command, environment) for command in commands_of(args, tools))]
+
+    results = {
+        phase: json.loads((args.output / phase / "results.json").read_text()) for phase in PHASES
+    }
+    index = args.output / "index.html"
+    index.write_text(page(commands, results, args.output, generated_folder(args)))
+    print(f"\nmIoU, mean over the unseen domains {', '.join(DATASETS[1:])}:")
+    for phase, title in PHASES.items():
+        print(f"  {title}: {results[phase]['mean']['mIoU']:.1f}")
+    minutes = (time.monotonic() - started) / 60
+    print(f"Done in {minutes:.1f} minutes. Open {index} for images and scores;")
+    print(f"`tensorboard --logdir {args.output}` shows the training curves.")

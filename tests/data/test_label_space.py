@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clouds.data.datasets import builtin
+from clouds.data.label_space import CITYSCAPES_19, IGNORE
+
+MAPPINGS = {
+    "cityscapes": builtin.CITYSCAPES_IDS,
+    "gta": builtin.GTA_IDS,
+    "synthia": builtin.SYNTHIA_IDS,
+    "mapillary": builtin.MAPILLARY_IDS,
+    "camvid": builtin.CAMVID_11_IDS,
+    "train ids": builtin.TRAIN_IDS,
+}
+
+
+def labels():
+    return pytest.importorskip("cityscapesscripts.helpers.labels").labels
+
+
+def test_names_and_palette_are_those_of_cityscapes_scripts():
+    scored = {label.trainId: label for label in labels() if 0 <= label.trainId < 19}
+    assert CITYSCAPES_19.num_classes == len(scored) == 19
+    for train_id, label in scored.items():
+        assert CITYSCAPES_19.names[train_id] == label.name
+        assert CITYSCAPES_19.colors[train_id] == label.color
+
+
+@pytest.mark.parametrize("which", ["cityscapes", "gta"])
+def test_cityscapes_ids_are_those_of_cityscapes_scripts(which):
+    raw = np.array([[label.id % 256 for label in labels()]], np.uint8)
+    expected = [label.trainId if 0 <= label.trainId < 19 else 255 for label in labels()]
+    assert MAPPINGS[which].apply(raw).tolist() == [expected]
+    assert MAPPINGS[which].unknown_ids(raw) == ()
+
+
+# names as the datasets document them: (raw id, name there, train id here)
+SYNTHIA = [
+    (0, "void", 255),
+    (1, "sky", 10),
+    (2, "building", 2),
+    (3, "road", 0),
+    (4, "sidewalk", 1),
+    (5, "fence", 4),
+    (6, "vegetation", 8),
+    (7, "pole", 5),
+    (8, "car", 13),
+    (9, "traffic sign", 7),
+    (10, "pedestrian", 11),
+    (11, "bicycle", 18),
+    (12, "motorcycle", 17),
+    (13, "parking slot", 255),
+    (14, "road work", 255),
+    (15, "traffic light", 6),
+    (16, "terrain", 9),
+    (17, "rider", 12),
+    (18, "truck", 14),
+    (19, "bus", 15),
+    (20, "train", 16),
+    (21, "wall", 3),
+    (22, "lane marking", 255),
+]
+MAPILLARY = [
+    (0, "bird", 255),
+    (2, "curb", 1),
+    (3, "fence", 4),
+    (6, "wall", 3),
+    (12, "rail track", 255),
+    (13, "road", 0),
+    (15, "sidewalk", 1),
+    (17, "building", 2),
+    (19, "person", 11),
+    (20, "bicyclist", 12),
+    (21, "motorcyclist", 12),
+    (22, "other rider", 12),
+    (24, "lane marking", 0),
+    (27, "sky", 10),
+    (29, "terrain", 9),
+    (30, "vegetation", 8),
+    (41, "manhole", 0),
+    (45, "pole", 5),
+    (47, "utility pole", 5),
+    (48, "traffic light", 6),
+    (49, "traffic sign, back", 255),
+    (50, "traffic sign, front", 7),
+    (52, "bicycle", 18),
+    (54, "bus", 15),
+    (55, "car", 13),
+    (57, "motorcycle", 17),
+    (58, "on rails", 16),
+    (61, "truck", 14),
+    (65, "unlabelled", 255),
+]
+CAMVID = [
+    (0, "sky", 10),
+    (1, "building", 2),
+    (2, "pole", 5),
+    (3, "road", 0),
+    (4, "pavement", 1),
+    (5, "tree", 8),
+    (6, "sign", 7),
+    (7, "fence", 4),
+    (8, "car", 13),
+    (9, "pedestrian", 11),
+    (10, "bicyclist", 12),
+    (11, "void", 255),
+]
+
+
+@pytest.mark.parametrize(
+    "which,rows", [("synthia", SYNTHIA), ("mapillary", MAPILLARY), ("camvid", CAMVID)]
+)
+def test_ids_by_their_documented_names(which, rows):
+    raw = np.array([[row[0] for row in rows]], np.uint8)
+    assert MAPPINGS[which].apply(raw)[0].tolist() == [row[2] for row in rows]
+    assert MAPPINGS[which].unknown_ids(raw) == ()
+
+
+@pytest.mark.parametrize(
+    "which,scored,known",
+    [
+        ("cityscapes", 19, 35),
+        ("gta", 19, 36),
+        ("synthia", 19, 23),
+        ("mapillary", 25, 66),  # 19 classes, of which four collect 3 + 2 + 2 + 3 ids
+        ("camvid", 11, 12),
+        ("train ids", 19, 20),
+    ],
+)
+def test_number_of_ids_that_count_and_that_are_known(which, scored, known):
+    every = np.arange(256, dtype=np.uint8)[None]
+    assert (MAPPINGS[which].apply(every) != IGNORE).sum() == scored
+    assert len(MAPPINGS[which].known_ids) == known
+    assert len(MAPPINGS[which].unknown_ids(every)) == 256 - known
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_unknown_ids_are_found_and_ignored_in_any_type(dtype):
+    raw = np.array([[7, 11, 200], [60, 33, 0]]).astype(dtype)
+    assert MAPPINGS["cityscapes"].unknown_ids(raw) == (60, 200)
+    assert MAPPINGS["cityscapes"].apply(raw).tolist() == [[0, 2, 255], [255, 18, 255]]
+
+
+def test_ids_that_no_byte_holds():
+    raw = np.array([[-1, 7, 263]])  # 263 % 256 == 7
+    assert MAPPINGS["cityscapes"].unknown_ids(raw) == (-1, 263)
+    assert MAPPINGS["cityscapes"].apply(raw).tolist() == [[255, 0, 255]]
+
+
+def test_views_with_strides_are_read_alike():
+    raw = np.random.default_rng(0).integers(0, 40, (10, 14), dtype=np.uint8)
+    for view in (raw[:, ::-1], raw.T, raw[::2, 1::3]):
+        mapping = MAPPINGS["cityscapes"]
+        assert np.array_equal(mapping.apply(view), mapping.apply(view.astype(np.int64)))
+        assert mapping.unknown_ids(view) == mapping.unknown_ids(view.astype(np.int64))
+
+
+@pytest.mark.parametrize("which", MAPPINGS)
+def test_inverse_gives_one_raw_id_per_class_and_one_for_void(which):
+    mapping = MAPPINGS[which]
+    inverse = mapping.inverse()
+    assert sorted(inverse) == [*mapping.classes, IGNORE]
+    for train_id, raw_id in inverse.items():
+        assert mapping.apply(np.array([[raw_id]], np.uint8)).item() == train_id
+
+
+def test_inverse_takes_the_typical_id():
+    inverse = MAPPINGS["mapillary"].inverse()
+    assert (inverse[0], inverse[1], inverse[5]) == (13, 15, 45)  # road, sidewalk, pole
+
+
+def test_synonyms_are_those_of_the_published_prompts():
+    # 14 templates make 840 prompts of them
+    assert sum(len(words) for words in CITYSCAPES_19.synonyms) == 840 // 14
+    assert len(CITYSCAPES_19.synonyms) == 19
+    assert CITYSCAPES_19.synonyms[11] == ("person",)
+    assert CITYSCAPES_19.synonyms[8] == ("vegetation", "tree", "trees", "palm tree", "bushes")
+    assert all(word == word.strip() != "" for words in CITYSCAPES_19.synonyms for word in words)
+
+
+def test_colorize():
+    label = np.array([[0, 13], [255, 18]], np.uint8)
+    colors = CITYSCAPES_19.colorize(label)
+    assert colors.dtype == np.uint8
+    assert colors.tolist() == [[[128, 64, 128], [0, 0, 142]], [[0, 0, 0], [119, 11, 32]]]

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from engine_toy import toy_config
+from torch import nn
+
+from clouds.engine.lr_scheduler import build_schedule, learning_rate_factor
+
+
+def factor(**solver):
+    solver = {"WARMUP_ITERS": 0, "MAX_ITER": 100, **solver}
+    words = [word for key, value in solver.items() for word in (f"SOLVER.{key}", value)]
+    cfg = toy_config("unused")
+    cfg.merge_from_list(words)
+    return learning_rate_factor(cfg)
+
+
+def test_constant_without_steps():
+    rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR")
+    assert {rate(i) for i in range(101)} == {1.0}
+
+
+def test_steps_multiply_from_their_iteration_on():
+    rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(30, 60), GAMMA=0.1)
+    found = [rate(i) for i in (0, 29, 30, 59, 60, 99, 100)]
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+def test_steps_change_exactly_there_in_a_long_run():
+    rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(33333,), MAX_ITER=40000)
+    assert rate(33332) == 1.0
+    assert rate(33333) == pytest.approx(0.1)
+
+
+def test_steps_at_or_after_the_end_do_not_count():
+    rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(50, 100, 200))
+    assert rate(99) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("steps", [(60, 30), (30, 30), (0, 30)])
+def test_steps_out_of_order_are_refused(steps):
+    with pytest.raises(ValueError, match="rising order"):
+        factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=steps)
+
+
+def test_polynomial():
+    rate = factor(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_POWER=0.9)
+    for i in range(101):
+        assert rate(i) == pytest.approx((1 - i / 100) ** 0.9, abs=1e-12)
+
+
+def test_polynomial_ends_at_its_floor():
+    rate = factor(LR_SCHEDULER_NAME="WarmupPolyLR", POLY_LR_CONSTANT_ENDING=0.3)
+    for i in range(101):
+        assert rate(i) == pytest.approx(max((1 - i / 100) ** 0.9, 0.3))
+
+
+def test_the_floor_belongs_to_the_polynomial_alone():
+    rate = factor(LR_SCHEDULER_NAME="WarmupCosineLR", POLY_LR_CONSTANT_ENDING=0.3)
+    assert rate(100) == pytest.approx(0.0)
+
+
+def test_cosine():
+    rate = factor(LR_SCHEDULER_NAME="WarmupCosineLR")
+    for i in range(101):
+        assert rate(i) == pytest.approx((1 + math.cos(math.pi * i / 100)) / 2)
+
+
+def test_linear_warmup_multiplies():
+    rate = factor(LR_SCHEDULER_NAME="WarmupPolyLR", WARMUP_ITERS=10, WARMUP_FACTOR=0.2)
+    for i in range(101):
+        warm = min(0.2 + 0.8 * i / 10, 1.0)
+        assert rate(i) == pytest.approx(warm * (1 - i / 100) ** 0.9, abs=1e-12)
+
+
+def test_constant_warmup():
+    rate = factor(
+        LR_SCHEDULER_NAME="WarmupMultiStepLR",
+        WARMUP_ITERS=5,
+        WARMUP_FACTOR=0.5,
+        WARMUP_METHOD="constant",
+    )
+    assert [rate(i) for i in (0, 4, 5, 50)] == [0.5, 0.5, 1.0, 1.0]
+
+
+def test_a_run_of_no_iterations_has_a_rate():
+    assert factor(LR_SCHEDULER_NAME="WarmupPolyLR", MAX_ITER=0)(0) == 1.0
+
+
+def test_unknown_schedule():
+    with pytest.raises(ValueError, match="WarmupStepLR"):
+        factor(LR_SCHEDULER_NAME="WarmupStepLR")
+
+
+def test_groups_keep_their_ratio_and_state_is_the_iteration_alone():
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    groups = [{"params": first.parameters(), "lr": 1.0}, {"params": second.parameters(), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups)
+    cfg = toy_config("unused", "SOLVER.MAX_ITER", "100", "SOLVER.WARMUP_ITERS", "0")
+    schedule = build_schedule(cfg, optimizer)
+    schedule.set(40)
+    expected = [0.6**0.9, 0.1 * 0.6**0.9]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+    state = schedule.state_dict()
+    schedule.set(99)
+    state["base_lrs"] = [5.0, 5.0]  # what another config had; this run's own rates count
+    schedule.load_state_dict(state)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)

@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from color_model import ColorModel, blocks, painted, random_pairs, write_cityscapes
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clouds import comm
+from clouds.config import get_cfg
+from clouds.engine import launch
+from clouds.evaluation import Results, SemSegEvaluator, evaluate, evaluate_dataset
+from clouds.visualizer import compare
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    return tmp_path / "datasets"
+
+
+def config(folder, *overrides):
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("cityscapes_val",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.TEST.SHORT_SIDE = 0
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def iou_of(pairs):
+    """Intersection over union in percent of (prediction, label) pairs, by scikit-learn."""
+    prediction = np.concatenate([p.ravel() for p, _ in pairs])
+    label = np.concatenate([t.ravel() for _, t in pairs])
+    counts = confusion_matrix(label[label < 19], prediction[label < 19], labels=range(19))
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    with np.errstate(invalid="ignore"):
+        return 100 * counts.diagonal() / union
+
+
+def test_scores_of_known_predictions(tmp_path, root, caplog):
+    pairs = random_pairs(5)
+    write_cityscapes(root, pairs)
+    with caplog.at_level(logging.INFO, "clouds"):
+        results = evaluate(config(tmp_path), ColorModel())
+    (result,) = results.datasets
+    expected = iou_of(pairs)
+    assert 10 < np.nanmean(expected) < 90
+    np.testing.assert_allclose(result.iou, expected, rtol=1e-12)
+    assert result.miou == pytest.approx(np.nanmean(expected))
+    assert result.miou16 is None
+    assert result.images == 5 and result.seconds > 0
+    assert results.protocol == "native"
+    assert results.flat()["cityscapes_val/IoU-bus"] == pytest.approx(expected[15])
+    assert results.table() in caplog.text
+
+
+@pytest.mark.parametrize("protocol", ["native", "clouds", "slide"])
+def test_the_prediction_meets_the_untouched_label(tmp_path, root, protocol):
+    # shown at half size: exact, since the cells stay whole
+    pairs = random_pairs(2, (48, 64))
+    write_cityscapes(root, pairs)
+    overrides = ("TEST.PROTOCOL", protocol, "TEST.SHORT_SIDE", 96, "TEST.SLIDE.CROP_SIZE", 32)
+    result = evaluate_dataset(config(tmp_path, *overrides), ColorModel(), "cityscapes_val")
+    # the enlarged image blurs across the cells' edges, so only nearly as without resizing
+    tolerance = 0 if protocol == "slide" else 12
+    np.testing.assert_allclose(result.iou, iou_of(pairs), atol=tolerance, rtol=1e-12)
+
+
+def test_clouds_scores_bdd_at_the_size_of_the_input(tmp_path, root):
+    label, folder = blocks(1, (32, 64), 16), root / "bdd100k"
+    images, labels = folder / "images/10k/val", folder / "labels/sem_seg/masks/val"
+    images.mkdir(parents=True), labels.mkdir(parents=True)
+    Image.fromarray(painted(label)).save(images / "a.jpg", quality=100)
+    Image.fromarray(label).save(labels / "a.png")
+    sizes = {}
+    for protocol in ("native", "clouds"):
+        model = ColorModel()
+        overrides = ("TEST.PROTOCOL", protocol, "TEST.SHORT_SIDE", 16)
+        evaluate_dataset(config(tmp_path, *overrides), model, "bdd_val")
+        (sample,) = model.seen
+        assert sample["image"].shape == (3, 16, 32)
+        sizes[protocol] = (sample["height"], sample["width"])
+    assert sizes == {"native": (32, 64), "clouds": (16, 32)}
+
+
+def test_the_model_never_sees_a_label(tmp_path, root):
+    write_cityscapes(root, random_pairs(2))
+    model = ColorModel()
+    evaluate(config(tmp_path), model)
+    assert len(model.seen) == 2
+    assert not {key for sample in model.seen for key in sample} & {"label", "sem_seg"}
+
+
+# ---------------------------------------------------------------- modes and contexts
+
+
+class Partly(ColorModel):
+    """Has a part that stays in evaluation mode while the rest trains."""
+
+    fail = False
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = nn.Dropout()
+        self.train()
+        self.frozen.eval()
+
+    def segment(self, batch):
+        self.autocast = (
+            torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+        )
+        self.grad = torch.is_grad_enabled()
+        if self.fail:
+            raise RuntimeError("broken")
+        return super().segment(batch)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_every_module_gets_its_mode_back(tmp_path, root, fail, training):
+    write_cityscapes(root, random_pairs(1))
+    model = Partly()
+    model.fail = fail
+    if not training:
+        model.eval()
+    if fail:
+        with pytest.raises(RuntimeError, match="broken"):
+            evaluate(config(tmp_path), model)
+    else:
+        evaluate(config(tmp_path), model)
+    assert (model.training, model.dropout.training, model.frozen.training) == (
+        training,
+        training,
+        False,
+    )
+    assert model.grad is False
+    assert torch.is_grad_enabled()
+
+
+def test_autocast_as_configured(tmp_path, root):
+    write_cityscapes(root, random_pairs(1))
+    model = Partly()
+    evaluate(config(tmp_path), model)
+    assert model.autocast is None
+    evaluate(config(tmp_path, "SOLVER.AMP.ENABLED", True), model)
+    assert model.autocast == torch.bfloat16
+
+
+class Caching(ColorModel):
+    """Keeps something made in evaluation for training, as the text classifier does."""
+
+    def segment(self, batch):
+        self.kept = self.colors.detach() * 2
+        return super().segment(batch)
+
+
+def test_what_evaluation_caches_can_be_trained_with(tmp_path, root):
+    write_cityscapes(root, random_pairs(1))
+    model = Caching()
+    evaluate(config(tmp_path), model)
+    (model.kept * model.colors).sum().backward()
+    assert torch.equal(model.colors.grad, model.kept)
+
+
+# --------------------------------------------------------------------------- pictures
+
+
+def test_pictures_are_evenly_spaced_and_repeatable(tmp_path, root):
+    pairs = random_pairs(7)
+    write_cityscapes(root, pairs)
+    cfg = config(tmp_path, "TEST.PICTURES", 3)
+    results = evaluate(cfg, ColorModel())
+    assert list(results.pictures) == [f"cityscapes_val/{i}" for i in range(3)]
+    for i, (panel, number) in enumerate(zip(results.pictures.values(), (1, 3, 5), strict=True)):
+        prediction, label = pairs[number]
+        expected = compare(painted(prediction), label, prediction, title="a title 26 pixels high")
+        np.testing.assert_array_equal(panel[12 + 26 :], expected[12 + 26 :])
+        on_disk = tmp_path / "pictures/cityscapes_val" / f"{i}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(on_disk)), panel)
+    again = evaluate(cfg, ColorModel())
+    assert all(np.array_equal(again.pictures[n], p) for n, p in results.pictures.items())
+
+
+@pytest.mark.parametrize(("wanted", "drawn"), [(0, 0), (2, 2), (9, 2)])
+def test_number_of_pictures(tmp_path, root, wanted, drawn):
+    write_cityscapes(root, random_pairs(2))
+    results = evaluate(config(tmp_path, "TEST.PICTURES", wanted), ColorModel())
+    assert len(results.pictures) == drawn
+
+
+# --------------------------------------------------------------------- several datasets
+
+
+def test_several_datasets_in_one_run(tmp_path, root):
+    write_cityscapes(root, random_pairs(2))
+    write_cityscapes(root, random_pairs(3)[2:], split="train")
+    cfg = config(tmp_path, "DATASETS.TEST", ("cityscapes_train", "cityscapes_val"))
+    results = evaluate(cfg, ColorModel())
+    assert [r.name for r in results.datasets] == ["cityscapes_train", "cityscapes_val"]
+    first, second = (iou_of(p) for p in (random_pairs(3)[2:], random_pairs(2)))
+    assert results.mean_miou == pytest.approx((np.nanmean(first) + np.nanmean(second)) / 2)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["mean"]["mIoU"] == pytest.approx(results.mean_miou)
+    assert content["datasets"]["cityscapes_val"]["images"] == 2
+
+
+def test_sixteen_classes_when_the_source_is_synthia(tmp_path, root):
+    pairs = random_pairs(3)
+    write_cityscapes(root, pairs)
+    cfg = config(tmp_path, "DATASETS.TRAIN", ("synthia",))
+    (result,) = evaluate(cfg, ColorModel()).datasets
+    sixteen = [i for i in range(19) if i not in (9, 14, 16)]  # no terrain, truck, train
+    assert result.miou16 == pytest.approx(np.nanmean(iou_of(pairs)[sixteen]))
+    assert result.miou == pytest.approx(np.nanmean(iou_of(pairs)))
+    assert abs(result.miou - result.miou16) > 0.1
+
+
+def test_camvid_is_scored_on_its_eleven_classes(tmp_path, root):
+    # 8-pixel cells: sky (raw 0), building (1), road (3) and void (11)
+    raw = np.kron([[0, 0], [1, 3], [11, 3]], np.ones((8, 8))).astype(np.uint8)
+    predicted = np.kron([[10, 2], [2, 14], [10, 0]], np.ones((8, 8))).astype(np.uint8)
+    for folder, array in (("val", painted(predicted)), ("valannot", raw)):
+        (root / "camvid" / folder).mkdir(parents=True)
+        Image.fromarray(array).save(root / "camvid" / folder / "0001TP_000001.png")
+    (result,) = evaluate(config(tmp_path), ColorModel(), ["camvid_val"]).datasets
+    ours = {i: v for i, v in enumerate(result.iou) if not math.isnan(v)}
+    # truck (14) is predicted, but is no class of CamVid; it counts against the road below it
+    assert ours == pytest.approx({10: 50, 2: 50, 0: 50})
+    assert result.miou == pytest.approx(50)
+    assert result.pixel_accuracy == pytest.approx(60)
+
+
+def test_only_void_is_no_score_and_no_crash(tmp_path, root, caplog):
+    void = np.full((24, 32), 255, np.uint8)
+    write_cityscapes(root, [(blocks(0), void)])
+    write_cityscapes(root, random_pairs(1), split="train")
+    with caplog.at_level(logging.INFO, "clouds"):
+        results = evaluate(config(tmp_path), ColorModel(), ["cityscapes_val", "cityscapes_train"])
+    assert math.isnan(results.datasets[0].miou) and math.isnan(results.mean_miou)
+    assert "cityscapes_val has no mIoU" in caplog.text
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["mean"]["mIoU"] is None
+
+
+# ------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "nothing to evaluate on: DATASETS.TEST is empty"),
+        (["cityscapes_val", "cityscapes_val"], "names cityscapes_val more than once"),
+        (["cityscapes_test"], "unknown dataset 'cityscapes_test'. Known: gta5, "),
+        (["cityscapes_val", "bdd_val"], "bdd_val"),
+    ],
+)
+def test_datasets_are_looked_at_before_the_first_is_run(tmp_path, root, names, message):
+    write_cityscapes(root, random_pairs(1))
+    model = ColorModel()
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        evaluate(config(tmp_path), model, names)
+    assert not model.seen
+
+
+def test_a_dataset_without_labels(tmp_path, root):
+    images = root / "stable_diffusion/city/images"
+    images.mkdir(parents=True)
+    Image.fromarray(painted(blocks(0))).save(images / "0.png")
+    with pytest.raises(ValueError, match=r"sd_city: .*0\.png has no label"):
+        evaluate(config(tmp_path), ColorModel(), ["sd_city"])
+
+
+class Wrong(ColorModel):
+    def segment(self, batch):
+        return [out.add(17) for out in super().segment(batch)]
+
+
+def test_a_prediction_that_is_no_class_names_the_image(tmp_path, root):
+    write_cityscapes(root, random_pairs(1))
+    with pytest.raises(ValueError, match=r"ulm_000000_000019_leftImg8bit\.png: prediction holds"):
+        evaluate(config(tmp_path), Wrong())
+
+
+# ----------------------------------------------------------- Detectron2's evaluation loop
+
+
+def test_semseg_evaluator_reads_labels_by_file_name(root):
+    pairs = random_pairs(3)
+    write_cityscapes(root, pairs)
+    files = sorted((root / "cityscapes/leftImg8bit").rglob("*.png"))
+    evaluator = SemSegEvaluator("cityscapes_val")
+    for as_scores in (True, False):
+        evaluator.reset()
+        for file, (prediction, _) in zip(files, pairs, strict=True):
+            classes = torch.from_numpy(prediction).long()
+            scores = nn.functional.one_hot(classes, 19).permute(2, 0, 1).float()
+            output = {"sem_seg": scores if as_scores else classes}
+            evaluator.process([{"file_name": str(file)}], [output])
+        scores = evaluator.evaluate()["sem_seg"]
+        assert scores["mIoU"] == pytest.approx(np.nanmean(iou_of(pairs)))
+        assert scores["IoU-road"] == pytest.approx(iou_of(pairs)[0])
+
+
+def test_semseg_evaluator_resizes_scores_to_the_label(root):
+    label = blocks(0, (24, 32), 8)
+    write_cityscapes(root, [(label, label)])
+    (file,) = (root / "cityscapes/leftImg8bit").rglob("*.png")
+    small = nn.functional.one_hot(torch.from_numpy(label[::4, ::4]).long(), 19)
+    evaluator = SemSegEvaluator("cityscapes_val")
+    evaluator.process([{"file_name": str(file)}], [{"sem_seg": small.permute(2, 0, 1).float()}])
+    assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+def test_semseg_evaluator_refuses_other_files(root):
+    write_cityscapes(root, random_pairs(1))
+    evaluator = SemSegEvaluator("cityscapes_val")
+    output = {"sem_seg": torch.zeros(24, 32, dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=r"/x/y\.png is no image of cityscapes_val"):
+        evaluator.process([{"file_name": "/x/y.png"}], [output])
+
+
+INSIDE_DETECTRON2 = """
+import sys
+from pathlib import Path
+import torch
+from color_model import ColorModel
+from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from clouds.data.datasets import register_all
+from clouds.evaluation import SemSegEvaluator
+register_all()
+dicts = get_detection_dataset_dicts("cityscapes_val")
+for d in dicts:
+    d.pop("sem_seg_file_name")  # raw ids are not what its mapper expects
+mapper = DatasetMapper(False, augmentations=[], image_format="RGB")
+loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=0)
+evaluator = SemSegEvaluator("cityscapes_val")
+assert isinstance(evaluator, DatasetEvaluator)
+results = inference_on_dataset(ColorModel(), loader, evaluator)
+print_csv_format(results)
+print("mIoU", repr(results["sem_seg"]["mIoU"]))
+"""
+
+
+def test_inside_detectron2s_own_loop(root):
+    source = os.environ.get("DETECTRON2_SOURCE", "")
+    if not source and importlib.util.find_spec("detectron2") is None:
+        pytest.skip(
+            "Detectron2 is not installed; set DETECTRON2_SOURCE to its source folder to run this"
+        )
+    pairs = random_pairs(3)
+    write_cityscapes(root, pairs)
+    path = [str(ROOT), str(TESTS), source, os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {
+        "CLOUDS_D2": "detectron2",
+        "PYTHONPATH": os.pathsep.join(p for p in path if p),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", INSIDE_DETECTRON2], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    miou = float(done.stdout.split()[-1])
+    assert miou == pytest.approx(np.nanmean(iou_of(pairs)))
+
+
+# ------------------------------------------------------------------------ two processes
+
+
+def in_two_processes(datasets, folder):
+    os.environ["DETECTRON2_DATASETS"] = str(datasets)
+    torch.set_num_threads(1)
+    rank = comm.get_rank()
+    model = DistributedDataParallel(ColorModel())
+    cfg = config(folder, "TEST.PICTURES", 2)
+    results = evaluate(cfg, model, ["cityscapes_val", "cityscapes_train"])
+    torch.save((results, len(model.module.seen)), Path(folder) / f"rank{rank}.pt")
+
+
+def test_two_processes_score_as_one(tmp_path, root):
+    pairs = random_pairs(3)
+    write_cityscapes(root, pairs)
+    write_cityscapes(root, pairs[:1], split="train")  # the second process gets none of it
+    cfg = config(tmp_path / "one", "TEST.PICTURES", 2)
+    alone = evaluate(cfg, ColorModel(), ["cityscapes_val", "cityscapes_train"])
+    both = tmp_path / "two"
+    both.mkdir()
+    launch.launch(in_two_processes, (str(root), str(both)), num_gpus=2, device="cpu")
+    shares = [torch.load(both / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    assert [seen for _, seen in shares] == [3, 1]
+    for results, _ in shares:
+        assert isinstance(results, Results)
+        assert results.flat() == alone.flat()
+        assert [r.images for r in results.datasets] == [3, 1]
+        assert list(results.pictures) == list(alone.pictures)
+        for name, picture in alone.pictures.items():
+            np.testing.assert_array_equal(results.pictures[name], picture)
+    assert (both / "results.json").is_file()

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dataset_files
+import pytest
+import torch
+import yaml
+from engine_toy import loggers_as_before, script_environment
+from tiny_model import tiny_config
+
+import clouds
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "train_net.py"
+BASE = ROOT / "configs" / "base.yaml"
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("train_net", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_net"] = module
+    spec.loader.exec_module(module)
+    with loggers_as_before():
+        yield module
+    del sys.modules["train_net"]
+
+
+@pytest.fixture
+def fails(tool, capsys):
+    """Runs the command and returns what it said when it left with the status for wrong input."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as leaving:
+            tool.main([str(word) for word in words])
+        assert leaving.value.code == 2
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return text
+
+    return run
+
+
+def test_help_is_fast_and_imports_nothing_heavy():
+    program = (
+        "import runpy, sys; sys.argv = ['train_net.py', '--help']\n"
+        f"sys.path.insert(0, {str(TOOL.parent)!r})\n"
+        f"try: runpy.run_path({str(TOOL)!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'numpy', 'clouds'} & set(sys.modules)"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert time.monotonic() - started < 3
+    for flag in ("--config-file", "--resume", "--eval-only", "--num-gpus", "--num-machines"):
+        assert flag in done.stdout
+    assert "--machine-rank" in done.stdout
+    assert "--dist-url" in done.stdout
+
+
+def test_no_config_file(fails):
+    assert "--config-file is needed" in fails("--eval-only")
+
+
+def test_flags_after_overrides(fails):
+    text = fails("--config-file", BASE, "SEED", "1", "--resume")
+    assert "--resume comes after KEY VALUE" in text
+
+
+def test_config_that_is_not_there(fails):
+    assert "no_such.yaml" in fails("--config-file", "no_such.yaml")
+
+
+def test_wrong_overrides_are_told_together(fails):
+    text = fails("--config-file", BASE, "SOLVER.BASE_LRR", "1", "SOLVER.MAX_ITER", "many")
+    assert "SOLVER.BASE_LR" in text
+    assert "SOLVER.MAX_ITER" in text
+
+
+def test_more_gpus_than_there_are(fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    text = fails("--config-file", BASE, "--num-gpus", "64")
+    assert "--num-gpus is 64, but this machine has 2 usable GPU(s)" in text
+
+
+def test_a_gpu_that_is_not_there(fails, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    text = fails("--config-file", BASE, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cuda")
+    assert "this machine has 0 usable CUDA GPUs" in text
+
+
+def test_output_folder_that_cannot_be_written(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    text = fails("--config-file", BASE, "OUTPUT_DIR", tmp_path / "file" / "x")
+    assert "cannot be written" in text
+    assert "OUTPUT_DIR" in text
+
+
+def test_errors_of_the_program_keep_their_traceback(tool):
+    with pytest.raises(ZeroDivisionError), tool.user_errors_in_one_line():
+        print(1 / 0)
+    with pytest.raises(ValueError, match="literal"), tool.user_errors_in_one_line():
+        int("not raised in this project's code")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    for number in range(4):
+        dataset_files.write(root, "gta5", number, (48, 64))
+        dataset_files.write(root, "cityscapes_val", number, (48, 64))
+    return root
+
+
+@pytest.fixture
+def command(data, tmp_path, monkeypatch):
+    """Words of a command that trains a tiny model for four iterations and evaluates it."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    settings = {
+        "INPUT__CROP__SIZE": (64, 64),
+        "DATASETS__TEST": ("cityscapes_val",),
+        "DATALOADER__NUM_WORKERS": 0,
+        "SOLVER__IMS_PER_BATCH": 2,
+        "SOLVER__MAX_ITER": 4,
+        "SOLVER__CHECKPOINT_PERIOD": 2,
+        "SOLVER__BASE_LR": 1e-3,
+        "LOG_PERIOD": 1,
+        "TEST__EVAL_PERIOD": 2,
+        "TEST__SHORT_SIDE": 32,
+        "TEST__PICTURES": 1,
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny_config(**settings).dump())
+    return ["--config-file", str(path)]
+
+
+def records_of(folder):
+    lines = (folder / "metrics.json").read_text().splitlines()
+    timings = {"seconds", "data_seconds", "images_per_second", "memory_gib"}
+    return [{k: v for k, v in json.loads(line).items() if k not in timings} for line in lines]
+
+
+def final_weights(folder):
+    return torch.load(folder / "model_final.pth", weights_only=True)["model"]
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_train_evaluate_and_build(tool, command, tmp_path, capsys):
+    out = tmp_path / "out"
+    tool.main([*command, "OUTPUT_DIR", str(out)])
+    log = (out / "log.txt").read_text()
+    first = log.splitlines()[0]
+    for fact in (f"clouds {clouds.__version__}", "d2 backend", "torch", "device cpu"):
+        assert fact in first
+    shown = capsys.readouterr().out
+    assert "mIoU" in shown
+    assert "iteration 4/4" in shown
+    records = records_of(out)
+    assert [r["iteration"] for r in records] == [0, 1, 1, 2, 3, 3]
+    assert sum(name.startswith("loss_") for name in records[0]) == 3 * 4  # four predictions
+    result = json.loads((out / "results.json").read_text())
+    assert result["iteration"] == 3
+    assert result["weights"]["file"] == str(out / "model_final.pth")
+    assert result["mean"]["mIoU"] == pytest.approx(records[-1]["cityscapes_val/mIoU"])
+    assert list((out / "tensorboard").iterdir())
+    dumped = yaml.safe_load((out / "config.yaml").read_text())
+    assert dumped["SOLVER"]["MAX_ITER"] == 4
+    assert "# backend:" in (out / "config.yaml").read_text()
+
+    weights = str(out / "model_final.pth")
+    again = tmp_path / "again"
+    tool.main([*command, "--eval-only", "OUTPUT_DIR", str(again), "MODEL.WEIGHTS", weights])
+    evaluated = json.loads((again / "results.json").read_text())
+    assert evaluated["mean"] == result["mean"]
+    assert not (again / "config.yaml").exists()
+    assert "RANDOM" not in (again / "log.txt").read_text()
+
+    tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
+    assert json.loads((out / "results.json").read_text())["mean"] == result["mean"]
+
+    tool.main([*command, "--eval-only", "OUTPUT_DIR", str(tmp_path / "random")])
+    assert "RANDOM weights" in (tmp_path / "random" / "log.txt").read_text()
+
+    built = clouds.build(command[1], ["MODEL.WEIGHTS", "unused"], weights)
+    assert not built.training
+    assert same(dict(built.state_dict()), final_weights(out))
+    fresh = clouds.build(command[1])
+    assert same(dict(fresh.state_dict()), dict(clouds.build(command[1], ["SEED", 0]).state_dict()))
+    assert not same(dict(fresh.state_dict()), dict(built.state_dict()))
+
+
+def test_a_resumed_command_gives_the_unbroken_run(tool, command, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tool.main([*command, "OUTPUT_DIR", str(whole)])
+    broken.mkdir()
+    # What a kill in iteration 2 leaves: the checkpoint after iteration 1.
+    for name in ("model_0000001.pth", "metrics.json"):
+        (broken / name).write_bytes((whole / name).read_bytes())
+    (broken / "last_checkpoint").write_text("model_0000001.pth")
+    tool.main([*command, "--resume", "OUTPUT_DIR", str(broken)])
+    assert records_of(broken) == records_of(whole)
+    assert same(final_weights(broken), final_weights(whole))
+
+
+def test_divergence_leaves_with_its_own_status(tool, command, tmp_path, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as leaving:
+        tool.main([*command, "OUTPUT_DIR", str(out), "MODEL.MASK_FORMER.MASK_WEIGHT", "1e39"])
+    assert leaving.value.code == 3
+    text = capsys.readouterr().out
+    assert "training diverged in iteration 0: loss_mask is inf" in text
+    assert text.count(".png") == 2
+
+
+@pytest.mark.parametrize("when", ["train", "evaluate"])
+def test_missing_weights(fails, command, tmp_path, when):
+    words = ["--eval-only"] if when == "evaluate" else []
+    words += ["OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", "no_such.pth"]
+    assert "checkpoint 'no_such.pth' does not exist" in fails(*command, *words)
+
+
+@pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
+@pytest.mark.parametrize("name", ["cityscapess_val", "synthia"])
+def test_data_that_is_not_there_is_told_before_training(fails, command, tmp_path, key, name):
+    text = fails(*command, "OUTPUT_DIR", tmp_path / "out", key, f"('{name}',)")
+    assert name in text
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_real_model_are_one(command, tmp_path):
+    for processes in (1, 2):
+        words = ["--num-gpus", str(processes), "MODEL.DEVICE", "cpu"]
+        # Adam makes full steps of gradients that are nothing but rounding, as some biases' are.
+        words += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.1"]
+        words += ["OUTPUT_DIR", str(tmp_path / str(processes))]
+        program = [sys.executable, str(TOOL), *command, *words]
+        subprocess.run(program, env=script_environment(), check=True, capture_output=True)
+    one, two = (records_of(tmp_path / str(processes)) for processes in (1, 2))
+    assert len(one) == len(two) == 6
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            close = None if b[name] is None else pytest.approx(b[name], rel=1e-5, abs=1e-5)
+            assert a[name] == close, name
+    first, second = (final_weights(tmp_path / str(processes)) for processes in (1, 2))
+    early = torch.load(tmp_path / "1" / "model_0000001.pth", weights_only=True)["model"]
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-5)
+    assert max((first[name] - early[name]).abs().max() for name in first) > 1e-4
+
+
+def test_importing_the_package_is_light():
+    program = "import sys, clouds; assert clouds.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
