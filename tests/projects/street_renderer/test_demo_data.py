@@ -231,7 +231,9 @@ def test_more_images_are_added_to_existing_ones(tmp_path):
 def test_other_settings_are_refused_unless_overwriting(tmp_path, change):
     make(tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match=r"gta5 in .* has 2 images of 72x128, seed 0; requested"):
+    with pytest.raises(
+        FileExistsError, match=r"gta5 in .* has 2 images of 72x128, seed 0; requested"
+    ):
         make(tmp_path, **change)
     assert contents(tmp_path) == before
     make(tmp_path, **change, overwrite=True)
