@@ -9,9 +9,6 @@ produces the same file as an uninterrupted one.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.files import unfinished, written_whole
-from clouds.generation.prompts import clip_tokens, parse_prompts
+from clouds.generation.prompt_file import PromptFile
+from clouds.generation.prompts import clip_tokens
 from clouds.generation.words import content_words
-
-logger = logging.getLogger(__name__)
-
 
 NamedClasses = Callable[[str], frozenset[str]]
 """Prompt -> names of the classes that it names."""
@@ -119,7 +113,7 @@ def write_prompts(
         ValueError: the file was started with other settings.
         NothingUsableError: `options.patience` consecutive rounds without a valid prompt.
     """
-    file = _PromptFile(output, _header(options, settings, avoid))
+    file = PromptFile(output, _settings(options, settings, avoid))
     state = _State(options, file, named_classes, avoid)
     if not state.done():
         file.drop_incomplete_round()
@@ -140,6 +134,21 @@ def write_prompts(
             raise NothingUsableError(_failure_message(options, state.progress, answers))
     show(state.progress)
     return state.progress
+
+
+def _settings(
+    options: WritingOptions, settings: Mapping[str, object], avoid: Sequence[str]
+) -> dict[str, object]:
+    """All values that the prompts are a function of, apart from their number."""
+    return {
+        **settings,
+        "seed": options.seed,
+        "quota": options.quota,
+        "batch_size": options.batch_size,
+        "per_answer": options.per_answer,
+        "similarity": options.similarity,
+        "avoid": hashlib.sha256("\n".join(avoid).encode()).hexdigest()[:16] if avoid else None,
+    }
 
 
 # ---------------------------------------------------------------------- instructions
@@ -278,7 +287,7 @@ class _State:
     def __init__(
         self,
         options: WritingOptions,
-        file: _PromptFile,
+        file: PromptFile,
         named_classes: NamedClasses,
         avoid: Sequence[str],
     ) -> None:
@@ -342,117 +351,3 @@ def _failure_message(options: WritingOptions, progress: Progress, answers: Seque
         f"{answers[0][:80]!r}. Use an instruction-tuned model, another --temperature, or a lower "
         "--quota."
     )
-
-
-# ---------------------------------------------------------------------- output file
-_SETTINGS_PREFIX = "# written by tools/write_prompts.py: "
-_ROUND_END = "# end of round "
-
-
-def _header(
-    options: WritingOptions, settings: Mapping[str, object], avoid: Sequence[str]
-) -> dict[str, object]:
-    """All values that the prompts are a function of, apart from their number."""
-    return {
-        **settings,
-        "seed": options.seed,
-        "quota": options.quota,
-        "batch_size": options.batch_size,
-        "per_answer": options.per_answer,
-        "similarity": options.similarity,
-        "avoid": hashlib.sha256("\n".join(avoid).encode()).hexdigest()[:16] if avoid else None,
-    }
-
-
-class _PromptFile:
-    """The output file: earlier prompts, a line of settings, then the rounds.
-
-    Attributes:
-        old: prompts above the line of settings.
-        new: prompts below it, of complete rounds and of an incomplete one.
-        rounds: number of complete rounds.
-    """
-
-    def __init__(self, path: Path, header: Mapping[str, object]) -> None:
-        self.path = path
-        for leftover in unfinished(path.parent, path.name):
-            leftover.unlink(missing_ok=True)
-        before, settings, body = _split_file(_read(path))
-        self._head = before + _SETTINGS_PREFIX + json.dumps(header) + "\n"
-        if settings is None:
-            if before and not before.endswith("\n"):
-                self._head = before + "\n" + self._head[len(before) :]
-            self._write("")
-        else:
-            _check_same(path, settings, header)
-            self._head = before + _SETTINGS_PREFIX + settings + "\n"
-        self.old = [prompt.text for prompt in parse_prompts(before.splitlines())]
-        # A line without a newline was being written when the run was interrupted.
-        self._lines = [line for line in body.splitlines(keepends=True) if line.endswith("\n")]
-
-    @property
-    def new(self) -> list[str]:
-        return [prompt.text for prompt in parse_prompts(self._lines)]
-
-    @property
-    def rounds(self) -> int:
-        return sum(line.startswith(_ROUND_END) for line in self._lines)
-
-    def drop_incomplete_round(self) -> None:
-        """Remove the lines after the last complete round."""
-        while self._lines and not self._lines[-1].startswith(_ROUND_END):
-            self._lines.pop()
-        self._write("".join(self._lines))
-
-    def _write(self, body: str) -> None:
-        """Replace the whole file."""
-        with written_whole(self.path, "w") as stream:
-            stream.write(self._head + body)
-
-    def append(self, prompts: Sequence[str], round_number: int | None) -> None:
-        """Append prompts, and the line that ends a round if it is complete; syncs to disk."""
-        lines = [f"{prompt}\n" for prompt in prompts]
-        if round_number is not None:
-            lines.append(f"{_ROUND_END}{round_number}\n")
-        with self.path.open("a", encoding="utf-8", newline="\n") as stream:
-            stream.write("".join(lines))
-            stream.flush()
-            os.fsync(stream.fileno())
-        self._lines += lines
-
-
-def _read(path: Path) -> str:
-    if path.is_dir():
-        raise ValueError(f"--output {path} is a folder; a file is required")
-    try:
-        return path.read_text(encoding="utf-8") if path.exists() else ""
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text; choose another --output") from error
-
-
-def _split_file(text: str) -> tuple[str, str | None, str]:
-    """The text above the line of settings, the settings, and the text below."""
-    before, begin, rest = text.partition(_SETTINGS_PREFIX)
-    settings, end, body = rest.partition("\n")
-    return (before, settings, body) if begin and end else (before, None, "")
-
-
-def _check_same(path: Path, settings: str, header: Mapping[str, object]) -> None:
-    """Raise ValueError if the file was started with other settings."""
-    try:
-        started = json.loads(settings)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}: the line of settings is not valid JSON: {settings[:60]!r}"
-        ) from error
-    requested = json.loads(json.dumps(header))
-    changed = [
-        f"{key} {started.get(key)!r} (now {requested.get(key)!r})"
-        for key in sorted({*started, *requested})
-        if started.get(key) != requested.get(key)
-    ]
-    if changed:
-        raise ValueError(
-            f"{path} was started with {', '.join(changed)}. Use the same settings to resume it, or "
-            "another --output."
-        )

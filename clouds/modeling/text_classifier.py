@@ -86,8 +86,8 @@ class TextClassifier:
         if self._features is None or self._features.device != device:
             if not self.synonyms:
                 raise ValueError(
-                    "the text classifier has no words for the classes: DATASETS.TRAIN names a dataset "
-                    "whose classes are not known. Use a class head that needs no text, "
+                    "the text classifier has no words for the classes: DATASETS.TRAIN names a "
+                    "dataset whose classes are not known. Use a class head that needs no text, "
                     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME linear or pooled."
                 )
             tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms))

@@ -96,7 +96,7 @@ def test_a_warm_up_step_waits_for_the_costs_and_for_the_losses(head, images, tmp
     predictions = 4
     expected = {
         place: {
-            name: count * {"targets.py": images, "matcher.py": 1, "loop.py": 1}[place[0]]
+            name: count * {"structures.py": images, "matcher.py": 1, "train_loop.py": 1}[place[0]]
             for name, count in found.items()
         }
         for place, found in (ON_THE_HOST | WAITS).items()

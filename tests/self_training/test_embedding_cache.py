@@ -329,7 +329,7 @@ def test_a_process_killed_while_it_writes(tmp_path):
     found = [cache.get(key_of(number)) for number in range(20)]
     assert any(values is not None for values in found)
     assert all(v is None or (v == values_of(n)).all() for n, v in enumerate(found))
-    assert not cache._told_of_broken
+    assert not cache._warned_of_broken
 
 
 # ------------------------------------------------------------------ several processes
