@@ -1,11 +1,11 @@
-# `make demo` and `make test` do everything on a machine that has only Python and pip.
-# Each target makes its own virtual environment in .venv when there is none.
+# `make demo` and `make test` need only Python and pip.
+# Each target first makes a virtual environment in .venv if there is none.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# One process per core; inside each, one thread, or they fight over the cores.
+# One test process per core, with one thread each (OMP_NUM_THREADS).
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test test-all check format clean
@@ -29,7 +29,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The environment is made again when the list of dependencies changes.
+# The environment is updated when pyproject.toml, which lists the dependencies, changes.
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip

@@ -1,4 +1,4 @@
-"""All metadata is in pyproject.toml; this file keeps `python setup.py` and old pips working."""
+"""All metadata is in pyproject.toml; this file is for `python setup.py` and old versions of pip."""
 
 from setuptools import setup
 

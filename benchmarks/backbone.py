@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""The frozen backbone alone, one pass over a batch: ours beside open_clip's layers, in one run.
+"""The forward pass of the frozen backbone: ours against open_clip's layers, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/backbone.py
     OMP_NUM_THREADS=1 python benchmarks/backbone.py --clip RN50 --amp --compile
 
-The published way feeds channels first and gives every feature so; ours has the channels last from
-end to end. Features are compared before anything is timed. On a CPU the processor's time is taken,
-of all threads: what other programs take of it does not count. Weights are random.
+The published code computes channels first; ours is channels last from end to end. Features are
+compared before the timing. On a CPU the time is the CPU time of all threads of this process.
+Weights are random.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clouds.modeling.backbone.open_clip_models import create_clip
 
 SEED = 0
 TOLERANCE = 1e-4
-"""Of float32 features, relative to the largest of a map."""
+"""Largest difference of float32 features, relative to the largest value of a map."""
 
 Features = dict[str, Tensor]
 
@@ -37,20 +37,20 @@ def main() -> None:
     plain = copy.deepcopy(ours)
     plain.clip_model.visual.to(memory_format=torch.contiguous_format)
     images = torch.randn(args.images, 3, args.size, args.size, device=device)
-    ways: dict[str, Callable[[], Features]] = {
-        "published way": lambda: published(plain, images),
+    variants: dict[str, Callable[[], Features]] = {
+        "published code": lambda: published(plain, images),
         "ours": lambda: ours(images),
     }
-    compare(ways["published way"](), ways["ours"]())
+    compare(variants["published code"](), variants["ours"]())
     if args.amp:
-        ways["published way, bf16"] = lambda: in_half(lambda: published(plain, images), device)
-        ways["ours, bf16"] = lambda: in_half(lambda: ours(images), device)
+        variants["published code, bf16"] = lambda: in_bf16(lambda: published(plain, images), device)
+        variants["ours, bf16"] = lambda: in_bf16(lambda: ours(images), device)
     if args.compile:
         compiled = torch.compile(ours)
-        ways["ours, compiled"] = lambda: compiled(images)
+        variants["ours, compiled"] = lambda: compiled(images)
         if args.amp:
-            ways["ours, bf16, compiled"] = lambda: in_half(lambda: compiled(images), device)
-    times = timed(ways, args.repeats, device, untimed=1)
+            variants["ours, bf16, compiled"] = lambda: in_bf16(lambda: compiled(images), device)
+    times = timed(variants, args.repeats, device, untimed=1)
     print(f"{args.clip}, {args.images} images of {args.size}; {machine(device)}")
     print(report(times))
 
@@ -69,19 +69,19 @@ def parse() -> argparse.Namespace:
 
 @torch.no_grad()
 def published(clip: CLIP, images: Tensor) -> Features:
-    """The layers of CLIP's image encoder, features with the channels first."""
+    """The layers of CLIP's image encoder, channels first."""
     features = clip._convnext(images) if clip.is_convnext else clip._resnet(images)
     return {name: feature.contiguous() for name, feature in features.items()}
 
 
-def in_half(way: Callable[[], Features], device: torch.device) -> Features:
+def in_bf16(variant: Callable[[], Features], device: torch.device) -> Features:
     with torch.autocast(device.type, torch.bfloat16):
-        return way()
+        return variant()
 
 
-def compare(expected: Features, got: Features) -> None:
+def compare(expected: Features, actual: Features) -> None:
     for name, feature in expected.items():
-        worst = (got[name] - feature).abs().max() / feature.abs().max()
+        worst = (actual[name] - feature).abs().max() / feature.abs().max()
         assert worst < TOLERANCE, f"{name} differs by {worst}"
 
 

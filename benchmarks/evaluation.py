@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""From mask logits to a class map: ours beside the plain formula, in one run.
+"""From mask logits to a class map: ours against the plain formula, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py
     OMP_NUM_THREADS=1 python benchmarks/evaluation.py --label 720 1280
     python benchmarks/evaluation.py --device cuda --repeats 50
 
-The plain formula stretches all masks to the image, squashes them, sums them weighted by the
-classes' probabilities, stretches the scores to the label and takes the best class. It is called as
-published code calls it, one step after the other, every result kept until the next is there. What
-the network does before is left out here; tools/benchmark.py shows its share of an evaluation.
+The plain formula resizes all masks to the image, applies the sigmoid, sums them weighted by the
+class probabilities, resizes the scores to the label and takes the argmax. As in the published code,
+each result is kept until the next one exists. The network is not part of it; tools/benchmark.py
+shows its share of an evaluation.
 
-Class maps are compared first. Then both are timed in turns: on a CPU by the time of all threads
-of the process, so that what other programs take does not count. Memory is what the comparison's
-call needs more at its peak than just before (the resident set; on a GPU what torch allocates).
+Class maps are compared first. Then both are timed in turns; on a CPU the time is the CPU time of
+all threads of this process. Memory is the peak of the comparison's call above the memory just
+before it (the resident set; on a GPU torch's allocations).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from torch.nn import functional as F
 from clouds.config import get_cfg
 from clouds.modeling.postprocessing import SemanticMap
 
-CLASSES, STRIDE, SEED = 19, 4, 0
+NUM_CLASSES, STRIDE, SEED = 19, 4, 0
 CELL = 96
-"""Side of what a query claims, pixels."""
+"""Side of a query's region, pixels."""
 CONFIDENT = 8.0
-"""Logit far inside a mask."""
+"""Logit inside a mask, far from its outline."""
 
 Size = tuple[int, int]
-Way = Callable[[Tensor, Tensor, Size, Size, int], Tensor]
+Variant = Callable[[Tensor, Tensor, Size, Size, int], Tensor]
 
 
 def plain(
     probabilities: Tensor, mask_logits: Tensor, image: Size, label: Size, masks_at_once: int
 ) -> Tensor:
-    """The formula, as it is written down."""
+    """The formula step by step."""
     masks = F.interpolate(mask_logits[None], image, mode="bilinear", align_corners=False)[0]
     masks = masks.sigmoid()
     scores = torch.einsum("qc,qhw->chw", probabilities, masks)
@@ -56,35 +56,34 @@ def ours(
     return SemanticMap(probabilities, mask_logits, image, image, masks_at_once).classes(label)
 
 
-WAYS: dict[str, Way] = {"plain formula": plain, "ours": ours}
+VARIANTS: dict[str, Variant] = {"plain formula": plain, "ours": ours}
 
 
 def main() -> None:
     args = parse()
     device = torch.device(args.device)
-    made = outputs(args)
-    small = outputs(argparse.Namespace(**vars(args) | {"image": [64, 96], "label": [32, 48]}))
-    found: dict[str, Tensor] = {}
+    inputs = make_inputs(args)
+    small = make_inputs(argparse.Namespace(**vars(args) | {"image": [64, 96], "label": [32, 48]}))
+    class_maps: dict[str, Tensor] = {}
     memory: dict[str, float] = {}
     with torch.no_grad():
-        for name, way in WAYS.items():
-            way(*small)  # libraries load code and buffers of their own
+        for name, variant in VARIANTS.items():
+            variant(*small)  # libraries allocate code and buffers at the first call
             with Peak(device) as peak:
-                found[name] = way(*made)
+                class_maps[name] = variant(*inputs)
             memory[name] = peak.more
-        before, after = found.values()
-        equal = (before == after).double().mean().item()
-        del before, after, found
-        ways = {name: lambda way=way: way(*made) for name, way in WAYS.items()}
-        times = timed(ways, args.repeats, device)
+        expected, actual = class_maps.values()
+        equal = (expected == actual).double().mean().item()
+        del expected, actual, class_maps
+        calls = {name: lambda call=call: call(*inputs) for name, call in VARIANTS.items()}
+        times = timed(calls, args.repeats, device)
     print(
         f"{args.queries} queries, image {args.image[0]}x{args.image[1]}, label "
         f"{args.label[0]}x{args.label[1]}, MASKS_AT_ONCE {args.masks_at_once}; {machine(device)}"
     )
     largest = memory["plain formula"]
     besides = {
-        name: f"at the peak {more:.0f} MiB more, {more / largest:.1%}"
-        for name, more in memory.items()
+        name: f"peak {more:.0f} MiB more, {more / largest:.1%}" for name, more in memory.items()
     }
     print(report(times, besides=besides))
     print(f"equal pixels: {equal:.5%}")
@@ -102,8 +101,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def outputs(args: argparse.Namespace) -> tuple[Tensor, Tensor, Size, Size, int]:
-    """Masks with soft outlines and a lot of doubt, each query's class likelier than others."""
+def make_inputs(args: argparse.Namespace) -> tuple[Tensor, Tensor, Size, Size, int]:
+    """Smooth masks with many uncertain pixels, and random class probabilities."""
     generator = torch.Generator().manual_seed(SEED)
     image, label = tuple(args.image), tuple(args.label)
     cells = [max(2, side // CELL) for side in image]
@@ -111,7 +110,7 @@ def outputs(args: argparse.Namespace) -> tuple[Tensor, Tensor, Size, Size, int]:
     mask_logits = F.interpolate(
         coarse[None], [side // STRIDE for side in image], mode="bicubic", align_corners=False
     )[0]
-    class_logits = 3 * torch.randn(args.queries, CLASSES + 1, generator=generator)
+    class_logits = 3 * torch.randn(args.queries, NUM_CLASSES + 1, generator=generator)
     probabilities = class_logits.softmax(-1)[:, :-1].contiguous()
     device = torch.device(args.device)
     return probabilities.to(device), mask_logits.to(device), image, label, args.masks_at_once

@@ -1,12 +1,12 @@
-"""What a training step must compute, by part, and how long that takes at a machine's peak.
+"""The operations of a training step by part, and their time at a machine's peak.
 
     python benchmarks/floor.py --config-file configs/joint/gta_convnext_large.yaml
     python benchmarks/floor.py --config-file … --source 4 --generated 4 --peak 989
 
-Operations are those of convolutions and matrix products, as torch's FlopCounterMode counts them,
-on tensors without storage: nothing is computed, so the largest sizes take seconds. What it does not
-count (norms, sampling, softmax) is bound by memory. A product has two in backward, so backward is
-twice forward.
+Operations are those of convolutions and matrix products, as torch's FlopCounterMode counts them on
+meta tensors: nothing is computed, so the largest sizes take seconds. Other operations (norms,
+sampling, softmax) are bound by memory and not counted. Each product has two in the backward pass,
+which therefore takes twice the operations of the forward pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from clouds.self_training.refiners.sam.model import build_sam
 
 
 def count(run: Callable[[], object]) -> float:
-    """TFLOP of what `run` does."""
+    """TFLOP of a call of `run`."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops() / 1e12
@@ -46,7 +46,7 @@ def peak_here(size: int = 2048, repeats: int = 5) -> float:
 
 
 def step_parts(model: Any, size: int, source: int, generated: int) -> dict[str, float]:
-    """Part -> TFLOP of a joint step with a filled cache of SAM's embeddings."""
+    """Part -> TFLOP of a joint step; SAM's embeddings come from its cache."""
     views = source + generated
     images = torch.empty(views, 3, size, size, device="meta")
     clean = torch.empty(max(generated, 1), 3, size, size, device="meta")
@@ -56,15 +56,15 @@ def step_parts(model: Any, size: int, source: int, generated: int) -> dict[str, 
         features = model.backbone(images)
         if generated:
             parts["backbone, clean views"] = count(lambda: model.backbone(clean))
-            of_clean = model.backbone(clean)
-            parts["teacher's head"] = count(lambda: model.sem_seg_head(of_clean))
+            clean_features = model.backbone(clean)
+            parts["teacher's head"] = count(lambda: model.sem_seg_head(clean_features))
         parts["head, forward"] = count(lambda: model.sem_seg_head(features))
     parts["head, backward"] = 2 * parts["head, forward"]
     return parts
 
 
-def sam_parts(cfg: CfgNode, generated: int) -> float:
-    """Part -> TFLOP of SAM's encoder, for the images that its cache lacks."""
+def sam_encoder(cfg: CfgNode, generated: int) -> float:
+    """TFLOP of SAM's image encoder, for images that are not in its cache."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.CLOUDS.SAM.WEIGHTS = ""
@@ -90,13 +90,13 @@ def main() -> None:
     model = build_model(cfg).to("meta").eval().requires_grad_(False)
     peak = args.peak or peak_here()
     parts = step_parts(model, args.size, args.source, args.generated)
-    rows = [[name, tera, 1000 * tera / peak] for name, tera in parts.items()]
+    rows = [[name, tflop, 1000 * tflop / peak] for name, tflop in parts.items()]
     total = sum(parts.values())
-    rows.append(["step, SAM's cache warm", total, 1000 * total / peak])
+    rows.append(["step, SAM's embeddings cached", total, 1000 * total / peak])
     if args.generated:
-        sam = sam_parts(cfg, args.generated)
+        sam = sam_encoder(cfg, args.generated)
         rows.append(
-            [f"SAM {cfg.MODEL.CLOUDS.SAM.MODEL}'s encoder, cache cold", sam, 1000 * sam / peak]
+            [f"SAM {cfg.MODEL.CLOUDS.SAM.MODEL}'s encoder, not cached", sam, 1000 * sam / peak]
         )
     print(f"{args.source} + {args.generated} images of {args.size}x{args.size}, {peak:.3g} TFLOP/s")
     print(tabulate(rows, ["part", "TFLOP", "ms at peak"], floatfmt=".3f", tablefmt="github"))

@@ -6,10 +6,10 @@
     python benchmarks/growth.py --clip convnext_large_d_320 --size 768 --sam vit_h --device cuda \
         --dtype bfloat16 --repeats 10
 
-Each row is the step of `step.py`, ours alone, with SAM's embeddings cached; the options are that
-script's, but for those that choose a way, a phase or the teacher's own label. A row differs from
-the step that is asked for in what its table is about. Clipping, the optimizer and the rest, a tenth
-of a second, have no column.
+Each row is our step of `step.py` with SAM's embeddings cached. The options are those of that
+script, except for those that select an implementation, a phase or the teacher's own label. A row
+differs from the requested step in the quantity of its table. Clipping, the optimizer and the rest,
+a tenth of a second, have no column.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from clouds.engine.benchmark import OPTIMIZER, REST
-
 sys.path.insert(0, str(Path(__file__).parent))
 import step
 from in_turns import machine, silence_all_but_peaks
+from profiler import OPTIMIZER, REST
 from published_step import Labels
 
 CLASSES = 19
 SIZES = (2 / 3, 1, 4 / 3, 2)
-"""Sides of a crop, in parts of --size."""
+"""Sides of a crop as multiples of --size."""
 IMAGES = (1, 2, 4, 8)
 GENERATED = (0, 1, 2, 4)
 COMPONENTS = ((1, 5), (2, 5), (4, 5), (5, 8))
-"""Rows and columns of rectangles that a generated image is labelled with."""
+"""Rows and columns of rectangles in the label of a generated image."""
 PARTS = tuple(part for part in step.PARTS if part not in (OPTIMIZER, REST))
 FIXED = ("--only", "--phase", "--teacher-label")
-"""Options of step.py that the tables set."""
+"""Options of step.py that this script sets."""
 
 Row = list[str | float]
 
@@ -79,7 +78,7 @@ def sizes(words: Sequence[str]) -> Iterator[Row]:
 
 
 def labelled(words: Sequence[str]) -> Iterator[Row]:
-    """By labelled images of a warm-up step."""
+    """By labelled images of a step of source pre-training."""
     more = ["--phase", "warmup", "--source", str(max(IMAGES))]
     with built([*words, *more]) as (args, parts):
         for count in IMAGES:
@@ -87,7 +86,7 @@ def labelled(words: Sequence[str]) -> Iterator[Row]:
 
 
 def generated(words: Sequence[str]) -> Iterator[Row]:
-    """By generated images beside the labelled ones."""
+    """By generated images in addition to the labelled ones."""
     with built([*words, "--generated", str(max(GENERATED))]) as (args, parts):
         for count in GENERATED:
             yield row(args, parts, str(count), args.source, count)
@@ -103,26 +102,26 @@ def components(words: Sequence[str]) -> Iterator[Row]:
 
 @contextlib.contextmanager
 def built(words: Sequence[str]) -> Iterator[tuple[argparse.Namespace, step.Parts]]:
-    """Options, batch and model; SAM's cache is gone afterwards."""
+    """Options, batch and model; SAM's cache is deleted afterwards."""
     args = step.parse(["--only", "ours", *words])
     with tempfile.TemporaryDirectory() as folder:
         yield args, step.Parts(args, step.config(args, Path(folder)), torch.device(args.device))
 
 
 def rectangles(size: int, rows: int, columns: int) -> Labels:
-    """A label map of so many components: no two that touch, at a corner even, are of a class."""
+    """A label of rows x columns rectangles; adjacent ones, also at corners, differ in class."""
     row, column = (np.arange(size) * n // size for n in (rows, columns))
     return ((row[:, None] * columns + column) % CLASSES).astype(np.uint8)
 
 
 def row(args: argparse.Namespace, parts: step.Parts, title: str, source: int, images: int) -> Row:
-    """Medians of a step on so many of the images."""
-    batch = parts.labelled[:source] + parts.painted[:images]
+    """Medians of a step on `source` labelled and `images` generated images."""
+    batch = parts.labelled[:source] + parts.generated[:images]
     ours = parts.ours
-    if ours.teaching is not None:
-        ours.teaching.given = parts.given[:images]
+    if ours.refiner is not None:
+        ours.refiner.given = parts.given[:images]
     way = {title: lambda clock: ours(batch, clock)}
-    untimed = args.untimed or bool(images)  # without one SAM's encoder would count
+    untimed = args.untimed or bool(images)  # else the time of SAM's encoder would be included
     (taken,) = step.measure(way, untimed, args.repeats, torch.device(args.device)).values()
     seconds = [one.cpu if args.device == "cpu" else one.wall for one in taken]
     return [

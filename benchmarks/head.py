@@ -1,19 +1,19 @@
 #!/usr/bin/env python
-"""The head alone, forward and backward: ours beside transformers' Mask2Former, in one run.
+"""The head, forward and backward: ours against transformers' Mask2Former, in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/head.py
     OMP_NUM_THREADS=1 python benchmarks/head.py --images 4 --repeats 3 --amp
 
 Pixel decoder and mask decoder of the published sizes, on the same features of a frozen backbone and
-with the same weights; predictions and gradients are compared before anything is timed. A ReLU's
-gradient jumps at zero, and that by a sampled place jumps where the place crosses from one pixel to
-the next; of millions of both, rounding puts a few on the other side. So gradients are compared with
-a smooth function for every ReLU and with the places held fixed (tests/test_deformable_attention.py
-has the gradients by places).
+with the same weights; predictions and gradients are compared before the timing. The gradient of a
+ReLU is not continuous at 0, nor is that of a sampling location at pixel centers; among millions of
+both, rounding moves a few to the other side. So gradients are compared with softplus for every ReLU
+and with the sampling locations held fixed (tests/ops/test_deformable_attention.py compares the
+gradients of locations).
 
-As in training, all class logits of the ten predictions get a gradient, and the logits of a few
-masks of each, those that are matched (--matched 100: of all). On a CPU the processor's time is
-taken, of all threads: what other programs take of it does not count. Needs transformers.
+As in training, all class logits of the ten predictions get a gradient, and the logits of the
+matched masks of each (--matched 100: of all). On a CPU the time is the CPU time of all threads of
+this process. Needs transformers.
 """
 
 from __future__ import annotations
@@ -49,38 +49,38 @@ from transformers_weights import (
 STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 SEED = 0
 TOLERANCE = 1e-5
-"""Of the root mean square of logits and gradients."""
+"""Largest relative difference of logits and gradients, in root mean square."""
 
 Logits = list[Tensor]
-"""Class logits of every prediction, then the mask logits that losses are taken on."""
+"""Class logits of every prediction, then the mask logits that have a loss."""
 
-Way = Callable[[], Logits]
+Variant = Callable[[], Logits]
 
 
 def main() -> None:
     args = parse()
     device = torch.device(args.device)
-    features = made_features(args, device)
+    features = make_features(args, device)
     ours = our_head(args).to(device)
     theirs = Theirs(args, ours).to(device)
     queries = torch.arange(args.matched, device=device)
     heads = {"transformers": theirs, "ours": ours}
-    ways: dict[str, Way] = {
+    variants: dict[str, Variant] = {
         "transformers": lambda: theirs(features, queries),
-        "ours": lambda: chosen(ours(features), queries),
+        "ours": lambda: matched_logits(ours(features), queries),
     }
-    gradients = [torch.randn_like(logits) / logits.numel() for logits in ways["ours"]()]
-    compare(heads, ways, gradients)
+    gradients = [torch.randn_like(logits) / logits.numel() for logits in variants["ours"]()]
+    compare(heads, variants, gradients)
     if args.compile:
         ours.compile()
 
-    def step(way: Way) -> float:
+    def step(variant: Variant) -> float:
         for head in heads.values():
             head.zero_grad()
-        return seconds(way, gradients, device, args.amp)
+        return seconds(variant, gradients, device, args.amp)
 
-    times = in_turns(ways, step, args.repeats, untimed=1)  # which compiles both passes
-    print(subject(args, device))
+    times = in_turns(variants, step, args.repeats, untimed=1)  # the first compiles both passes
+    print(describe(args, device))
     print(report(times))
 
 
@@ -92,14 +92,14 @@ def parse() -> argparse.Namespace:
     add("--width", type=int, default=128, help="channels of res2: 128 base")
     add("--repeats", type=int, default=5)
     add("--device", default="cpu")
-    add("--amp", action="store_true", help="under bf16 autocast")
-    add("--matched", type=int, default=10, help="masks of an image with a loss")
+    add("--amp", action="store_true", help="bf16 autocast")
+    add("--matched", type=int, default=10, help="matched masks of an image")
     add("--compile", action="store_true", help="ours with torch.compile")
     return parser.parse_args()
 
 
-def made_features(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
-    """Noise, laid out in memory as a ConvNeXt's features are."""
+def make_features(args: argparse.Namespace, device: torch.device) -> dict[str, Tensor]:
+    """Noise in the memory layout of a ConvNeXt's features, channels last."""
     torch.manual_seed(SEED)
     return {
         name: torch.randn(
@@ -117,7 +117,7 @@ def our_head(args: argparse.Namespace) -> Any:
         for name, stride in STRIDES.items()
     }
     cfg = get_cfg()
-    return randomize(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes, 640))
+    return randomize(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes, None))
 
 
 class Theirs(nn.Module):
@@ -133,7 +133,7 @@ class Theirs(nn.Module):
         weights = pixel_decoder_weights(ours.pixel_decoder.state_dict())
         self.pixel_decoder.load_state_dict(weights)
         self.predictor.load_state_dict(mask_decoder_weights(ours.predictor.state_dict()))
-        for module in self.modules():  # some keep the function; `compare` puts another in its place
+        for module in self.modules():  # look F.relu up at each call, so that `compare` can patch it
             if getattr(module, "activation_fn", None) is F.relu:
                 module.activation_fn = lambda x: F.relu(x)
 
@@ -144,10 +144,10 @@ class Theirs(nn.Module):
         return classes + [masks.index_select(1, queries) for masks in out.masks_queries_logits]
 
 
-def chosen(predictions: Predictions, queries: Tensor) -> Logits:
+def matched_logits(predictions: Predictions, queries: Tensor) -> Logits:
     layers, images = len(predictions.class_logits), len(predictions.class_logits[0])
     index = queries.expand(layers, -1)
-    masks = predictions.chosen_masks(range(layers), [index] * images)
+    masks = predictions.matched_mask_logits(range(layers), [index] * images)
     return predictions.class_logits + list(torch.stack(masks, dim=1))
 
 
@@ -155,39 +155,39 @@ def backward(logits: Logits, gradients: Logits) -> None:
     torch.autograd.backward(logits, [g.to(x.dtype) for x, g in zip(logits, gradients, strict=True)])
 
 
-def subject(args: argparse.Namespace, device: torch.device) -> str:
-    """What was measured, in a line."""
-    words = [
+def describe(args: argparse.Namespace, device: torch.device) -> str:
+    """Sizes and device in one line."""
+    parts = [
         f"{args.images} images of {args.size}",
         f"features of {args.width} to {8 * args.width} channels",
         f"{args.matched} matched masks",
         "bf16 autocast" if args.amp else "float32",
     ]
     if args.compile:
-        words.append("ours compiled")
-    return f"{', '.join(words)}; {machine(device)}"
+        parts.append("ours compiled")
+    return f"{', '.join(parts)}; {machine(device)}"
 
 
-def seconds(way: Way, gradients: Logits, device: torch.device, amp: bool) -> float:
+def seconds(variant: Variant, gradients: Logits, device: torch.device, amp: bool) -> float:
     autocast = torch.autocast(device.type, torch.bfloat16) if amp else contextlib.nullcontext()
     with Span(device) as span:
         with autocast:
-            logits = way()
+            logits = variant()
         backward(logits, gradients)
     return span.seconds
 
 
-def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: Logits) -> None:
-    """In float32: the logits, and the gradients of two layers at the far end of the way back."""
-    for expected, got in zip(ways["transformers"](), ways["ours"](), strict=True):
-        close("logits", got, expected)
+def compare(heads: dict[str, Any], variants: dict[str, Variant], gradients: Logits) -> None:
+    """In float32: the logits, and the gradients of the two layers furthest from the losses."""
+    for expected, actual in zip(variants["transformers"](), variants["ours"](), strict=True):
+        assert_close("logits", actual, expected)
     with contextlib.ExitStack() as stack:
         smooth = mock.patch.object(F, "relu", lambda x, inplace=False: F.softplus(x))
         stack.enter_context(smooth)
-        for name, way in ways.items():
-            hold_places(heads[name], stack)
-            backward(way(), gradients)
-    reached = {
+        for name, variant in variants.items():
+            detach_locations(heads[name], stack)
+            backward(variant(), gradients)
+    first_layers = {
         name: (
             head.pixel_decoder.get_submodule(projections)[0].weight.grad,
             head.predictor.query_feat.weight.grad
@@ -198,20 +198,20 @@ def compare(heads: dict[str, Any], ways: dict[str, Way], gradients: Logits) -> N
             heads.items(), ("input_projections.0", "input_proj.0"), strict=True
         )
     }
-    for expected, got in zip(reached["transformers"], reached["ours"], strict=True):
-        close("gradients", got, expected)
+    for expected, actual in zip(first_layers["transformers"], first_layers["ours"], strict=True):
+        assert_close("gradients", actual, expected)
 
 
-def hold_places(head: nn.Module, stack: contextlib.ExitStack) -> None:
-    """Until `stack` is closed, no gradient flows through the places that attention samples."""
+def detach_locations(head: nn.Module, stack: contextlib.ExitStack) -> None:
+    """Until `stack` is closed, no gradient flows through the sampling locations."""
     for name, module in head.named_modules():
         if name.endswith("sampling_offsets"):
             handle = module.register_forward_hook(lambda *call: call[-1].detach())
             stack.callback(handle.remove)
 
 
-def close(what: str, got: Tensor, expected: Tensor) -> None:
-    error = (got - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+def assert_close(what: str, actual: Tensor, expected: Tensor) -> None:
+    error = (actual - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert error < TOLERANCE, f"{what} differ by {error}"
 
 

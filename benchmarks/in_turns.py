@@ -1,8 +1,8 @@
-"""What the benchmarks share: several ways timed in turns, and the peak memory of a call.
+"""Shared by the benchmarks: alternating timings of implementations, and the peak memory of a call.
 
-On a CPU the processor's time counts, that of all threads of this process, so that what other
-programs take of it does not; on a GPU the time that passes, its queue being empty at both ends.
-Ways take turns, so that what disturbs the machine disturbs each.
+On a CPU, durations are processor time of all threads of this process, which other processes do not
+affect; on a GPU, wall-clock time with synchronization at both ends. Implementations alternate, so
+that disturbances of the machine affect all of them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from clouds.engine.benchmark import PeakMemory, synchronizer
+sys.path.insert(0, str(Path(__file__).parent))
+from part_clock import PeakMemory, synchronizer
 
 Clock = Callable[[], float]
 Way = TypeVar("Way")
@@ -26,15 +28,15 @@ Taken = TypeVar("Taken")
 
 
 class Span:
-    """Times what is done inside of the context.
+    """Measures the duration of the context.
 
     Args:
-        device: where it is computed.
-        cpu: seconds of the processor that this process has had.
-        wall: seconds from anywhere.
+        device: of the computation.
+        cpu: processor time of this process, seconds.
+        wall: wall-clock time, seconds.
 
     Attributes:
-        cpu, wall: what the block took, seconds.
+        cpu, wall: duration of the context, seconds.
     """
 
     def __init__(
@@ -60,22 +62,22 @@ class Span:
 
     @property
     def seconds(self) -> float:
-        """What counts: the processor's on a CPU, else what passed."""
+        """Processor time on a CPU, else wall-clock time."""
         return self.cpu if self.on_cpu else self.wall
 
 
 class Peak:
-    """Measures the memory of what is done inside of the context, see `PeakMemory`.
+    """Measures the peak memory of the context, see `PeakMemory`.
 
-    What was freed before is given back to the operating system first, so it does not hide a part
-    of what the block takes.
+    Free memory of the allocator is returned to the operating system first; else the context could
+    reuse it without increasing the peak.
 
     Args:
-        device: where it is computed.
+        device: of the computation.
 
     Attributes:
-        more: the largest memory above that just before the block, MiB.
-        total: the largest memory, MiB.
+        more: peak memory minus memory before the context, MiB.
+        total: peak memory, MiB.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -88,8 +90,8 @@ class Peak:
             torch.cuda.synchronize(self.device)
         elif sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):  # glibc
             ctypes.CDLL(None).malloc_trim(0)
-        self._memory.restart()
-        # Right after a restart the resident peak is what is resident now.
+        self._memory.reset()
+        # Right after a reset, the peak of resident memory is its present value.
         self._before = (
             torch.cuda.memory_allocated(self.device) / 2**20
             if self.device.type == "cuda"
@@ -112,16 +114,16 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
 def in_turns(
     ways: Mapping[str, Way], take: Callable[[Way], Taken], rounds: int, untimed: int = 0
 ) -> dict[str, list[Taken]]:
-    """Each way once a round.
+    """Measure each implementation once per round.
 
     Args:
-        ways: by name, in the order of a round.
-        take: what a way gives.
-        rounds: that count.
-        untimed: rounds before them.
+        ways: implementations by name, in the order of a round.
+        take: measures an implementation.
+        rounds: number of rounds.
+        untimed: additional rounds before them, whose measurements are dropped.
 
     Returns:
-        Name -> what was taken in the rounds that count.
+        Name -> measurements of the rounds.
     """
     taken: dict[str, list[Taken]] = {name: [] for name in ways}
     for number in range(untimed + rounds):
@@ -147,12 +149,12 @@ def report(
     unit: str = "s",
     besides: Mapping[str, str] | None = None,
 ) -> str:
-    """A line a way: median, least and most, and how many times as fast as the first way it is.
+    """A line per implementation: median, minimum, maximum, and speed relative to the first one.
 
     Args:
         times: name -> durations, in `unit`.
         unit: of the durations.
-        besides: name -> what else there is to say of a way.
+        besides: name -> further text of the line.
     """
     width = max(map(len, times))
     first = statistics.median(next(iter(times.values())))
@@ -166,18 +168,18 @@ def report(
 
 
 def machine(device: torch.device) -> str:
-    """Device, torch's threads and version, for the head of a report."""
+    """Device, number of threads and version of torch, for the heading of a report."""
     return f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows a script's docstring as it is written."""
+    """A parser whose help has a script's docstring with its line breaks."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 
 def silence_all_but_peaks() -> None:
-    """No warnings of random weights; that a peak cannot be counted anew is still told."""
+    """Disable warnings of random weights, but not those of peaks that cannot be reset."""
     logging.getLogger("clouds").setLevel(logging.ERROR)
     logging.getLogger(PeakMemory.__module__).setLevel(logging.WARNING)

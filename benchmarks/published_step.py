@@ -1,9 +1,9 @@
-"""A training step done the published way, composed of plain library calls.
+"""The training step of the published code, composed of library calls.
 
-The network is open_clip's trunk and transformers' Mask2Former, in float32; SAM is asked by
-segment_anything's predictor. What is done when, and how often, is what the published code does: a
-backbone pass for the student's views and another for the clean ones, a teacher that predicts at all
-ten places, an image embedding at every visit, class by class and mask by mask in numpy, an
+The network is open_clip's trunk and transformers' Mask2Former in float32; SAM is
+segment_anything's predictor. The order and the number of operations are those of the published
+code: a backbone pass for the student's views and another for the clean ones, all ten predictions of
+the teacher, an image embedding in each step, classes and masks one at a time in numpy, an
 assignment for each prediction and image, one parameter group per parameter.
 """
 
@@ -18,14 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sam_refiner import by_class
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
 from clouds.data.structures import Domain, masks_from_label
-from clouds.engine.benchmark import BACKWARD, OPTIMIZER, REFINER, TEACHER, PartClock
 from clouds.engine.optimizer import parameter_groups
+
+sys.path.insert(0, str(Path(__file__).parent))
+from part_clock import PartClock
+from profiler import BACKWARD, OPTIMIZER, REFINER, TEACHER
+from sam_refiner import large_components
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from transformers_weights import (
@@ -45,7 +48,7 @@ class PublishedHead(nn.Module):
     """transformers' pixel decoder and transformer module, and a linear classifier of queries.
 
     Args:
-        cfg: gives the sizes.
+        cfg: has the sizes.
         widths: channels of res2 to res5.
     """
 
@@ -58,8 +61,8 @@ class PublishedHead(nn.Module):
         )
         self.class_embed = nn.Linear(config.hidden_dim, config.num_labels + 1)
 
-    def take_weights(self, ours: Any) -> None:
-        """Those of a `CLOUDSHead` with a linear class head."""
+    def load_weights(self, ours: Any) -> None:
+        """Load those of a `CLOUDSHead` with a linear class head."""
         self.pixel_decoder.load_state_dict(pixel_decoder_weights(ours.pixel_decoder.state_dict()))
         self.predictor.load_state_dict(mask_decoder_weights(ours.predictor.state_dict()))
         self.class_embed.load_state_dict(ours.predictor.class_embed.state_dict())
@@ -103,9 +106,9 @@ class PublishedStep:
     Args:
         cfg: of the model.
         model: ours, whose weights are copied. Its backbone must be a ConvNeXt.
-        sam: as from `build_sam`; None: sources alone.
-        given: label maps that are refined in place of the teacher's, one for each generated image
-            of a batch, in order; None: the teacher's own.
+        sam: of `build_sam`; None: labelled images only.
+        given: label maps that are refined instead of the teacher's, one for each generated image
+            of a batch, in order; None: the teacher's.
     """
 
     def __init__(
@@ -113,15 +116,17 @@ class PublishedStep:
     ) -> None:
         clip = model.backbone
         if not clip.is_convnext:
-            raise ValueError(f"{clip.model_name}: the published step is composed for ConvNeXt only")
+            raise ValueError(
+                f"{clip.model_name}: the published step is implemented for ConvNeXt only"
+            )
         self.cfg, self.device, self.sam, self.given = cfg, model.device, sam, given
         self.mean, self.std = model.pixel_mean.clone(), model.pixel_std.clone()
         self.trunk = copy.deepcopy(clip.clip_model.visual.trunk)
         self.trunk.to(memory_format=torch.contiguous_format).requires_grad_(False).eval()
         widths = [info["num_chs"] for info in self.trunk.feature_info]
-        # No dropout, so nothing but transformers' own check for overflow depends on the mode.
+        # Without dropout, only transformers' check for overflow depends on the mode.
         self.head = PublishedHead(cfg, widths).to(self.device).eval()
-        self.head.take_weights(model.sem_seg_head)
+        self.head.load_weights(model.sem_seg_head)
         self.teacher = copy.deepcopy(self.head).requires_grad_(False)
         former = cfg.MODEL.MASK_FORMER
         self.weights = {
@@ -138,7 +143,7 @@ class PublishedStep:
         self.optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, foreach=False)
 
     def loaded(self, batch: Sequence[Sample]) -> list[Sample]:
-        """The batch as the published loader gives it: with a mask per class of a labelled image."""
+        """The batch of the published loader, with a mask per class of each labelled image."""
         samples = []
         for sample in batch:
             if "sem_seg" in sample:
@@ -148,11 +153,11 @@ class PublishedStep:
         return samples
 
     def __call__(self, batch: Sequence[Sample], clock: PartClock) -> dict[str, float]:
-        """Do a step on a batch from `loaded`; returns the weighted losses."""
+        """Train on a batch of `loaded`; returns the weighted losses."""
         with clock.part(BACKBONE):
             features = self.features([sample["image"] for sample in batch])
-        painted = [sample for sample in batch if sample["domain"] == Domain.GENERATED]
-        pseudo = self.pseudo_targets(painted, clock)
+        generated = [sample for sample in batch if sample["domain"] == Domain.GENERATED]
+        pseudo = self.pseudo_targets(generated, clock)
         targets = [
             next(pseudo)
             if sample["domain"] == Domain.GENERATED
@@ -190,17 +195,17 @@ class PublishedStep:
         mask_logits: list[Tensor],
         targets: Sequence[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """Weighted, under our names."""
+        """Weighted losses by our names."""
         earlier = [
             {"class_queries_logits": classes, "masks_queries_logits": masks}
             for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
         ]
         labels, masks = zip(*targets, strict=True)
-        found = self.criterion(
+        by_name = self.criterion(
             mask_logits[-1], class_logits[-1], list(masks), list(labels), earlier
         )
         losses = {}
-        for name, loss in found.items():
+        for name, loss in by_name.items():
             kind = next(kind for kind in self.weights if f"loss_{kind}" in name)
             losses[name.replace("cross_entropy", "ce")] = self.weights[kind] * loss
         return losses
@@ -209,26 +214,26 @@ class PublishedStep:
 
     @torch.no_grad()
     def pseudo_targets(
-        self, painted: Sequence[Sample], clock: PartClock
+        self, generated: Sequence[Sample], clock: PartClock
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Classes (K,) and masks, float (K, H, W), of each generated image."""
-        if not painted:
+        if not generated:
             return iter(())
-        images = [sample["clean_image"] for sample in painted]
+        images = [sample["clean_image"] for sample in generated]
         with clock.part(BACKBONE):
             features = self.features(images)
         with clock.part(TEACHER):
-            maps = self.teach(features, images[0].shape[-2:])
+            maps = self.predict_labels(features, images[0].shape[-2:])
         if self.given is not None:
             maps = list(self.given)
-        seeds = [sample["seed"] for sample in painted]
+        seeds = [sample["seed"] for sample in generated]
         with clock.part(REFINER):
             return iter(
                 [self.refine(*one) for one in zip(images, maps, seeds, strict=True)],
             )
 
-    def teach(self, features: Sequence[Tensor], size: tuple[int, int]) -> list[Labels]:
-        """Best class of every pixel: all masks at full size, summed by class."""
+    def predict_labels(self, features: Sequence[Tensor], size: tuple[int, int]) -> list[Labels]:
+        """Best class of each pixel: all masks at full size, summed by class."""
         class_logits, mask_logits = self.teacher(features)
         masks = F.interpolate(mask_logits[-1], size, mode="bilinear", align_corners=False)
         maps = []
@@ -239,31 +244,31 @@ class PublishedStep:
 
     @torch.no_grad()
     def refine(self, image: Tensor, classes: Labels, seed: int) -> tuple[Tensor, Tensor]:
-        """Points in every large component, SAM's best mask of it, one mask per class."""
+        """SAM's best mask for points of each large component, merged to one mask per class."""
         from segment_anything import SamPredictor
 
         node = self.cfg.MODEL.CLOUDS.SAM
-        components = by_class(classes, node.SIZE_THRESHOLD)
+        components = large_components(classes, node.SIZE_THRESHOLD)
         if not components:
             raise ValueError(f"no component is larger than {node.SIZE_THRESHOLD} pixels")
-        drawn = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         points = []
         for _, mask in components:
             pixels = np.argwhere(mask)
-            rows = drawn.choice(len(pixels), node.NUM_POINTS, replace=False)
+            rows = rng.choice(len(pixels), node.NUM_POINTS, replace=False)
             points.append(pixels[rows][:, ::-1])
         predictor = SamPredictor(self.sam)
-        fed = torch.from_numpy(predictor.transform.apply_image(image.permute(1, 2, 0).numpy()))
-        fed = fed.to(self.device).permute(2, 0, 1).contiguous()
-        predictor.set_torch_image(fed[None], classes.shape)
-        places = predictor.transform.apply_coords(np.stack(points), classes.shape)
+        resized = torch.from_numpy(predictor.transform.apply_image(image.permute(1, 2, 0).numpy()))
+        resized = resized.to(self.device).permute(2, 0, 1).contiguous()
+        predictor.set_torch_image(resized[None], classes.shape)
+        positions = predictor.transform.apply_coords(np.stack(points), classes.shape)
         masks, ious, _ = predictor.predict_torch(
-            torch.from_numpy(places).float().to(self.device),
+            torch.from_numpy(positions).float().to(self.device),
             torch.ones(len(points), node.NUM_POINTS, device=self.device),
         )
         best = masks[torch.arange(len(masks)), ious.argmax(1).cpu()]
         best = best & ~(best.sum(0) > 1)
-        kinds = torch.tensor([kind for kind, _ in components])
-        labels = kinds.unique()
-        unions = [best[kinds == kind].any(0) for kind in labels]
+        classes_of_masks = torch.tensor([label for label, _ in components])
+        labels = classes_of_masks.unique()
+        unions = [best[classes_of_masks == label].any(0) for label in labels]
         return labels.to(self.device), torch.stack(unions).float()

@@ -1,23 +1,24 @@
 #!/usr/bin/env python
-"""A warm-up step and a joint step: the published way beside ours, in one run.
+"""A step of source pre-training and a joint step: the published implementation and ours.
 
     OMP_NUM_THREADS=1 python benchmarks/step.py
     OMP_NUM_THREADS=1 python benchmarks/step.py --clip clouds_tiny --sam tiny --size 128
     python benchmarks/step.py --clip convnext_large_d_320 --sam vit_h --size 768 --source 4 \
         --generated 4 --device cuda --dtype bfloat16 --repeats 10
 
-The published way (`published_step.py`) is composed of open_clip, transformers' Mask2Former and
-segment_anything in float32. Ours is the trainer's own iteration. A warm-up step has labelled images
-alone. Of the joint step, "cold" is ours at the first visit of a generated picture, "warm" at every
-later one, when SAM's embedding is in the cache. Both ways begin with the same weights and get the
-same batch; their losses are printed, which differ by the random points they are taken at.
+The published implementation (`published_step.py`) is composed of open_clip, transformers'
+Mask2Former and segment_anything in float32. Ours is the trainer's step. A step of source
+pre-training (phase "warmup") has labelled images only. Of the joint step, "cold" is ours when a
+generated image is used for the first time, "warm" later, when SAM's embedding is in the cache. Both
+implementations start from the same weights and get the same batch; the printed losses differ, since
+they are computed at random points.
 
-Weights are random, which costs what trained ones cost, but a random teacher sees one region. So
-both ways compute the teacher's label, then refine the painted one in its place, which has about as
-many components as a street scene has (--teacher-label teacher: its own).
+Weights are random, which does not change durations, but a random teacher predicts one region. So
+both compute the teacher's label, and refine the rendered one instead, which has about as many
+components as a street scene (--teacher-label teacher: the teacher's).
 
-On a CPU the processor's time is what ratios are of: what other programs take does not count. With
---only one way is measured alone, for its memory. Further settings of the model follow as KEY VALUE.
+On a CPU, ratios are those of processor time, which other processes do not affect. --only measures
+one implementation, for its memory. Further settings of the model follow as KEY VALUE.
 """
 
 from __future__ import annotations
@@ -44,42 +45,35 @@ from torch import Tensor
 import clouds.modeling  # noqa: F401 - registers what the config names
 from clouds.config import get_cfg
 from clouds.d2 import CfgNode
-from clouds.data.augmentation import JitterRange
+from clouds.data.augmentation import SSDColorJitter
 from clouds.data.dataset_mapper import to_tensor
 from clouds.data.label_space import IGNORE
 from clouds.data.structures import Domain
 from clouds.engine import Trainer
-from clouds.engine.benchmark import (
-    BACKWARD,
-    OPTIMIZER,
-    REFINER,
-    REST,
-    TEACHER,
-    PartClock,
-    probes,
-    synchronizer,
-)
 from clouds.modeling.build import build_seeded
 from clouds.self_training.ema import EMATeacher
-from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
+from clouds.self_training.pseudo_labeler import PseudoLabeler, PseudoLabelOptions
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
 from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.predictor import PointPredictor
 from clouds.self_training.refiners.sam.prompts import find_components
-from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached
+from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached_embedder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks
+from part_clock import PartClock, synchronizer
+from profiler import BACKWARD, OPTIMIZER, REFINER, REST, TEACHER, profiled_step
 from published_step import BACKBONE, HEAD, LOSSES, Labels, PublishedStep, Sample
 
 PARTS = (BACKBONE, TEACHER, REFINER, HEAD, LOSSES, BACKWARD, OPTIMIZER, REST)
 SAME = {"pixel decoder": HEAD, "mask decoder": HEAD, "matcher and criterion": LOSSES}
-"""The library's names of parts, where ours are others."""
-PUBLISHED, OURS, COLD, WARM = "published way", "ours", "ours, cold", "ours, warm"
+"""Names of parts in `profiler` -> names in this script, where they differ."""
+PUBLISHED, OURS, COLD, WARM = "published", "ours", "ours, cold", "ours, warm"
 COMPONENTS = 15
-"""In a painted label of the batch, as nearly as there is one among CANDIDATES pictures."""
+"""Components of a rendered label of the batch; the nearest of CANDIDATES images are taken."""
 CANDIDATES = 24
 
-Step = Callable[[PartClock], dict[str, float]]
+StepFunction = Callable[[PartClock], dict[str, float]]
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -102,19 +96,21 @@ def parse(
     parser = parser_of(description)
     add = parser.add_argument
     add("--clip", default="convnext_base", help="open_clip's name of a ConvNeXt")
-    add("--size", type=int, default=384, help="of a picture, pixels, a multiple of 32")
-    add("--source", type=int, default=2, help="labelled images; a warm-up step has all of them")
-    add("--generated", type=int, default=2, help="images without a label")
+    add("--size", type=int, default=384, help="of an image, pixels, a multiple of 32")
+    add("--source", type=int, default=2, help="labelled images; all images in phase warmup")
+    add("--generated", type=int, default=2, help="generated images")
     add("--sam", default="vit_b", choices=["tiny", "vit_b", "vit_l", "vit_h"])
-    add("--larger-than", type=int, help="pixels of a component (5000 of a picture of 768)")
+    add("--larger-than", type=int, help="pixels of a component (5000 for a size of 768)")
     add("--repeats", type=int, default=1)
-    add("--untimed", type=int, default=1, help="rounds before all others that do not count")
+    add(
+        "--untimed", type=int, default=1, help="additional rounds before, whose timings are dropped"
+    )
     add("--threads", type=int, default=1)
     add("--phase", default="both", choices=["warmup", "joint", "both"])
     add("--device", default="cpu")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="of ours, by autocast")
-    add("--teacher-label", default="painted", choices=["painted", "teacher"])
-    add("--only", choices=["ours", "published"], help="measure one alone")
+    add("--teacher-label", default="rendered", choices=["rendered", "teacher"])
+    add("--only", choices=["ours", "published"], help="measure one only")
     add("settings", nargs="*", metavar="KEY VALUE", help="of the model, as for tools/train_net.py")
     args = parser.parse_args(words)
     if (
@@ -148,7 +144,7 @@ def config(args: argparse.Namespace, folder: Path) -> CfgNode:
     return cfg
 
 
-# ---------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------ images
 
 
 def source_sample(seed: int, size: int) -> dict[str, Any]:
@@ -161,7 +157,7 @@ def source_sample(seed: int, size: int) -> dict[str, Any]:
 def generated_samples(
     count: int, size: int, larger_than: int
 ) -> list[tuple[dict[str, Any], Labels]]:
-    """Samples without a label, and what was painted."""
+    """Samples without a label, and their rendered labels."""
     candidates = []
     for seed in range(CANDIDATES):
         rng = np.random.default_rng(seed)
@@ -171,14 +167,15 @@ def generated_samples(
         candidates.append((far, seed, image, label))
     chosen = []
     for _, seed, image, label in sorted(candidates, key=lambda c: c[:2])[:count]:
-        jittered = JitterRange().draw(np.random.default_rng(seed)).apply(image)
+        jitter = SSDColorJitter().get_transform(image, np.random.default_rng(seed))
+        jittered = jitter.apply_image(image)
         views = {"image": to_tensor(jittered), "clean_image": to_tensor(image)}
         chosen.append(({**views, "domain": Domain.GENERATED, "seed": seed}, label))
     return chosen
 
 
 def without_ignore(label: Labels) -> Labels:
-    """As a teacher labels: every pixel has a class, here the nearest one."""
+    """The label with ignored pixels set to the nearest class: a teacher labels all pixels."""
     nearest = ndimage.distance_transform_edt(
         label == IGNORE, return_distances=False, return_indices=True
     )
@@ -189,12 +186,14 @@ def without_ignore(label: Labels) -> Labels:
 
 
 class GivenLabels:
-    """A refiner that refines labels it was given in place of the teacher's.
+    """A refiner of given labels instead of the teacher's.
 
     Attributes:
-        refiner: does the work.
+        refiner: refines them.
         given: see `PublishedStep`.
     """
+
+    needs_scores = False
 
     def __init__(self, refiner: SamRefiner, given: Sequence[Labels] | None) -> None:
         self.refiner = refiner
@@ -213,53 +212,55 @@ class GivenLabels:
 
 
 class OurStep:
-    """The trainer's iteration.
+    """The trainer's step.
 
     Args:
         cfg: the config.
-        model: the one that trains; it gets a teacher where there is a SAM.
-        sam: as from `build_sam`; None: sources alone.
+        model: is trained; it gets a teacher if `sam` is given.
+        sam: of `build_sam`; None: labelled images only.
         given: see `PublishedStep`.
     """
 
     def __init__(
         self, cfg: CfgNode, model: Any, sam: Any = None, given: Sequence[Labels] | None = None
     ) -> None:
-        self.teaching: GivenLabels | None = None
+        self.refiner: GivenLabels | None = None
         if sam is not None:
-            embed = cached(cfg, sam)
+            embed = cached_embedder(cfg, sam)
             sam.image_encoder.to(sam.device)
-            self.teaching = GivenLabels(SamRefiner(sam, SamOptions.from_config(cfg), embed), given)
-            teacher = EMATeacher.from_config(cfg, model.sem_seg_head)
-            teacher.restart()
-            model.self_training = SelfTraining(
-                teacher, lambda _: self.teaching, PseudoLabelOptions.from_config(cfg)
+            refiner = SamRefiner(embed, PointPredictor(sam), SamOptions.from_config(cfg))
+            self.refiner = GivenLabels(refiner, given)
+            teacher = EMATeacher.from_config(cfg, model.network)
+            teacher.reset()
+            model.pseudo_labeler = PseudoLabeler(
+                teacher, lambda _: self.refiner, PseudoLabelOptions.from_config(cfg)
             )
         self.trainer = Trainer(cfg, model, loader=lambda _: itertools.repeat([]))
         self.numbers = itertools.count()
 
     def __call__(self, batch: Sequence[Sample], clock: PartClock) -> dict[str, float]:
-        """Do a step; returns the weighted losses."""
-        with probes(self.trainer, clock) as iteration:
-            step = iteration(next(self.numbers), batch, time.perf_counter())
+        """Train on a batch; returns the weighted losses."""
+        with profiled_step(self.trainer, clock) as train_step:
+            step = train_step(next(self.numbers), batch, time.perf_counter())
         return dict(step.losses)
 
 
 class Parts:
-    """The batch, and both ways, from the same weights.
+    """The batch, and both implementations with the same weights.
 
     Attributes:
-        given: painted labels of the generated images.
-        published, ours: a way; None where it is not measured.
+        labelled, generated: samples.
+        given: rendered labels of the generated images.
+        published, ours: implementations; None if not measured.
     """
 
     def __init__(self, args: argparse.Namespace, cfg: CfgNode, device: torch.device) -> None:
         count = args.source + args.generated
         self.labelled = [source_sample(seed, args.size) for seed in range(count)]
-        painted = generated_samples(args.generated, args.size, args.larger_than)
-        self.painted = [sample for sample, _ in painted]
-        self.given = [label for _, label in painted]
-        given = self.given if args.teacher_label == "painted" else None
+        samples = generated_samples(args.generated, args.size, args.larger_than)
+        self.generated = [sample for sample, _ in samples]
+        self.given = [label for _, label in samples]
+        given = self.given if args.teacher_label == "rendered" else None
         self.source = args.source
         self.cache = Path(cfg.MODEL.CLOUDS.SAM.CACHE_DIR)
         model = build_seeded(cfg).to(device)
@@ -274,26 +275,26 @@ class Parts:
         """Labelled images first."""
         if phase == "warmup":
             return self.labelled
-        return self.labelled[: self.source] + self.painted
+        return self.labelled[: self.source] + self.generated
 
-    def ways(self, phase: str) -> dict[str, Step]:
-        """Name -> step on the phase's batch, in the order of a round."""
+    def ways(self, phase: str) -> dict[str, StepFunction]:
+        """Name -> step function on the phase's batch, in the order of a round."""
         batch = self.batch(phase)
-        ways: dict[str, Step] = {}
+        ways: dict[str, StepFunction] = {}
         if self.published is not None:
             published, loaded = self.published, self.published.loaded(batch)
             ways[PUBLISHED] = lambda clock: published(loaded, clock)
         if self.ours is not None:
             ours = self.ours
             if phase == "joint":
-                ways[COLD] = lambda clock: self.at_first_visit(ours, batch, clock)
+                ways[COLD] = lambda clock: self.with_empty_cache(ours, batch, clock)
             ways[OURS if phase == "warmup" else WARM] = lambda clock: ours(batch, clock)
         return ways
 
-    def at_first_visit(
+    def with_empty_cache(
         self, ours: OurStep, batch: Sequence[Sample], clock: PartClock
     ) -> dict[str, float]:
-        """Our step with an empty cache."""
+        """Our step with an empty cache of SAM embeddings."""
         for entry in self.cache.iterdir():
             entry.unlink()
         return ours(batch, clock)
@@ -304,14 +305,14 @@ class Parts:
 
 @dataclass(frozen=True)
 class Taken:
-    """What one step took.
+    """Measurements of one step.
 
     Attributes:
-        cpu: seconds of the processor, all threads.
-        wall: seconds.
-        parts: seconds by part, of the processor; on a GPU, that passed.
-        more: largest memory of the step above that before it, MiB, see `PeakMemory`.
-        peak: largest memory of the step, MiB, what the other ways hold included.
+        cpu: processor time of all threads, seconds.
+        wall: wall-clock time, seconds.
+        parts: seconds by part: processor time; on a GPU, wall-clock time.
+        more: peak memory of the step minus memory before it, MiB, see `PeakMemory`.
+        peak: peak memory of the step, MiB, including that of the other implementations.
         losses: weighted.
     """
 
@@ -324,22 +325,22 @@ class Taken:
 
 
 def measure(
-    ways: dict[str, Step], untimed: int, repeats: int, device: torch.device
+    ways: dict[str, StepFunction], untimed: int, repeats: int, device: torch.device
 ) -> dict[str, list[Taken]]:
-    """Steps of all ways in turns: what disturbs the machine disturbs each."""
-    taken = in_turns(ways, lambda way: take(way, device, probe=False), repeats, untimed)
-    if device.type == "cuda":  # waiting at every border takes time, so parts have a round of theirs
+    """Alternating steps of all implementations."""
+    taken = in_turns(ways, lambda way: take(way, device, profile=False), repeats, untimed)
+    if device.type == "cuda":  # synchronization takes time, so parts have an additional round
         for name, way in ways.items():
-            parts = take(way, device, probe=True).parts
+            parts = take(way, device, profile=True).parts
             taken[name] = [replace(one, parts=parts) for one in taken[name]]
     return taken
 
 
-def take(way: Step, device: torch.device, probe: bool) -> Taken:
+def take(way: StepFunction, device: torch.device, profile: bool) -> Taken:
     synchronize = synchronizer(device)
     on_cpu = device.type == "cpu"
     clock = PartClock(
-        synchronize if probe else lambda: None, time.process_time if on_cpu else time.perf_counter
+        synchronize if profile else lambda: None, time.process_time if on_cpu else time.perf_counter
     )
     with Peak(device) as peak, Span(device) as span, clock.part(REST):
         losses = way(clock)
@@ -375,9 +376,9 @@ def report(
     losses = [
         f"{name} {sum(steps[0].losses.values()):.2f}"
         for name, steps in taken.items()
-        if name != WARM  # which comes one step later than "cold"
+        if name != WARM  # one step after "cold"
     ]
-    print(f"loss of the first step that counts: {', '.join(losses)}\n")
+    print(f"loss of the first timed step: {', '.join(losses)}\n")
     table = [
         [part, *(statistics.median(one.parts[part] for one in steps) for steps in taken.values())]
         for part in PARTS
@@ -388,15 +389,15 @@ def report(
 
 
 def subject(args: argparse.Namespace, phase: str, parts: Parts) -> str:
-    """What was measured, in a line."""
+    """Description of the measurement in one line."""
     images = f"{args.source + args.generated} labelled images"
     if phase == "joint":
         images = f"{args.source} labelled and {args.generated} generated images"
     words = [f"{phase} step, {images} of {args.size}x{args.size}, CLIP {args.clip}"]
     if phase == "joint":
         counts = [len(find_components(label, args.larger_than)) for label in parts.given]
-        found = " + ".join(map(str, counts))
-        words.append(f"SAM {args.sam}, {found} components of more than {args.larger_than} pixels")
+        total = " + ".join(map(str, counts))
+        words.append(f"SAM {args.sam}, {total} components of more than {args.larger_than} pixels")
         if args.teacher_label == "teacher":
             words[-1] = f"SAM {args.sam}, components of the teacher's label"
     words.append(f"ours {args.dtype}; {machine(torch.device(args.device))}")

@@ -1,20 +1,21 @@
 #!/usr/bin/env python
-"""The whole evaluation of a picture, from its pixels to the counts: the published way beside ours.
+"""The whole evaluation of an image, from pixels to counts: the published implementation and ours.
 
     OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py
     OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py --clip convnext_large_d_320
     OMP_NUM_THREADS=1 python benchmarks/whole_evaluation.py --dtype bfloat16
 
-The published way is composed of plain library calls, in float32: timm's trunk by way of open_clip,
-transformers' Mask2Former, which predicts at all ten places, all masks at full size, their sum over
-the queries, and on the host numpy's count of the pixels of an int64 class map. Ours is what
-tools/train_net.py --eval-only does with a picture: the model in evaluation mode, the protocol's
-`predict`, the evaluator's confusion matrix. `--dtype bfloat16` is SOLVER.AMP.ENABLED, ours alone.
+The published implementation is composed of library calls in float32: open_clip's timm trunk,
+transformers' Mask2Former, which computes all ten predictions, all masks at full size, their sum
+over the queries, and on the host numpy's count of the pixels of an int64 class map. Ours is the
+evaluation of an image by tools/train_net.py --eval-only: the model in evaluation mode, the
+protocol's `predict`, the evaluator's confusion matrix. `--dtype bfloat16` is SOLVER.AMP.ENABLED and
+applies to ours only.
 
-Both have the same weights: random ones, the head's large enough for a class map of many regions.
-Class maps are compared first. Then both are timed in turns, on a CPU by the time of all threads of
-the process, so that what other programs take does not count. Memory is what the comparison's call
-needs more at its peak than just before. Further settings of the model follow as KEY VALUE.
+Both have the same random weights; those of the head are large enough for a class map of many
+regions. Class maps are compared first. Then the timings of both alternate; on a CPU they are
+processor time of all threads, which other processes do not affect. Memory is the peak of the first
+call minus the memory before it. Further settings of the model follow as KEY VALUE.
 """
 
 from __future__ import annotations
@@ -40,41 +41,34 @@ from clouds.config import get_cfg
 from clouds.d2 import CfgNode
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.device import autocast
-from clouds.engine.benchmark import (
-    CLASS_MAP,
-    CONFUSION,
-    INPUT,
-    PartClock,
-    probe_network,
-    probed_inference,
-    random_images,
-    synchronizer,
-)
 from clouds.evaluation import ConfusionMatrix, build_protocol
 from clouds.modeling.build import build_seeded
 
 sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks
+from part_clock import PartClock, synchronizer
+from profiler import CLASS_MAP, CONFUSION, INPUT, add_network_hooks, profiled_inference
+from profiler_data import random_images
 from published_step import BACKBONE, PublishedStep, Sample
 from transformers_weights import randomize
 
 PIXEL_DECODER, MASK_DECODER = "pixel decoder", "mask decoder"
 PARTS = (INPUT, BACKBONE, PIXEL_DECODER, MASK_DECODER, CLASS_MAP, CONFUSION)
-PUBLISHED, OURS = "published way", "ours"
+PUBLISHED, OURS = "published", "ours"
 CLASSES = CITYSCAPES_19.num_classes
 CALIBRATED = 256
-"""Side of the part of the picture over which the mask features' mean is made zero, pixels."""
+"""Side of the part of the image over which the mean of the mask features is set to zero, pixels."""
 GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
-"""Part of a weight's name -> factor."""
+"""Substring of a weight's name -> factor."""
 
-Found = tuple[Tensor, npt.NDArray[np.int64]]
+Evaluated = tuple[Tensor, npt.NDArray[np.int64]]
 """Class map (H, W), and counts (CLASSES, CLASSES), row: label, column: prediction."""
 
-Way = Callable[[Sample, PartClock], Found]
+Way = Callable[[Sample, PartClock], Evaluated]
 
 
 class PublishedEvaluation:
-    """One step after the other, every result kept until the next is there.
+    """The published evaluation, step by step.
 
     Args:
         cfg: of the model.
@@ -86,12 +80,14 @@ class PublishedEvaluation:
         self.counts = np.zeros((CLASSES + 1, CLASSES + 1), np.int64)
 
     @torch.no_grad()
-    def __call__(self, sample: Sample, clock: PartClock) -> Found:
-        """Class map and counts of one picture, whose sides are multiples of 32."""
+    def __call__(self, sample: Sample, clock: PartClock) -> Evaluated:
+        """Class map and counts of one image, whose sides are multiples of 32."""
         head = self.step.head
         with ExitStack() as stack:
-            # the pixel decoder is a part of the head, and what is left of it the mask decoder
-            probe_network(head, clock, stack, {PIXEL_DECODER: "pixel_decoder", MASK_DECODER: ""})
+            # The pixel decoder is part of the head; the rest of the head is the mask decoder.
+            add_network_hooks(
+                head, clock, stack, {PIXEL_DECODER: "pixel_decoder", MASK_DECODER: ""}
+            )
             with clock.part(BACKBONE):
                 features = self.step.features([sample["image"]])
             class_logits, mask_logits = head(features)
@@ -113,7 +109,7 @@ class PublishedEvaluation:
         return F.interpolate(scores[None], output, mode="bilinear", align_corners=False)[0]
 
     def count(self, predicted: npt.NDArray[np.int64], label: npt.NDArray[np.uint8]) -> None:
-        """Add a picture's pixels; row: prediction, column: label, what is ignored comes last."""
+        """Add the pixels of an image; row: prediction, column: label, the last one of IGNORE."""
         labelled = label.astype(np.int64)
         labelled[labelled == IGNORE] = CLASSES
         cells = (CLASSES + 1) * predicted.reshape(-1) + labelled.reshape(-1)
@@ -121,11 +117,11 @@ class PublishedEvaluation:
 
 
 class OurEvaluation:
-    """What the evaluator does with a picture.
+    """Our evaluation of an image.
 
     Args:
-        cfg: of the model; TEST.PROTOCOL and SOLVER.AMP count.
-        model: is put into evaluation mode.
+        cfg: of the model, with TEST.PROTOCOL and SOLVER.AMP.
+        model: is set to evaluation mode.
     """
 
     def __init__(self, cfg: CfgNode, model: Any) -> None:
@@ -133,13 +129,13 @@ class OurEvaluation:
         self.protocol = build_protocol(cfg)
 
     @torch.no_grad()
-    def __call__(self, sample: Sample, clock: PartClock) -> Found:
-        """Class map and counts of one picture."""
-        seen = {key: value for key, value in sample.items() if key != "label"}
+    def __call__(self, sample: Sample, clock: PartClock) -> Evaluated:
+        """Class map and counts of one image."""
+        unlabelled = {key: value for key, value in sample.items() if key != "label"}
         confusion = ConfusionMatrix(CLASSES)
-        with autocast(self.cfg, self.model.device), probed_inference(self.model, clock):
+        with autocast(self.cfg, self.model.device), profiled_inference(self.model, clock):
             with clock.part(INPUT):
-                classes = self.protocol.predict(self.model, seen)
+                classes = self.protocol.predict(self.model, unlabelled)
             with clock.part(CONFUSION):
                 confusion.update(classes, sample["label"])
         return classes, confusion.counts.cpu().numpy()
@@ -148,18 +144,18 @@ class OurEvaluation:
 def main(words: Sequence[str] | None = None) -> None:
     args = parse(words)
     torch.set_num_threads(args.threads)
-    sample, ways = made(args)
+    sample, ways = build(args)
     device = torch.device(args.device)
     small = {**sample, "image": sample["image"][:, :64, :96].contiguous()}
     small |= {"label": sample["label"][:64, :96].contiguous(), "height": 64, "width": 96}
-    found: dict[str, Found] = {}
+    results: dict[str, Evaluated] = {}
     memory: dict[str, float] = {}
     for name, way in ways.items():
-        way(small, PartClock(lambda: None))  # libraries load code and buffers of their own
+        way(small, PartClock(lambda: None))  # libraries load code and allocate buffers
         with Peak(device) as peak:
-            found[name] = way(sample, PartClock(lambda: None))
+            results[name] = way(sample, PartClock(lambda: None))
         memory[name] = peak.more
-    (before, counts_before), (after, counts_after) = found[PUBLISHED], found[OURS]
+    (before, counts_before), (after, counts_after) = results[PUBLISHED], results[OURS]
     equal = (before == after.cpu()).double().mean().item()
     moved = int(np.abs(counts_before - counts_after).sum()) // 2
     taken = in_turns(ways, lambda way: seconds(way, sample, device), args.repeats)
@@ -173,10 +169,10 @@ def main(words: Sequence[str] | None = None) -> None:
     table = [[*row, row[1] / row[2] if row[1] and row[2] else None] for row in rows]
     print(tabulate(table, ["seconds", *taken, "ratio"], floatfmt=".2f"))
     for name, most in memory.items():
-        print(f"{name}: at the peak {most:.0f} MiB more")
+        print(f"{name}: peak memory {most:.0f} MiB")
     print(
         f"equal pixels: {equal:.5%} of a class map of {len(before.unique())} classes; "
-        f"{moved} pixels are counted elsewhere"
+        f"{moved} pixels are counted in another cell"
     )
 
 
@@ -196,8 +192,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def made(args: argparse.Namespace) -> tuple[Sample, dict[str, Way]]:
-    """The picture, and both ways, with the same weights."""
+def build(args: argparse.Namespace) -> tuple[Sample, dict[str, Way]]:
+    """The image and both implementations, with the same weights."""
     cfg = get_cfg()
     cfg.MODEL.DEVICE = args.device
     cfg.MODEL.CLOUDS.CLIP_MODEL_NAME = args.clip
@@ -208,16 +204,16 @@ def made(args: argparse.Namespace) -> tuple[Sample, dict[str, Way]]:
     model: Any = build_seeded(cfg)
     model.to(args.device).eval()
     sample = random_images(cfg, (args.image[0], args.image[1]))(0)
-    keep_apart(model, sample["image"][None, :, :CALIBRATED, :CALIBRATED])
+    spread_predictions(model, sample["image"][None, :, :CALIBRATED, :CALIBRATED])
     return sample, {PUBLISHED: PublishedEvaluation(cfg, model), OURS: OurEvaluation(cfg, model)}
 
 
 @torch.no_grad()
-def keep_apart(model: Any, image: Tensor) -> None:
-    """Random weights of the head with which queries differ and masks cover a part of a picture.
+def spread_predictions(model: Any, image: Tensor) -> None:
+    """Set random weights of the head so that queries differ and masks cover parts of an image.
 
     Args:
-        image: (1, 3, H, W), RGB, a part of the picture.
+        image: (1, 3, H, W), RGB, a part of the image.
     """
     head = randomize(model.sem_seg_head.cpu()).to(model.device)
     for name, parameter in head.predictor.named_parameters():
@@ -231,7 +227,7 @@ def keep_apart(model: Any, image: Tensor) -> None:
 
 
 def seconds(way: Way, sample: Sample, device: torch.device) -> tuple[float, dict[str, float]]:
-    """Of the whole and of the parts; on a GPU, with a wait at every border between parts."""
+    """Seconds of the whole and of the parts; on a GPU, with synchronization between parts."""
     now = time.process_time if device.type == "cpu" else time.perf_counter
     clock = PartClock(synchronizer(device), now)
     with Span(device) as span:

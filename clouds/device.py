@@ -16,11 +16,11 @@ def resolve_device(name: str, setting: str = "MODEL.DEVICE") -> torch.device:
     """The torch device of a name.
 
     Args:
-        name: 'auto' (CUDA if this machine has it, else the CPU), 'cpu', 'cuda' or 'cuda:N'.
-        setting: key or flag that holds the name, for messages.
+        name: 'auto' (CUDA if it is available, else the CPU), 'cpu', 'cuda' or 'cuda:N'.
+        setting: key or flag that has the name, for messages.
 
     Raises:
-        ValueError: another name, or a GPU that this machine does not have.
+        ValueError: another name, or a GPU that does not exist.
     """
     import torch
 
@@ -41,7 +41,7 @@ def autocast(cfg: CfgNode, device: torch.device) -> contextlib.AbstractContextMa
     """A new autocast context as set by SOLVER.AMP; one without effect if it is not enabled.
 
     Raises:
-        ValueError: fp16 on a CPU.
+        ValueError: fp16 on a CPU, in a config that is not from `load_config`.
     """
     import torch
 

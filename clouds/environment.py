@@ -1,4 +1,4 @@
-"""What a run is made of and where it writes: versions, log files, the dumped config."""
+"""Versions of a run, its log files, and the config that it writes."""
 
 from __future__ import annotations
 
@@ -22,32 +22,26 @@ LOGGERS = ("clouds", "fvcore", "py.warnings")
 """Loggers whose messages reach the console and the log file."""
 
 MARK = "_clouds_run"
+"""Attribute of the handlers that `setup_logging` added."""
 
 
 @functools.cache
 def git_commit() -> str:
-    """Commit of the source tree that this package runs from, with '+' when files differ from it.
+    """Commit of the source tree of this package, with '+' if tracked files are modified.
 
-    Empty when it runs from an installed copy, or there is no git.
+    Empty if the package is not in a git repository, or git is not installed.
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return ""
-    commands = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
-    outputs = []
-    for command in commands:
-        done = subprocess.run(
-            [git, "-C", str(root), *command], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            return ""
-        outputs.append(done.stdout.strip())
-    return outputs[0] + ("+" if outputs[1] else "")
+    describe = [git, "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12"]
+    done = subprocess.run([*describe, "--dirty=+"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def provenance() -> dict[str, str]:
-    """Versions of everything that has a part in a run's numbers."""
+    """Versions of the code and libraries that determine the numbers of a run."""
     return {
         "version": __version__,
         "commit": git_commit(),
@@ -58,23 +52,23 @@ def provenance() -> dict[str, str]:
     }
 
 
-def banner(device: torch.device, processes: int) -> str:
-    """First line of a log."""
+def banner(device: torch.device, num_processes: int) -> str:
+    """The first line of a log: versions and hardware."""
     facts = provenance()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return (
         f"clouds {facts['version']} (commit {facts['commit'] or 'unknown'}), "
         f"d2 backend {facts['backend']} {facts['backend_version']}, torch {facts['torch']}, "
         f"Python {facts['python']}, device {device}{f' ({name})' if name else ''}, "
-        f"{processes} process(es)"
+        f"{num_processes} process(es)"
     )
 
 
 def check_writable(output_dir: str) -> None:
-    """Make OUTPUT_DIR and see that files can be written in it.
+    """Create OUTPUT_DIR and check that files can be written in it.
 
     Raises:
-        ValueError: they cannot; says why.
+        ValueError: they cannot; the message has the reason.
     """
     folder = Path(output_dir)
     try:
@@ -84,21 +78,21 @@ def check_writable(output_dir: str) -> None:
     except OSError as error:
         raise ValueError(
             f"OUTPUT_DIR '{folder}' cannot be written: {error.strerror}. "
-            "Name another folder with OUTPUT_DIR <folder>."
+            "Set another folder with OUTPUT_DIR <folder>."
         ) from error
 
 
 def setup_logging(output_dir: str, rank: int) -> None:
-    """Send the package's messages to the console and to a file in `output_dir`.
+    """Log the package's messages and Python's warnings to the console and a file in `output_dir`.
 
-    The file is log.txt, or log.txt.rank<N> on the other processes, which are quiet on the console
-    but for warnings; it gets debug messages too. Python's own warnings go the same way. Calling it
-    again replaces what an earlier call set up.
+    The file, which also gets debug messages, is log.txt, or log.txt.rank<N> on rank N > 0. Ranks
+    above 0 log only warnings to the console. A further call replaces the handlers of an earlier
+    one.
     """
     console = logging.StreamHandler(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    who = f" rank {rank}" if rank else ""
-    console.setFormatter(logging.Formatter(f"[%(asctime)s{who}] %(message)s", "%m-%d %H:%M:%S"))
+    source = f" rank {rank}" if rank else ""
+    console.setFormatter(logging.Formatter(f"[%(asctime)s{source}] %(message)s", "%m-%d %H:%M:%S"))
     path = Path(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
     file = logging.FileHandler(path)
     file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
@@ -116,7 +110,7 @@ def setup_logging(output_dir: str, rank: int) -> None:
 
 
 def dump_config(cfg: CfgNode, path: Path, command: str = "") -> None:
-    """Write the whole config as YAML that can be used again, under a comment on what wrote it."""
+    """Write the complete config as a YAML file, with a comment on the versions and the command."""
     facts: dict[str, Any] = {**provenance(), "command": command}
     comment = "".join(f"# {name}: {value}\n" for name, value in facts.items() if value)
     path.write_text(comment + cfg.dump())

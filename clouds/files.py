@@ -1,13 +1,14 @@
-"""Files that appear under their name whole or not at all.
+"""Atomic writes: a file appears under its name complete, or not at all.
 
-While it is being written, `x.json` is `.x.json.<32 hexadecimal digits>.part` beside it. The digits
-are another's for each writer, so any number of processes, on any number of machines, may write the
+While it is written, `x.json` is `.x.json.<32 hexadecimal digits>.part` in the same folder. The
+digits differ for each writer, so any number of processes, on any number of machines, may write the
 same file; the last one to finish wins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import uuid
@@ -18,23 +19,24 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+_CHUNK = 1 << 20  # bytes hashed at a time
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part", re.DOTALL)
 
 
 @contextlib.contextmanager
-def written_whole(
-    path: Path, mode: str = "wb", *, parents: bool = True, synced: bool = True
+def atomic_write(
+    path: Path, mode: str = "wb", *, parents: bool = True, fsync: bool = True
 ) -> Iterator[IO[Any]]:
-    """Open a file for writing that appears under its name, or replaces what was there, at the end.
+    """Open a partial file for writing that is renamed to `path` at the end of the context.
 
-    On any error what was there before stays, and nothing is left beside it.
+    On any error the partial file is deleted, and a file that `path` named before is unchanged.
 
     Args:
         path: the file.
-        mode: "wb", or "w" for text: UTF-8, lines as they are.
-        parents: make its folder if there is none.
-        synced: wait until the content is on the disk. Without, a power cut may leave a torn file
-            under the name, which its reader must recognize.
+        mode: "wb", or "w" for text: UTF-8, line ends unchanged.
+        parents: create its folder if it does not exist.
+        fsync: wait until the content is on the disk. Without, a power failure may leave an
+            incomplete file under the name, which its reader must detect.
 
     Raises:
         OSError: it cannot be written.
@@ -47,35 +49,42 @@ def written_whole(
     try:
         with partial.open(mode, encoding=encoding, newline=newline) as file:
             yield file
-            if synced:
+            if fsync:
                 file.flush()
                 os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is the one to raise
             partial.unlink()
         raise
 
 
-def name_when_whole(name: str) -> str | None:
-    """The name that a file is to have which `written_whole` is writing; None for other files."""
+def final_name(name: str) -> str | None:
+    """Name that the partial file `name` of `atomic_write` is renamed to; None for other files."""
     match = _PARTIAL.fullmatch(name)
     return match and match[1]
 
 
-def unfinished(folder: Path, name: str = "") -> list[Path]:
-    """What is being written in a folder, or was when a process was killed.
+def partial_files(folder: Path, name: str = "") -> list[Path]:
+    """Files of `atomic_write` that are being written, or that a killed process left.
 
-    Args:
-        folder: need not be there.
-        name: only what is to have this name.
+    `folder` need not exist. `name`: only those that are to be renamed to it; empty: all.
     """
-    targets = {path: name_when_whole(path.name) for path in folder.glob(".*.part")}
-    return [path for path, target in targets.items() if target and name in ("", target)]
+    names = {path: final_name(path.name) for path in folder.glob(".*.part")}
+    return [path for path, final in names.items() if final and name in ("", final)]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the contents of a file, 64 lowercase hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """The values of a tensor of any type and shape, in order, on the host; for hashes."""
+    """The elements of a tensor of any dtype and shape, in order, on the host; for hashes."""
     from torch import uint8
 
     flat = tensor.detach().cpu().contiguous().flatten()

@@ -1,7 +1,6 @@
-"""A model whose predictions are known: it sees each pixel's color and names the class painted so.
+"""A model with known predictions: for each pixel, the class whose color is nearest to the pixel's.
 
-An image painted from a class map is therefore predicted as that map, so a test chooses the
-predictions by painting them.
+The prediction for `to_image(class_map)` is therefore `class_map`.
 """
 
 from __future__ import annotations
@@ -14,28 +13,30 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-# train id -> Cityscapes label id, typed here anew from the benchmark's own list
+# train id -> Cityscapes label id, from the table in cityscapesscripts
 LABEL_IDS = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
 
-# far apart in RGB, so that a resized edge is the only place where classes mix
+# far apart in RGB, so that only interpolated pixels between two classes are predicted wrongly
 COLORS = np.array(
     [[80 * (i // 9) + 20, 90 * (i // 3 % 3) + 20, 90 * (i % 3) + 20] for i in range(19)], np.uint8
 )
 
 
 class ColorModel(nn.Module):
-    def __init__(self):
+    """Classes 0..num_classes - 1; `inputs` has the samples of all calls."""
+
+    def __init__(self, num_classes=19):
         super().__init__()
-        self.colors = nn.Parameter(torch.from_numpy(COLORS.astype(np.float32)))
+        self.colors = nn.Parameter(torch.from_numpy(COLORS[:num_classes].astype(np.float32)))
         self.dropout = nn.Dropout()
-        self.seen = []
+        self.inputs = []
 
     def scores(self, image):
         return -(image.float()[None] - self.colors[:, :, None, None]).abs().sum(1)
 
     def forward(self, batch):
         assert not self.training and not self.dropout.training
-        self.seen += batch
+        self.inputs += batch
         return [
             {
                 "sem_seg": F.interpolate(
@@ -53,30 +54,34 @@ class ColorModel(nn.Module):
 
 
 def blocks(seed, size=(24, 32), cell=4, classes=range(19)):
-    """A class map of square cells."""
+    """A class map (H, W) of square cells with random classes."""
     rng = np.random.default_rng(seed)
     coarse = rng.choice(np.array(list(classes), np.uint8), (size[0] // cell, size[1] // cell))
     return coarse.repeat(cell, 0).repeat(cell, 1)
 
 
-def painted(classes):
-    return COLORS[classes]
+def to_image(class_map):
+    """(H, W) train ids -> (H, W, 3) RGB, the image that is predicted as this class map."""
+    return COLORS[class_map]
 
 
 def write_cityscapes(root: Path, pairs, split="val"):
-    """Write (prediction, label) pairs of train-id maps as a Cityscapes split: painted image,
-    labelIds; 255 in a label becomes one of the void ids."""
+    """Write (prediction, label) pairs of train-id maps as a Cityscapes split.
+
+    The image is the one that is predicted as `prediction`. 255 in a label becomes an ignored id.
+    """
     for i, (prediction, label) in enumerate(pairs):
         stem = f"{split}/ulm/ulm_{i:06}_000019"
         raw = np.where(label == 255, 4, LABEL_IDS[np.minimum(label, 18)]).astype(np.uint8)
         image = root / f"cityscapes/leftImg8bit/{stem}_leftImg8bit.png"
         ids = root / f"cityscapes/gtFine/{stem}_gtFine_labelIds.png"
-        for path, array in ((image, painted(prediction)), (ids, raw)):
+        for path, array in ((image, to_image(prediction)), (ids, raw)):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(path)
 
 
 def random_pairs(count, size=(24, 32)):
+    """(prediction, label) pairs; about half of the pixels agree, four rows are ignored."""
     pairs = []
     for i in range(count):
         label = blocks(100 + i, size)

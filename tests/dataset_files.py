@@ -1,11 +1,13 @@
-"""Writes small datasets in the real layouts.
+"""Writes small datasets in the layouts of the real ones.
 
-Paths, ids and file kinds are typed here anew, from the datasets' own documentation, and not taken
+Paths, ids and file formats are written down here from the documentation of the datasets, not taken
 from the code under test.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -16,14 +18,14 @@ from PIL import Image
 
 SIZE = (24, 32)
 
-# train id -> one raw id of each dataset; 255 is a raw id that means "not scored"
+# train id -> one raw id of each dataset; 255 -> a raw id that is ignored
 CITYSCAPES = {0: 7, 1: 8, 2: 11, 8: 21, 10: 23, 11: 24, 13: 26, 16: 31, 18: 33, 255: 4}
 SYNTHIA = {0: 3, 1: 4, 2: 2, 8: 6, 10: 1, 11: 10, 13: 8, 15: 19, 18: 11, 255: 22}
 MAPILLARY = {0: 41, 1: 2, 2: 17, 8: 30, 10: 27, 11: 19, 13: 55, 16: 58, 18: 52, 255: 12}
 CAMVID = {0: 3, 1: 4, 2: 1, 8: 5, 10: 0, 11: 9, 13: 8, 255: 11}
 
 
-def picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+def random_image(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
@@ -32,7 +34,7 @@ def train_ids(seed: int, among, size: tuple[int, int] = SIZE) -> np.ndarray:
     return rng.choice(np.array(sorted(among), np.uint8), size=size)
 
 
-def raw_of(ids: np.ndarray, table: dict[int, int]) -> np.ndarray:
+def to_raw_ids(ids: np.ndarray, table: dict[int, int]) -> np.ndarray:
     raw = np.zeros_like(ids)
     for train_id, raw_id in table.items():
         raw[ids == train_id] = raw_id
@@ -48,7 +50,7 @@ def save(path: Path, array: np.ndarray) -> Path:
 def save_palette(path: Path, ids: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(ids)
-    # colors that have nothing to do with the index
+    # colors that are unrelated to the index
     image.putpalette(np.random.default_rng(7).integers(0, 256, 768, dtype=np.uint8).tobytes())
     assert image.mode == "P"
     image.save(path)
@@ -66,57 +68,83 @@ def save_synthia(path: Path, ids: np.ndarray) -> Path:
 
 
 def write(root: Path, name: str, i: int, size: tuple[int, int] = SIZE) -> tuple[Path, np.ndarray]:
-    """Write pair number `i` of a dataset; returns its image file and its true train ids."""
-    kind, _, rest = name.partition("_")
-    picture_ = picture(i, size)
-    if kind == "gta5":
+    """Write pair number `i` of a dataset; returns its image file and its train ids."""
+    family, _, rest = name.partition("_")
+    pixels = random_image(i, size)
+    if family == "gta5":
         ids = train_ids(i, CITYSCAPES, size)
-        image = save(root / f"gta5/images/{i:05}.png", picture_)
-        save_palette(root / f"gta5/labels/{i:05}.png", raw_of(ids, CITYSCAPES))
-    elif kind == "synthia":
+        image = save(root / f"gta5/images/{i:05}.png", pixels)
+        save_palette(root / f"gta5/labels/{i:05}.png", to_raw_ids(ids, CITYSCAPES))
+    elif family == "synthia":
         ids = train_ids(i, SYNTHIA, size)
-        image = save(root / f"synthia/RGB/{i:07}.png", picture_)
-        save_synthia(root / f"synthia/GT/LABELS/{i:07}.png", raw_of(ids, SYNTHIA))
-    elif kind == "cityscapes":
+        image = save(root / f"synthia/RGB/{i:07}.png", pixels)
+        save_synthia(root / f"synthia/GT/LABELS/{i:07}.png", to_raw_ids(ids, SYNTHIA))
+    elif family == "cityscapes":
         city = ("aachen", "ulm")[i % 2]
         ids = train_ids(i, CITYSCAPES, size)
         stem = f"{city}/{city}_{i:06}_000019"
-        image = save(root / f"cityscapes/leftImg8bit/{rest}/{stem}_leftImg8bit.png", picture_)
+        image = save(root / f"cityscapes/leftImg8bit/{rest}/{stem}_leftImg8bit.png", pixels)
         labels = root / f"cityscapes/gtFine/{rest}"
-        save(labels / f"{stem}_gtFine_labelIds.png", raw_of(ids, CITYSCAPES))
-        save(labels / f"{stem}_gtFine_color.png", picture_)
+        save(labels / f"{stem}_gtFine_labelIds.png", to_raw_ids(ids, CITYSCAPES))
+        save(labels / f"{stem}_gtFine_color.png", pixels)
         save(labels / f"{stem}_gtFine_instanceIds.png", ids.astype(np.uint16) * 1000)
         (labels / f"{stem}_gtFine_polygons.json").write_text("{}")
-    elif kind == "acdc":
+    elif family == "acdc":
         weather, split = rest.split("_")
         ids = train_ids(i, CITYSCAPES, size)
         stem = f"{split}/GOPR{i % 2:04}/GOPR{i % 2:04}_frame_{i:06}"
-        image = save(root / f"acdc/rgb_anon/{weather}/{stem}_rgb_anon.png", picture_)
+        image = save(root / f"acdc/rgb_anon/{weather}/{stem}_rgb_anon.png", pixels)
         labels = root / f"acdc/gt/{weather}"
         if i % 2:
             save(labels / f"{stem}_gt_labelTrainIds.png", ids)
         else:
-            save(labels / f"{stem}_gt_labelIds.png", raw_of(ids, CITYSCAPES))
-        save(labels / f"{stem}_gt_labelColor.png", picture_)
-    elif kind == "bdd":
+            save(labels / f"{stem}_gt_labelIds.png", to_raw_ids(ids, CITYSCAPES))
+        save(labels / f"{stem}_gt_labelColor.png", pixels)
+    elif family == "bdd":
         ids = train_ids(i, [*range(19), 255], size)
-        image = save(root / f"bdd100k/images/10k/{rest}/{i:04}-abc.jpg", picture_)
+        image = save(root / f"bdd100k/images/10k/{rest}/{i:04}-abc.jpg", pixels)
         save(root / f"bdd100k/labels/sem_seg/masks/{rest}/{i:04}-abc.png", ids)
-    elif kind == "mapillary":
+    elif family == "mapillary":
         ids = train_ids(i, MAPILLARY, size)
         top = root / "mapillary_vistas" / {"train": "training", "val": "validation"}[rest]
-        image = save(top / f"images/_{i}Xy-Z.jpg", picture_)
-        save_palette(top / f"labels/_{i}Xy-Z.png", raw_of(ids, MAPILLARY))
-    elif kind == "camvid":
+        image = save(top / f"images/_{i}Xy-Z.jpg", pixels)
+        save_palette(top / f"labels/_{i}Xy-Z.png", to_raw_ids(ids, MAPILLARY))
+    elif family == "camvid":
         ids = train_ids(i, CAMVID, size)
-        image = save(root / f"camvid/{rest}/0001TP_{i:06}.png", picture_)
-        save(root / f"camvid/{rest}annot/0001TP_{i:06}.png", raw_of(ids, CAMVID))
+        image = save(root / f"camvid/{rest}/0001TP_{i:06}.png", pixels)
+        save(root / f"camvid/{rest}annot/0001TP_{i:06}.png", to_raw_ids(ids, CAMVID))
     else:
         raise AssertionError(name)
     return image, ids
 
 
-EVERY = (
+def write_generated(root: Path, name: str, size: tuple[int, int] = SIZE, folder: str = "x") -> Path:
+    """Write a generated image and its line in the manifest.
+
+    Args:
+        root: the dataset root.
+        name: file name; the number in it is the seed of `random_image`.
+        size: height and width.
+        folder: the dataset is `sd_<folder>`.
+    """
+    top = root / "stable_diffusion" / folder
+    image = save(top / "images" / name, random_image(int(Path(name).stem), size))
+    line = {
+        "file": name,
+        "prompt": "a street",
+        "seed": 0,
+        "generator": "procedural",
+        "model": "",
+        "height": size[0],
+        "width": size[1],
+        "sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+    }
+    with (top / "manifest.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return image
+
+
+DATASET_NAMES = (
     *("gta5", "synthia", "cityscapes_train", "cityscapes_val", "bdd_train", "bdd_val"),
     *("mapillary_train", "mapillary_val", "camvid_train", "camvid_val", "camvid_test"),
     *(
@@ -128,9 +156,9 @@ EVERY = (
 
 
 def real_camvid() -> Path:
-    """Folder of the real CamVid pictures; skips the test when there is none."""
+    """Folder of the real CamVid dataset; skips the test when there is none."""
     beside = Path(__file__).resolve().parents[2] / "shared/data/camvid"
     folder = Path(os.environ.get("CLOUDS_TEST_CAMVID", beside))
     if not (folder / "val").is_dir():
-        pytest.skip(f"no CamVid pictures in {folder}; set CLOUDS_TEST_CAMVID to their folder")
+        pytest.skip(f"no CamVid in {folder}; set CLOUDS_TEST_CAMVID to its folder")
     return folder

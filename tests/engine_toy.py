@@ -1,4 +1,4 @@
-"""A tiny model and data for tests of the engine; as a script, it trains them.
+"""A small model and data for tests of the engine; as a script, it trains the model.
 
 python tests/engine_toy.py [--resume] [--num-gpus N] … OUTPUT_DIR [KEY VALUE …]
 """
@@ -19,7 +19,7 @@ from torch import nn
 
 from clouds import comm
 from clouds.config import get_cfg
-from clouds.engine import Diverged, Interrupted, Trainer
+from clouds.engine import Interrupted, NonFiniteLossError, Trainer
 from clouds.engine.launch import launch
 from clouds.environment import LOGGERS
 
@@ -46,8 +46,10 @@ def toy_config(output_dir, *overrides):
 
 
 class Toy(nn.Module):
-    """Two convolutions, a norm layer, an embedding and dropout, with losses that are means over
-    the samples, so that the mean over processes is the loss of the global batch."""
+    """Two convolutions, a norm layer, an embedding and dropout.
+
+    Losses are means over the samples, so their mean over processes is the loss of the global batch.
+    """
 
     def __init__(self, dropout=0.0):
         super().__init__()
@@ -60,7 +62,7 @@ class Toy(nn.Module):
         with torch.no_grad():
             for parameter in self.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-        self.spoil = None  # iteration number -> what the loss is multiplied with
+        self.loss_factor = None  # number of a call -> factor of the loss
         self.calls = 0
 
     def forward(self, batch):
@@ -68,7 +70,7 @@ class Toy(nn.Module):
         target = torch.stack([sample["target"] for sample in batch])
         features = self.dropout(torch.relu(self.norm(self.conv(self.backbone(image)))))
         maps = torch.einsum("qc,nchw->nqhw", self.query.weight, features)
-        factor = self.spoil(self.calls) if self.spoil else 1.0
+        factor = self.loss_factor(self.calls) if self.loss_factor else 1.0
         self.calls += 1
         return {
             "loss_ce": (maps[:, 0] - target).square().mean() * factor,
@@ -78,7 +80,7 @@ class Toy(nn.Module):
 
 
 def toy_batches(start, rank=None, world_size=None, seconds=0.0, channels=3):
-    """This process's share of batch after batch; sample k is a function of k."""
+    """This process's share of the batches from `start` on; sample k is a function of k."""
     rank = comm.get_rank() if rank is None else rank
     world_size = comm.get_world_size() if world_size is None else world_size
     share = BATCH // world_size
@@ -96,28 +98,28 @@ def toy_sample(number, channels=3):
 
 
 def script_environment(*folders):
-    """Environment for a script that imports the project, and modules of `folders`."""
+    """Environment of a script that imports the project and modules of `folders`."""
     path = [Path(__file__).parents[1], *folders, os.environ.get("PYTHONPATH", "")]
     python_path = os.pathsep.join(str(folder) for folder in path if str(folder))
     return {**os.environ, "PYTHONPATH": python_path, "OMP_NUM_THREADS": "1"}
 
 
 def losses_of(output_dir):
-    """Iteration -> (total, ce, mask, ce_0, grad norm, lr) of metrics.json; no doubles allowed."""
-    found = {}
+    """Iteration -> (total, ce, mask, ce_0, grad norm, lr) of metrics.json, without duplicates."""
+    losses = {}
     for line in Path(output_dir, "metrics.json").read_text().splitlines():
         record = json.loads(line)
         if record.get("evaluation"):
             continue
-        assert record["iteration"] not in found
+        assert record["iteration"] not in losses
         names = ("total_loss", "loss_ce", "loss_mask", "loss_ce_0", "grad_norm", "lr")
-        found[record["iteration"]] = tuple(record[name] for name in names)
-    return found
+        losses[record["iteration"]] = tuple(record[name] for name in names)
+    return losses
 
 
 @contextmanager
-def loggers_as_before():
-    """Undo what `setup_logging` does to loggers: pytest's caplog would not see them again."""
+def restored_loggers():
+    """Undo the changes of `setup_logging`, after which pytest's caplog has no records."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     state = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     try:
@@ -138,11 +140,12 @@ def train_toy(output_dir, resume, dropout, seconds, overrides):
         loader=lambda start: toy_batches(start, seconds=seconds),
     )
     try:
-        trainer.train(resume)
+        trainer.resume_or_load(resume)
+        trainer.train()
     except Interrupted as request:
         sys.stderr.write(f"{request}\n")
         raise SystemExit(128 + request.signal_number) from None
-    except Diverged as error:
+    except NonFiniteLossError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(3) from None
 

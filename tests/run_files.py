@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how to break one off."""
+"""Reading the files of a run, and interrupting one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def losses(folder):
-    """Iteration -> every loss of it, from metrics.json."""
+    """Iteration -> its losses by name, from metrics.json."""
     records = [json.loads(line) for line in Path(folder, "metrics.json").read_text().splitlines()]
     return {
         r["iteration"]: {k: v for k, v in r.items() if "loss" in k}
@@ -25,14 +25,20 @@ def saved(folder):
 
 
 def train_until(trainer, iteration):
-    """Train, and break off in the midst of that iteration as Ctrl-C would."""
-    step = trainer.iteration
+    """Train, and raise KeyboardInterrupt in that iteration."""
+    step = trainer.train_step
 
-    def break_off(number, *rest):
+    def interrupt(number, *rest):
         if number == iteration:
             raise KeyboardInterrupt
         return step(number, *rest)
 
-    trainer.iteration = break_off
+    trainer.train_step = interrupt
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
+
+
+def resume(trainer):
+    """Resume from the newest checkpoint, and train."""
+    trainer.resume_or_load(resume=True)
+    return trainer.train()

@@ -88,8 +88,7 @@ REPORT = report(HEAVY)
 ALL_MODULES = f"""
 import importlib, pkgutil, clouds
 for module in pkgutil.walk_packages(clouds.__path__, "clouds."):
-    if module.name != "clouds.d2.installed":
-        importlib.import_module(module.name)
+    importlib.import_module(module.name)
 {REPORT}
 """
 

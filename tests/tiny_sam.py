@@ -9,7 +9,7 @@ from scipy import ndimage
 from clouds.config import get_cfg
 from clouds.self_training.refiners.base import PseudoLabel
 from clouds.self_training.refiners.sam.model import build_sam
-from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor
 
 
 def config(**sam):
@@ -48,6 +48,6 @@ def build_tiny_sam():
     for layer in head:
         layer.weight.normal_(std=0.2, generator=generator)
     points = torch.rand(64, 5, 2, generator=generator).numpy() * 95
-    [(_, ious)] = PointDecoder(sam)(ImageEmbedder(sam)([image_of()]), [points], [(96, 160)])
+    [(_, ious)] = PointPredictor(sam)(ImageEmbedder(sam)([image_of()]), [points], [(96, 160)])
     head[-1].bias[1:] -= ious.mean(0)
     return sam

@@ -1,7 +1,7 @@
-"""Our weights under the names that transformers' Mask2Former gives them.
+"""Our weights under the names of transformers' Mask2Former.
 
-transformers is an independent implementation of the same network, so that with the same weights
-it says what our pixel decoder and our mask decoder must compute.
+transformers has an independent implementation of the same network. With the same weights its pixel
+decoder and mask decoder must give the same outputs as ours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MASK_DECODER = (
 
 
 def mask2former():
-    """transformers' module; the test that asks for it is skipped where it is not installed."""
+    """transformers' module; without it the test that calls this is skipped."""
     return pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
 
 
@@ -65,9 +65,9 @@ def pixel_decoder_weights(ours):
 
 
 def mask_decoder_weights(ours):
-    """State dict of our mask decoder -> of `Mask2FormerTransformerModule`, class head left out.
+    """State dict of our mask decoder -> of `Mask2FormerTransformerModule`, without the class head.
 
-    Its self-attention holds the projections of query, key and value apart, ours are stacked.
+    Its self-attention has separate projections of query, key and value; ours are stacked.
     """
     theirs = {}
     for name, value in ours.items():
@@ -83,7 +83,7 @@ def mask_decoder_weights(ours):
 
 
 def randomize(module, seed=0):
-    """Values at which nothing is zero, one or small by chance, as initial weights often are."""
+    """Random values for all parameters: none is 0 or 1 as initial weights often are."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Show how long each part of a training step and of an evaluation takes, and how much memory.
+"""Profile a training step and an evaluation: duration of each part, and peak memory.
 
     python tools/benchmark.py --config-file configs/warmup/gta_convnext_large.yaml
     python tools/benchmark.py --config-file … --random-data --json a.json SOLVER.AMP.ENABLED True
     python tools/benchmark.py --config-file … --parts eval --eval-size 1024 2048
 
-The datasets of the config are read; --random-data needs none, and where the config has generated
-ones half of each batch is generated. What a refiner takes depends on the teacher's labels: name a
-warm-up's checkpoint in MODEL.WEIGHTS, as a random teacher sees few components. Where the published
-CLIP weights are not at hand, MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS '' takes random ones, which
-changes no duration. One process on one device. Nothing is written but the file of --json.
+The datasets of the config are read; --random-data needs none, and if the config has generated
+datasets, half of each batch is generated. The duration of a refiner depends on the teacher's
+labels: set MODEL.WEIGHTS to a checkpoint of source pre-training, since the labels of a random
+teacher have few components. MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS '' replaces the published CLIP
+weights by random ones, which does not change durations. One process on one device; the only output
+file is that of --json.
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import refuse_late_flags, user_errors_in_one_line
+from command_line import path, refuse_late_flags, user_errors_in_one_line
 
 if TYPE_CHECKING:
     import torch
+    from profiler import Measurement, Timing
 
     from clouds.d2 import CfgNode
-    from clouds.engine.benchmark import Measurement, Timing
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+"""Folder of the profiler."""
 PARTS = ("train", "eval")
 DEFAULT_EVAL_SIZE = (1024, 2048)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and tell; returns the exit code."""
+    """Measure and print; returns the exit code."""
     words = sys.argv[1:] if argv is None else [str(word) for word in argv]
     args = parse(words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         measurement = jobs[part](cfg, args)
         print("\n" + report(measurement, facts["data"][part]), flush=True)
         facts[part] = measurement.to_dict()
-        if args.json is not None:  # after each part: what was measured outlives an interruption
+        if args.json is not None:  # after each part, so that an interruption does not lose it
             args.json.write_text(json.dumps(facts, indent=2) + "\n")
     return 0
 
@@ -76,21 +79,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--iterations", type=int, default=5, metavar="N",
-        help="steps and images measured, each twice: whole, and by parts (default: %(default)s)",
+        help="measured steps and images, each twice: whole, and by parts (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--warmup", type=int, default=1, metavar="K",
         help="steps and images before them (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--random-data", action="store_true", help="random pictures from memory, no dataset"
+        "--random-data", action="store_true", help="random images from memory instead of datasets"
     )
     parser.add_argument(
         "--eval-size", type=int, nargs=2, metavar=("H", "W"),
-        help="evaluate a random picture of this size, pixels, in place of the test dataset's "
-        "pictures (default with --random-data: {} {})".format(*DEFAULT_EVAL_SIZE),
+        help="evaluate a random image of this size, pixels, instead of the images of the test "
+        "dataset (default with --random-data: {} {})".format(*DEFAULT_EVAL_SIZE),
     )  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the numbers to it, too")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config overrides, after all flags: SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True",
@@ -113,12 +116,12 @@ def choice_of_parts(text: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(text.split(",")))
     for part in chosen:
         if part not in PARTS:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(PARTS)}")
+            raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(PARTS)}")
     return chosen
 
 
 def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Raise, before anything is measured, if a dataset that will be read is not there."""
+    """Raise before the measurements if a dataset that they need does not exist."""
     from clouds.data.datasets import get_dataset
 
     names: list[str] = []
@@ -127,51 +130,65 @@ def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     if "eval" in args.parts and args.eval_size is None:
         if not cfg.DATASETS.TEST:
             raise ValueError(
-                "DATASETS.TEST is empty: name a dataset, or a picture's size with --eval-size, or "
-                "leave evaluation out with --parts train."
+                "DATASETS.TEST is empty: set a dataset, or the size of a random image with "
+                "--eval-size, or skip evaluation with --parts train."
             )
         names.append(cfg.DATASETS.TEST[0])
     for name in names:
         try:
             get_dataset(name).records()
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}\n--random-data measures without datasets.") from error
+            raise FileNotFoundError(f"{error}\n--random-data needs no datasets.") from error
 
 
-def check_writable(path: Path) -> None:
-    """Raise, before minutes go into measuring, if the file cannot be written."""
+def check_writable(file: Path) -> None:
+    """Raise before the measurements if the file cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("a").close()
     except OSError as error:
-        raise ValueError(f"--json {path} cannot be written: {error.strerror}.") from error
+        raise ValueError(f"--json {file} cannot be written: {error.strerror}.") from error
 
 
 def show_progress(rounds: range, name: str) -> Iterable[int]:
-    """A progress bar on a terminal."""
+    """Show a progress bar on a terminal."""
     from tqdm import tqdm
 
     return tqdm(rounds, desc=name, leave=False, disable=None)
 
 
+def import_profiler() -> None:
+    """Make the modules of benchmarks/ importable."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))
+
+
 def training(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
     """Measure training steps."""
-    from clouds.engine import Trainer, benchmark
+    import_profiler()
+    from profiler import measure_training
+    from profiler_data import random_batches, sample_maker
+
+    from clouds.engine import Trainer
 
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASETS.TEST = ()  # the trainer must not look for what is not measured here
+    cfg.DATASETS.TEST = ()  # not needed, so they may be missing
     with user_errors_in_one_line():
-        loader = benchmark.random_batches(cfg) if args.random_data else None
+        loader = random_batches(cfg) if args.random_data else None
         trainer = Trainer(cfg, loader=loader)
-        trainer.prepare()
-        make = None if args.random_data else benchmark.sample_maker(cfg)
-    return benchmark.measure_training(trainer, args.iterations, args.warmup, make, show_progress)
+        trainer.resume_or_load(resume=False)
+        make_sample = None if args.random_data else sample_maker(cfg)
+    return measure_training(trainer, args.iterations, args.warmup, make_sample, show_progress)
 
 
 def evaluation(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
     """Measure the evaluation of images."""
-    from clouds.engine import Checkpointer, benchmark
+    import_profiler()
+    from profiler import measure_evaluation
+    from profiler_data import dataset_images, random_images
+
+    from clouds.engine import Checkpointer
     from clouds.modeling.build import build_seeded
 
     with user_errors_in_one_line():
@@ -180,24 +197,22 @@ def evaluation(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
             partial = cfg.MODEL.WEIGHTS_PARTIAL
             Checkpointer(model, partial=partial).load_weights(cfg.MODEL.WEIGHTS)
         if args.eval_size is None:
-            make = benchmark.dataset_images(cfg, cfg.DATASETS.TEST[0])
+            make = dataset_images(cfg, cfg.DATASETS.TEST[0])
         else:
-            make = benchmark.random_images(cfg, tuple(args.eval_size))
-    return benchmark.measure_evaluation(
-        cfg, model, make, args.iterations, args.warmup, show_progress
-    )
+            make = random_images(cfg, tuple(args.eval_size))
+    return measure_evaluation(cfg, model, make, args.iterations, args.warmup, show_progress)
 
 
 def describe(cfg: CfgNode, args: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
-    """What was measured with what, as plain values."""
+    """Description of the measurement as plain values."""
     import torch
     import yaml
 
     from clouds.device import resolve_device
     from clouds.environment import provenance
 
-    test = "random picture" if args.eval_size else str(cfg.DATASETS.TEST[0])
-    train = "random pictures" if args.random_data else ", ".join(cfg.DATASETS.TRAIN)
+    test = "random image" if args.eval_size else str(cfg.DATASETS.TEST[0])
+    train = "random images" if args.random_data else ", ".join(cfg.DATASETS.TRAIN)
     return {
         "command": shlex.join(["python", "tools/benchmark.py", *words]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -214,7 +229,7 @@ def describe(cfg: CfgNode, args: argparse.Namespace, words: Sequence[str]) -> di
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """The hardware, and how busy it is."""
+    """Hardware and load average."""
     import torch
 
     on_gpu = device.type == "cuda"
@@ -229,7 +244,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Name of the processor, if the system has it."""
     facts = Path("/proc/cpuinfo")
     if facts.exists():
         for line in facts.read_text().splitlines():
@@ -239,14 +254,14 @@ def processor() -> str:
 
 
 def heading(facts: dict[str, Any]) -> list[str]:
-    """What is measured, where, and with what."""
+    """Lines about command, hardware and versions."""
     hardware, versions = facts["machine"], facts["versions"]
-    busy = hardware["load_average"]
+    load = hardware["load_average"]
     return [
         facts["command"],
         f"{hardware['gpu'] or hardware['processor']}, device {hardware['device']}, "
         f"{hardware['cores']} cores, {facts['threads']} torch threads"
-        + (f", load average {busy[0]:.1f} before" if busy else ""),
+        + (f", load average {load[0]:.1f} before" if load else ""),
         f"clouds {versions['version']} (commit {versions['commit'] or 'unknown'}), "
         f"torch {versions['torch']}, Python {versions['python']}",
     ]
@@ -267,7 +282,7 @@ def report(measurement: Measurement, data: str) -> str:
 
 
 def table(measurement: Measurement) -> str:
-    """The parts, their sum and the whole."""
+    """Table of the parts, their sum and the whole."""
     from tabulate import tabulate
 
     total = measurement.total

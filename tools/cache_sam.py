@@ -6,13 +6,14 @@ r"""Compute SAM's image embeddings of all generated images before training.
     python tools/cache_sam.py --config-file … --num-gpus 8 MODEL.CLOUDS.SAM.CACHE_DIR …
     torchrun --nproc-per-node 8 tools/cache_sam.py --config-file … MODEL.CLOUDS.SAM.CACHE_DIR …
 
-Both views of each image, as painted and flipped (where INPUT.FLIP), of all generated datasets in
-DATASETS.TRAIN go to MODEL.CLOUDS.SAM.CACHE_DIR; training with the same SAM, the same folder and
-the same SOLVER.AMP then never runs SAM's image encoder. Without this tool training fills the folder
-in its first epochs. What is there already is not computed again, so a run that was stopped goes on
-where it was.
-torchrun, or --num-gpus, shares the images among processes and GPUs, and among machines if all of
-them see the folder.
+Computes the embeddings of each image of the generated datasets in DATASETS.TRAIN and, with
+INPUT.FLIP, of the flipped image, and writes them to MODEL.CLOUDS.SAM.CACHE_DIR. Training with the
+same SAM, cache folder and SOLVER.AMP then does not run SAM's image encoder. Without this tool,
+training fills the cache in its first epochs. Existing embeddings are kept: after an interruption,
+the same command resumes.
+
+With torchrun or --num-gpus the images are distributed among processes, GPUs, and machines with a
+shared file system.
 """
 
 from __future__ import annotations
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
     from clouds.data.structures import Record
     from clouds.self_training.refiners.sam.embedding_cache import CachedEmbedder, EmbeddingCache
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Other modules are imported in functions, so that --help and errors in the command line do not wait
+# for them.
 
-STOPPED = "stopped; the same command goes on from here"
+STOPPED = "stopped; run the same command again to resume"
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse, read the config, and run in as many processes as asked for."""
+    """Parse the command line, read the config and run in all processes."""
     args = parse(argv)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with user_errors_in_one_line(stopped=STOPPED):
@@ -73,19 +75,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_config(args.config_file, args.opts)
         check_config(cfg)
         check_launch(args.num_gpus, 1, 0, "auto", cfg.MODEL.DEVICE)
-    # The processes only add up numbers at the end, so gloo is enough on GPUs too.
+    # device "cpu" selects the gloo backend: the only communication is the sum of counts at the end
     launch(run, (cfg,), num_gpus=args.num_gpus, device="cpu")
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raise ValueError if there is nothing to compute, or no place for it."""
+    """Raise ValueError if the config has no cache folder, no SAM or no generated dataset."""
     from clouds.data.datasets import generated
 
     node = cfg.MODEL.CLOUDS
     if not node.SAM.CACHE_DIR:
         raise ValueError(
-            "MODEL.CLOUDS.SAM.CACHE_DIR is empty. Name the folder to fill after all flags, "
-            "MODEL.CLOUDS.SAM.CACHE_DIR /fast/sam_cache, and name it in training, too."
+            "MODEL.CLOUDS.SAM.CACHE_DIR is empty. Set it to the cache folder after all flags, "
+            "MODEL.CLOUDS.SAM.CACHE_DIR /fast/sam_cache, and set it in training, too."
         )
     if node.REFINER != "sam" or not node.SAM.ENABLED:
         raise ValueError(
@@ -94,62 +96,65 @@ def check_config(cfg: CfgNode) -> None:
         )
     if not generated(cfg.DATASETS.TRAIN):
         raise ValueError(
-            f"DATASETS.TRAIN, {tuple(cfg.DATASETS.TRAIN)}, holds no generated dataset "
-            "(sd_<folder>). Name the config of joint training."
+            f"DATASETS.TRAIN, {tuple(cfg.DATASETS.TRAIN)}, has no generated dataset "
+            "(sd_<folder>). Use the config of a joint training."
         )
 
 
 def run(cfg: CfgNode) -> None:
-    """What each process does."""
+    """Compute and write the embeddings of the images of this process."""
     with user_errors_in_one_line(stopped=STOPPED):
         from clouds import comm
         from clouds.device import autocast, resolve_device
         from clouds.self_training.refiners.sam.embedding_cache import precision
         from clouds.self_training.refiners.sam.model import build_sam
-        from clouds.self_training.refiners.sam.refiner import cached
+        from clouds.self_training.refiners.sam.refiner import cached_embedder
 
         rank, world_size = comm.get_rank(), comm.get_world_size()
         device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
-        records = pictures(cfg)
-        embed = cached(cfg, build_sam(cfg, device))
+        records = generated_records(cfg)
+        embed = cached_embedder(cfg, build_sam(cfg, device))
         total = len(records) * (1 + cfg.INPUT.FLIP)
         if rank == 0:
             warn_of_space(embed.cache, total)
-        with autocast(cfg, device):  # as in training: the precision is part of an entry's key
+        with autocast(cfg, device):  # as in training: the cache key depends on the precision
             computed_in = str(precision(device)).removeprefix("torch.")
-            done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
-        counts = comm.all_gather((done, embed.computed))
+            num_done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
+        counts = comm.all_gather((num_done, embed.computed))
         if rank == 0:
             report(embed.cache, total, *map(sum, zip(*counts, strict=True)), computed_in)
         stop_if_failed(embed.cache)
 
 
-def pictures(cfg: CfgNode) -> list[Record]:
-    """All generated pictures that training sees; raises as `DatasetSpec.records`."""
+def generated_records(cfg: CfgNode) -> list[Record]:
+    """The images of all generated training datasets; raises as `DatasetSpec.records`."""
     from clouds.data.datasets import generated, get_dataset
 
     names = dict.fromkeys(generated(cfg.DATASETS.TRAIN))
     return [record for name in names for record in get_dataset(name).records()]
 
 
-def warn_of_space(cache: EmbeddingCache, views: int) -> None:
-    """Say before hours of work that its result will not fit."""
-    needed = views * cache.entry_bytes
-    there = cache.size()[1]
+def warn_of_space(cache: EmbeddingCache, num_views: int) -> None:
+    """Warn if the free disk space may not be enough for all embeddings."""
+    missing = num_views * cache.entry_bytes - cache.size()[1]
     free = shutil.disk_usage(cache.folder).free
-    if needed - there > free:
+    if missing > free:
         print(
-            f"warning: {cache.folder} has {gib(free)} GiB left, but up to {gib(needed - there)} "
-            "may be needed",
+            f"warning: {cache.folder} has {gib(free)} GiB of free disk space, but the embeddings "
+            f"may need {gib(missing)} GiB",
             file=sys.stderr,
         )
 
 
 def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int) -> int:
-    """Compute what is missing, under a progress bar; returns how many views have their entry."""
+    """Compute the missing embeddings, with a progress bar on rank 0.
+
+    Returns:
+        The number of views whose embedding is in the cache.
+    """
     from tqdm import tqdm
 
-    done = 0
+    num_done = 0
     with tqdm(
         desc="embedding", total=len(records) * (1 + flip), unit="view", disable=rank != 0
     ) as bar:
@@ -157,44 +162,46 @@ def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int
             embed([view])
             if embed.cache.failure is not None:
                 break
-            done += 1
+            num_done += 1
             bar.update()
-    return done
+    return num_done
 
 
 def views(records: Sequence[Record], flip: bool) -> Iterator[torch.Tensor]:
-    """The clean views that training has of generated pictures."""
-    from clouds.data.dataset_mapper import read_painted, to_tensor
+    """The images without augmentation as training sees them: uint8 (3, H, W), also flipped."""
+    from clouds.data.dataset_mapper import read_generated_image, to_tensor
 
     for record in records:
-        painted = read_painted(record)
-        yield to_tensor(painted)
+        image = read_generated_image(record)
+        yield to_tensor(image)
         if flip:
-            yield to_tensor(painted[:, ::-1])
+            yield to_tensor(image[:, ::-1])
 
 
-def report(cache: EmbeddingCache, total: int, done: int, computed: int, computed_in: str) -> None:
-    """Say what there is now, and which training it is for."""
+def report(
+    cache: EmbeddingCache, total: int, num_done: int, computed: int, computed_in: str
+) -> None:
+    """Print the number and size of the embeddings, and the options that use them in training."""
     count, size = cache.size()
     print(
-        f"{done} of {total} views are in {cache.folder}, {computed} of them computed now; "
-        f"the folder holds {count} embeddings, {gib(size)} GiB"
+        f"{num_done} of {total} views are in {cache.folder}, {computed} of them computed now; "
+        f"the folder has {count} embeddings, {gib(size)} GiB"
     )
-    if done == total:
+    if num_done == total:
         print(
-            f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {cache.folder} and the same SOLVER.AMP: these "
-            f"were computed in {computed_in}"
+            f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {cache.folder} and the same SOLVER.AMP; the "
+            f"embeddings were computed in {computed_in}"
         )
 
 
 def stop_if_failed(cache: EmbeddingCache) -> None:
-    """Exit with an error if entries could not be written; the log has said why."""
+    """Exit with an error if entries could not be written; the reason was logged before."""
     if cache.failure is not None:
         raise SystemExit(USER_ERROR)
 
 
 def gib(size: float) -> str:
-    """Bytes in GiB, three digits."""
+    """Bytes in GiB, with three digits."""
     return f"{size / 2**30:.3g}"
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Show which datasets are found, and whether they are complete and sound.
+"""Show which datasets exist, and whether they are complete and valid.
 
     python tools/check_datasets.py                         all datasets, a few files of each
     python tools/check_datasets.py --datasets gta5 bdd_val --full
     python tools/check_datasets.py --datasets sd_<folder>  a folder of generated images
 
-The exit code is 1 when a dataset that was asked for by name is missing or broken.
+The exit code is 1 when a dataset given by --datasets is missing or broken.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from command_line import user_errors_in_one_line
+from command_line import path, user_errors_in_one_line
 
 with user_errors_in_one_line():
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from clouds.data.dataset_report import Health, check_dataset
+    from clouds.data.dataset_report import (
+        OTHER_SIZE,
+        UNKNOWN_IDS,
+        UNREADABLE,
+        DatasetReport,
+        check_dataset,
+    )
     from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
 
-SAMPLE = 5  # pairs opened of each dataset without --full
+SAMPLE = 5  # number of pairs opened per dataset without --full
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
 
-    found = []
+    reports = []
     for dataset in datasets:
         with tqdm(desc=dataset.name, unit="pair", leave=False, disable=None) as bar:
 
@@ -52,18 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
                 bar.total = total
                 bar.update(done - bar.n)
 
-            found.append(check_dataset(dataset, None if args.full else SAMPLE, args.workers, show))
-    print(table(found))
-    asked = bool(args.datasets)
-    for health in found:
-        if health.state == "broken" or (asked and health.state == "missing"):
-            print(f"\n{health.dataset.name}: {health.state}")
-            for problem in health.problems():
+            sample = None if args.full else SAMPLE
+            reports.append(check_dataset(dataset, sample, args.workers, show))
+    print(table(reports))
+    requested = bool(args.datasets)
+    for report in reports:
+        if report.state == "broken" or (requested and report.state == "missing"):
+            print(f"\n{report.dataset.name}: {report.state}")
+            for problem in report.problems():
                 print(f"  - {problem}")
-            print(f"  {health.dataset.hint()}")
+            print(f"  {report.dataset.hint()}")
     if not args.full:
-        print(f"\nOf each dataset up to {SAMPLE} pairs were opened; --full opens all.")
-    return int(asked and any(health.state != "ok" for health in found))
+        print(f"\nUp to {SAMPLE} pairs were opened per dataset; --full opens all.")
+    return int(requested and any(report.state != "ok" for report in reports))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,13 +78,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--root", type=Path, help=f"dataset root (default: ${ROOT_VARIABLE}, else datasets)"
+        "--root", type=path, help=f"dataset root (default: ${ROOT_VARIABLE}, else datasets)"
     )
     parser.add_argument(
-        "--datasets", nargs="+", metavar="NAME", help="only these (default: all that are known)"
+        "--datasets", nargs="+", metavar="NAME", help="only these (default: all known datasets)"
     )
     parser.add_argument(
-        "--full", action="store_true", help="open every file; compare generated ones' hashes"
+        "--full",
+        action="store_true",
+        help="open every file; compare the hashes of generated images with their manifest",
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)"
@@ -89,26 +97,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def table(found: Sequence[Health]) -> str:
+def table(reports: Sequence[DatasetReport]) -> str:
     """One line per dataset."""
     rows = []
-    for health in found:
-        listing = health.listing
-        if health.state == "missing":
-            rows.append([health.dataset.name, "missing"])
+    for report in reports:
+        listing = report.listing
+        if report.state == "missing":
+            rows.append([report.dataset.name, "missing"])
             continue
         rows.append(
             [
-                health.dataset.name,
-                health.state,
+                report.dataset.name,
+                report.state,
                 len(listing.records),
                 len(listing.images_without_label),
                 len(listing.labels_without_image),
                 len(listing.skipped),
-                health.opened,
-                len(health.broken_files),
-                len(health.size_mismatches),
-                len(health.unknown_ids),
+                report.num_opened,
+                *(len(report.defects[name]) for name in (UNREADABLE, OTHER_SIZE, UNKNOWN_IDS)),
             ]
         )
     headers = [

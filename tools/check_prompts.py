@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import user_errors_in_one_line
+from command_line import path, user_errors_in_one_line
 
 if TYPE_CHECKING:
     from clouds.generation.prompts import Prompt
@@ -57,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="one prompt per line")
+    parser.add_argument("file", type=path, metavar="FILE", help="one prompt per line")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a problem")
     parser.add_argument(
         "--similarity",

@@ -1,6 +1,6 @@
-"""What the commands of this folder share: what is wrong with the input is told in one line.
+"""Shared by the commands of this folder: types of flags, and input errors in one line.
 
-Nothing heavy is imported here, and nothing of `clouds`, which may not be installed.
+It imports neither slow packages nor `clouds`, which may not be installed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,29 @@ HERE = Path(__file__).resolve().parent
 OWN_PACKAGES = ("clouds", "street_renderer")
 
 
+def path(text: str) -> Path:
+    """Type of flags that are files or folders: a leading `~` is the home directory."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # the home directory of an unknown user
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def path_or_name(text: str) -> str:
+    """Type of flags that are names on a hub or local folders: as `path` if it begins with `~`."""
+    return str(path(text)) if text.startswith("~") else text
+
+
 @contextmanager
 def user_errors_in_one_line(*also: type[Exception], stopped: str | None = None) -> Iterator[None]:
-    """Turn an error that this project raises about its input into a message and exit status 2.
+    """Print an error that this project raises about its input, and exit with status 2.
 
-    What other packages raise, and other kinds of error, are not input errors and pass with their
-    traceback. The log, where there is one, gets the traceback in either case.
+    Errors of other packages and of other types are not input errors and keep their traceback. The
+    log file, if there is one, gets the traceback in both cases.
 
     Args:
-        also: further kinds of error that tell of the input, or of the machine.
-        stopped: what to say at Ctrl+C, which then leaves with status 130.
+        also: further types of errors that are due to the input, or to the machine.
+        stopped: message at Ctrl+C, after which the exit status is 130.
     """
     try:
         yield
@@ -49,7 +62,7 @@ def user_errors_in_one_line(*also: type[Exception], stopped: str | None = None) 
 
 
 def raised_here(error: Exception) -> bool:
-    """Whether this project raised an error, or asked pathlib for what the system refused."""
+    """Whether an error was raised by this project, or by pathlib when this project called it."""
     modules = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, OSError):
         while package(modules[-1]) == "pathlib":
@@ -61,12 +74,12 @@ def raised_here(error: Exception) -> bool:
 
 
 def package(module: dict[str, object]) -> str:
-    """The package of a module, given by its names."""
+    """Top-level package of the module with these globals."""
     return str(module.get("__name__")).split(".")[0]
 
 
 def message(error: Exception) -> str:
-    """What an error says to whoever typed the command."""
+    """Message of an error for the user."""
     if isinstance(error, KeyError) and error.args:
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror:
@@ -79,7 +92,7 @@ def message(error: Exception) -> str:
 
 
 def refuse_late_flags(parser: argparse.ArgumentParser, overrides: list[str]) -> None:
-    """Leave with an error if there is a flag among the KEY VALUE words, which take all the rest."""
+    """Exit with a usage error if there is a flag among the KEY VALUE words."""
     flags = [word for word in overrides if word.startswith("--")]
     if flags:
         parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")

@@ -25,7 +25,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import USER_ERROR, user_errors_in_one_line
+from command_line import USER_ERROR, path, path_or_name, user_errors_in_one_line
 
 if TYPE_CHECKING:
     from clouds.generation.generators import Generator
@@ -48,9 +48,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="folder of the images")
+    add("--output", type=path, required=True, metavar="DIR", help="folder of the images")
     add(
-        "--prompts", type=Path, default=Path("prompts/street_scenes.txt"), metavar="FILE",
+        "--prompts", type=path, default=Path("prompts/street_scenes.txt"), metavar="FILE",
         help="one prompt per line (default: %(default)s)",
     )  # fmt: skip
     add(
@@ -82,7 +82,7 @@ def add_diffusion_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("stable_diffusion")
     add = group.add_argument
     add(
-        "--model", metavar="ID",
+        "--model", type=path_or_name, metavar="ID",
         help="on the Hugging Face hub, or a local folder (default: stabilityai/stable-diffusion-2)",
     )  # fmt: skip
     add("--offline", action="store_true", default=None, help="use local files only")

@@ -8,13 +8,13 @@ import textwrap
 
 from command_line import user_errors_in_one_line
 
-# Imports that take seconds are in the functions, so that --help and a wrong flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
 HEADERS = ("key", "default", "allowed", "meaning")
 
 
 def rows(pattern: str) -> list[tuple[str, str, str, str]]:
-    """One row per key whose name contains `pattern`, whatever the case."""
+    """One row per key whose name contains `pattern`, ignoring case."""
     from clouds.config import KEYS
     from clouds.config.values import expected
 

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
     from clouds.d2 import CfgNode
 
-# Nothing heavy is imported up here: --help and a mistyped flag answer at once.
+# Slow imports are inside the functions, so that --help and usage errors are fast.
 
 logger = logging.getLogger("clouds.train_net")
 
 DIVERGED = 3
+"""Exit status of a run whose loss was not finite."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -40,7 +41,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest checkpoint in OUTPUT_DIR, if there is one",
+        help="resume from the newest checkpoint in OUTPUT_DIR, if there is one",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--dist-url",
         default="auto",
         metavar="URL",
-        help="tcp://HOST:PORT of machine 0, where processes meet; auto: a free port here",
+        help="tcp://HOST:PORT of machine 0, to which processes connect; auto: a free port here",
     )
     parser.add_argument(
         "opts",
@@ -74,27 +75,27 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parse, read the config, and run in as many processes as asked for."""
+    """Parse the command line, read the config, and start the processes."""
     args = parse(argv)
     with user_errors_in_one_line():
         from clouds.config import load_config
         from clouds.engine.launch import check_launch, launch
 
         cfg = load_config(args.config_file, args.opts)
-        how = {
+        launch_options = {
             "num_gpus": args.num_gpus,
             "num_machines": args.num_machines,
             "machine_rank": args.machine_rank,
             "dist_url": args.dist_url,
             "device": cfg.MODEL.DEVICE,
         }
-        check_launch(**how)
+        check_launch(**launch_options)
     command = shlex.join([sys.argv[0], *argv])
-    launch(run, (cfg, args.resume, args.eval_only, command), **how)
+    launch(run, (cfg, args.resume, args.eval_only, command), **launch_options)
 
 
 def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
-    """What each process does."""
+    """Train or evaluate in one process."""
     with user_errors_in_one_line():
         setup(cfg, command, keep_config=eval_only)
     if eval_only:
@@ -104,7 +105,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
 
 
 def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
-    """Open the output folder: log, versions, and the config unless that of training is to stay."""
+    """Start the log in OUTPUT_DIR; write the config there unless `keep_config`."""
     from clouds import comm, environment
     from clouds.device import resolve_device
 
@@ -118,18 +119,18 @@ def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
 
 
 def train(cfg: CfgNode, resume: bool) -> None:
-    """Train, with an evaluation at the end; leave with a status that says what broke it off."""
-    from clouds.engine import Diverged, Interrupted, Trainer
+    """Train and evaluate; the exit status tells a signal (128 + its number) or divergence (3)."""
+    from clouds.engine import Interrupted, NonFiniteLossError, Trainer
 
     with user_errors_in_one_line():
         trainer = Trainer(cfg)
-        trainer.prepare(resume)
+        trainer.resume_or_load(resume)
     try:
         trainer.train()
     except Interrupted as request:
         log_once(logging.WARNING, str(request))
         raise SystemExit(128 + request.signal_number) from None
-    except Diverged as error:
+    except NonFiniteLossError as error:
         log_once(logging.ERROR, str(error))
         raise SystemExit(DIVERGED) from None
 
@@ -148,7 +149,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> None:
 
 
 def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
-    """The config's model, and the file whose weights it now has, empty for random ones."""
+    """The config's model, and the file of its weights; empty for random weights."""
     from clouds.engine import Checkpointer
     from clouds.modeling.build import build_seeded
 
@@ -162,14 +163,14 @@ def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
     else:
         log_once(
             logging.WARNING,
-            "MODEL.WEIGHTS is empty: what is evaluated now are RANDOM weights. Name a checkpoint "
-            "with MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
+            "MODEL.WEIGHTS is empty: RANDOM weights are evaluated. Set a checkpoint with "
+            "MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
         )
     return model, weights
 
 
 def log_once(level: int, message: str) -> None:
-    """Log on the main process alone what all processes would say."""
+    """Log a message of all processes on the main process only."""
     from clouds import comm
 
     if comm.is_main_process():

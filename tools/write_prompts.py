@@ -14,9 +14,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from command_line import user_errors_in_one_line
+from command_line import path, path_or_name, user_errors_in_one_line
 
 # Slow imports are inside the functions, so that --help and usage errors are fast.
 
@@ -38,8 +37,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="MODEL", help="folder, or id on the Hugging Face hub")
-    add("--output", required=True, type=Path, metavar="FILE", help="prompt file to write or extend")
+    add(
+        "--model",
+        type=path_or_name,
+        required=True,
+        metavar="MODEL",
+        help="folder, or id on the Hugging Face hub",
+    )
+    add("--output", required=True, type=path, metavar="FILE", help="prompt file to write or extend")
     add("--count", type=int, default=200, metavar="N", help="new prompts (default: %(default)s)")
     add(
         "--quota",
@@ -50,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add(
         "--avoid",
-        type=Path,
+        type=path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -80,13 +85,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="T",
         help="maximum length of an answer (default: %(default)s)",
     )
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
-    add("--offline", action="store_true", help="use the local cache only")
+    add_model_options(parser)
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
         parser.error("--max-new-tokens must be at least 1")
     return args
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """How the language model is loaded."""
+    add = parser.add_argument
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
+    add("--offline", action="store_true", help="use the local cache only")
 
 
 def write(args: argparse.Namespace) -> int:
@@ -111,7 +122,7 @@ def write(args: argparse.Namespace) -> int:
         similarity=args.similarity,
         patience=args.patience,
     )
-    avoid = [prompt.text for path in args.avoid for prompt in read_prompts(path)]
+    avoid = [prompt.text for file in args.avoid for prompt in read_prompts(file)]
     model = load_language_model(
         args.model, args.dtype, args.device, args.offline, args.temperature, args.max_new_tokens
     )

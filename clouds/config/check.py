@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from clouds.config.config import get_value
@@ -23,27 +22,18 @@ class ConfigError(ValueError):
         super().__init__("\n  ".join([f"{count} in the configuration:", *problems]))
 
 
-@dataclass(frozen=True)
-class CrossCheck:
-    """A condition on several keys.
+CROSS_CHECKS: list[tuple[tuple[str, ...], Callable[..., str | None]]] = []
+"""Conditions on several keys: their names, and a function of their values.
 
-    Attributes:
-        keys: the keys that it reads; a message about it begins with the first.
-        check: takes their values in this order; returns None, or a message about the first.
-    """
-
-    keys: tuple[str, ...]
-    check: Callable[..., str | None]
-
-
-CROSS_CHECKS: list[CrossCheck] = []
+The function returns None, or a message about the first key.
+"""
 
 
 def cross_check(*keys: str) -> Callable[[Callable[..., str | None]], Callable[..., str | None]]:
-    """Add the decorated function to the checks, as `CrossCheck.check`."""
+    """Add the decorated function to `CROSS_CHECKS`."""
 
     def add(check: Callable[..., str | None]) -> Callable[..., str | None]:
-        CROSS_CHECKS.append(CrossCheck(keys, check))
+        CROSS_CHECKS.append((keys, check))
         return check
 
     return add
@@ -71,13 +61,12 @@ def problems(cfg: CfgNode, origins: Mapping[str, str] | None = None) -> list[str
         else:
             message = f"allowed is {key.rule.description}"
             messages.append(describe(key.name, value, message, origins))
-    for cross in CROSS_CHECKS:
+    for names, check in CROSS_CHECKS:
         # An invalid value is reported once, not again by each check that reads it.
-        if all(name in valid for name in cross.keys):
-            problem = cross.check(*(valid[name] for name in cross.keys))
+        if valid.keys() >= set(names):
+            problem = check(*(valid[name] for name in names))
             if problem is not None:
-                first = cross.keys[0]
-                messages.append(describe(first, valid[first], problem, origins))
+                messages.append(describe(names[0], valid[names[0]], problem, origins))
     return messages
 
 
@@ -252,19 +241,17 @@ def device_exists(device: str) -> str | None:
 @cross_check("SOLVER.AMP.DTYPE", "SOLVER.AMP.ENABLED", "MODEL.DEVICE")
 def half_precision_has_a_gpu(dtype: str, enabled: bool, device: str) -> str | None:
     """The loss scaling that fp16 needs works on CUDA only."""
-    if dtype != "fp16" or not enabled or _has_gpu(device):
-        return None
-    return f"needs CUDA, and MODEL.DEVICE {device!r} is the CPU here; use 'bf16'"
+    return _needs_cuda(device, "'bf16'") if dtype == "fp16" and enabled else None
 
 
 @cross_check("MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION", "MODEL.DEVICE")
 def triton_has_a_gpu(implementation: str, device: str) -> str | None:
     """Triton compiles for CUDA only."""
-    if implementation != "triton" or _has_gpu(device):
+    return _needs_cuda(device, "'auto' or 'torch'") if implementation == "triton" else None
+
+
+def _needs_cuda(device: str, others: str) -> str | None:
+    """A message if `device` is the CPU; None for an invalid one, which `device_exists` reports."""
+    if device_exists(device) is not None or resolve_device(device).type == "cuda":
         return None
-    return f"needs CUDA, and MODEL.DEVICE {device!r} is the CPU here; use 'auto' or 'torch'"
-
-
-def _has_gpu(device: str) -> bool:
-    """Whether `device` is a GPU; True also for an invalid one, which `device_exists` reports."""
-    return device_exists(device) is not None or resolve_device(device).type == "cuda"
+    return f"needs CUDA, and MODEL.DEVICE {device!r} is the CPU here; use {others}"

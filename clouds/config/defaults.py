@@ -1,8 +1,6 @@
 """The table of configuration keys: default, meaning, unit and allowed values of each.
 
-A key is declared here or in `defaults_model` and nowhere else. `clouds.config.config` makes
-configs of the table, `clouds.config.check` validates values with it, `tools/list_config.py` prints
-it.
+A key is declared here or in `defaults_model` and nowhere else; `tools/list_config.py` prints all.
 """
 
 from __future__ import annotations
@@ -12,12 +10,7 @@ from clouds.config.key import Key, above, at_least, not_empty, one_of, positive_
 
 KEYS: tuple[Key, ...] = (
     Key("VERSION", 2, "Config version of Detectron2; it does not change.", one_of(2)),
-    Key(
-        "SEED",
-        0,
-        "Seed of initial weights, sampling and augmentation.",
-        within(0, 2**63 - 1),
-    ),
+    Key("SEED", 0, "Seed of initial weights, sampling and augmentation.", within(0, 2**63 - 1)),
     Key(
         "OUTPUT_DIR",
         "./output",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,3 +72,9 @@ class Key:
     rule: Rule = any_value
     is_path: bool = False
     allow_inf: bool = False
+
+
+def sections(names: Iterable[str]) -> set[str]:
+    """The sections of dotted names: A and A.B of A.B.C."""
+    parts = (name.split(".") for name in names)
+    return {".".join(part[:n]) for part in parts for n in range(1, len(part))}

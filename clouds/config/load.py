@@ -13,6 +13,7 @@ from clouds.config.check import ConfigError, describe, problems
 from clouds.config.compat import COMPAT_SECTIONS, translate
 from clouds.config.config import get_defaults, resolve, set_value
 from clouds.config.defaults import KEYS
+from clouds.config.key import sections
 from clouds.config.values import Setting, coerce, expand_home
 from clouds.config.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 from clouds.d2 import CfgNode
@@ -21,9 +22,7 @@ BASE = "_BASE_"
 COMMAND_LINE = "override"
 
 _KEYS = {key.name: key for key in KEYS}
-_SECTIONS = {
-    ".".join(parts[:n]) for parts in (k.name.split(".") for k in KEYS) for n in range(1, len(parts))
-}
+_SECTIONS = sections(_KEYS)
 
 
 def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -93,9 +92,7 @@ def pair_up(overrides: Sequence[Any]) -> list[Setting]:
 def read_yaml(path: Path, parents: tuple[Path, ...] = ()) -> list[Setting]:
     """Settings of a YAML file, after those of the files that it is based on.
 
-    Args:
-        path: the file.
-        parents: the files whose `_BASE_` led to this one, that of the user first.
+    `parents` are the files whose `_BASE_` led to this one, that of the user first.
 
     Raises:
         FileNotFoundError: the file, or one that it is based on, does not exist.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from clouds.config.key import Key
-from clouds.config.yaml_core import parse_scalar
+from clouds.config.yaml_core import CoreLoader
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,19 @@ def _convert(value: Any, default: Any, allow_inf: bool) -> Any:
         return _text(value)
     if isinstance(value, str):
         value = _literal(value)
-    if isinstance(default, bool):
-        return _bool(value)
-    if isinstance(default, int):
-        return _int(value)
-    if isinstance(default, float):
-        return _float(value, allow_inf)
     if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             raise TypeError(value)
         return type(default)(_convert(v, _element(default), allow_inf) for v in value)
-    raise TypeError(f"no conversion to {type(default)}")
+    if isinstance(value, bool) != isinstance(default, bool):
+        raise TypeError(value)
+    if isinstance(default, float):
+        return _float(value, allow_inf)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, type(default)):
+        raise TypeError(value)
+    return value
 
 
 def _literal(text: str) -> Any:
@@ -109,7 +111,7 @@ def _literal(text: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     try:
-        return parse_scalar(text)
+        return yaml.load(text, CoreLoader)
     except yaml.YAMLError:
         return text
 
@@ -122,24 +124,10 @@ def _text(value: Any) -> str:
     return value
 
 
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(value)
-    return value
-
-
-def _int(value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(value)
-    return value
-
-
 def _float(value: Any, allow_inf: bool) -> float:
     if isinstance(value, str):
         value = float(value)  # 'inf' is neither a Python literal nor a number in YAML
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)):
         raise TypeError(value)
     number = float(value)
     if math.isnan(number) or (math.isinf(number) and not allow_inf):

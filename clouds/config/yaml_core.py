@@ -8,7 +8,6 @@ merge key `<<` of YAML 1.1 is kept.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -53,12 +52,3 @@ class CoreLoader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = _resolvers()
     yaml_constructors = yaml.SafeLoader.yaml_constructors | {INT_TAG: _construct_int}
-
-
-def parse_scalar(text: str) -> Any:
-    """The value of a short YAML document, such as one value of a command line.
-
-    Raises:
-        yaml.YAMLError: it is not valid YAML.
-    """
-    return yaml.load(text, CoreLoader)

@@ -14,14 +14,10 @@ INSTALL = "pip install git+https://github.com/facebookresearch/detectron2"
 
 
 def choose(environment: Mapping[str, str]) -> str:
-    """Side of the seam that `environment` asks for.
+    """The side that `environment` asks for, "detectron2" or "embedded".
 
-    `auto` falls back to the embedded side only when there is no module named `detectron2`. An
-    installed Detectron2 that fails to import is an error: results must not depend on a silent
-    switch.
-
-    Returns:
-        "detectron2" or "embedded".
+    An installed Detectron2 that fails to import is an error, also with `auto`: results must not
+    depend on a silent switch.
 
     Raises:
         ValueError: CLOUDS_D2 is none of the allowed values.

@@ -1,8 +1,7 @@
 """The Detectron2 side for machines without Detectron2.
 
-Small implementations of the part of its interface that CLOUDS and code written against it use,
-on the packages that it is built on itself (fvcore, iopath, yacs). The conformance tests in
-`tests/d2` hold both sides to the same behavior.
+Small implementations of the part of its interface that CLOUDS and code written against it use. The
+conformance tests in `tests/d2` hold both sides to the same behavior.
 """
 
 from __future__ import annotations
@@ -17,25 +16,10 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, overload
 
 import torch
-from fvcore.common.config import CfgNode
-from fvcore.common.registry import Registry
+from fvcore.common.config import CfgNode as CfgNode
+from fvcore.common.registry import Registry as Registry
 from torch import Tensor, nn
 from yacs.config import CfgNode as YacsCfgNode
-
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "META_ARCH_REGISTRY",
-    "SEM_SEG_HEADS_REGISTRY",
-    "Backbone",
-    "CfgNode",
-    "DatasetCatalog",
-    "DatasetEvaluator",
-    "ImageList",
-    "MetadataCatalog",
-    "Registry",
-    "ShapeSpec",
-    "configurable",
-]
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 """Whole models, called with (cfg)."""
@@ -49,14 +33,7 @@ SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 
 @dataclass
 class ShapeSpec:
-    """What is known of a feature map; None where nothing is.
-
-    Attributes:
-        channels: C.
-        height: H, pixels of the map.
-        width: W, pixels of the map.
-        stride: input pixels per pixel of the map.
-    """
+    """Channels, height, width and stride (input pixels per pixel) of a feature map, if known."""
 
     channels: int | None = None
     height: int | None = None
@@ -103,34 +80,10 @@ class Backbone(nn.Module, ABC):
 
 
 Samples = list[dict[str, Any]]
+V = TypeVar("V")
 
 
-class _DatasetCatalog(UserDict[str, Callable[[], Samples]]):
-    """Dataset names to functions that list their samples."""
-
-    def register(self, name: str, func: Callable[[], Samples]) -> None:
-        """Make a dataset known.
-
-        Args:
-            name: its name; it must be new.
-            func: returns the samples, the same ones at every call. It is not called now.
-        """
-        assert callable(func), f"dataset {name!r}: register a function that lists the samples"
-        assert name not in self, f"dataset {name!r} is registered already"
-        self[name] = func
-
-    # Detectron2's `get` calls the function, where a dict's would hand it out.
-    def get(self, name: str) -> Samples:  # type: ignore[override]
-        """Samples of the dataset `name`.
-
-        Raises:
-            KeyError: there is none of that name; the message lists those there are.
-        """
-        if name not in self:
-            known = ", ".join(sorted(self)) or "none"
-            raise KeyError(f"dataset {name!r} is not registered; registered are: {known}")
-        return self[name]()
-
+class _Catalog(UserDict[str, V]):
     def list(self) -> list[str]:
         """Names of all datasets."""
         return [*self]
@@ -138,6 +91,23 @@ class _DatasetCatalog(UserDict[str, Callable[[], Samples]]):
     def remove(self, name: str) -> None:
         """Forget a dataset; KeyError if there is none of that name."""
         del self[name]
+
+
+class _DatasetCatalog(_Catalog[Callable[[], Samples]]):
+    """Dataset names to functions that list their samples."""
+
+    def register(self, name: str, func: Callable[[], Samples]) -> None:
+        """Add a dataset of a new name; `func` returns its samples, and is not called now."""
+        assert callable(func), f"dataset {name!r}: register a function that lists the samples"
+        assert name not in self, f"dataset {name!r} is registered already"
+        self[name] = func
+
+    def get(self, name: str) -> Samples:  # type: ignore[override]
+        """Samples of the dataset `name`; KeyError with the known names if there is none."""
+        if name not in self:
+            known = ", ".join(sorted(self)) or "none"
+            raise KeyError(f"dataset {name!r} is not registered; registered are: {known}")
+        return self[name]()
 
 
 class Metadata(SimpleNamespace):
@@ -179,11 +149,11 @@ class Metadata(SimpleNamespace):
         return getattr(self, key, default)
 
     def as_dict(self) -> dict[str, Any]:
-        """All attributes; a copy."""
+        """A copy of all attributes."""
         return dict(vars(self))
 
 
-class _MetadataCatalog(UserDict[str, Metadata]):
+class _MetadataCatalog(_Catalog[Metadata]):
     """Dataset names to their metadata."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
@@ -193,18 +163,9 @@ class _MetadataCatalog(UserDict[str, Metadata]):
             self[name] = Metadata(name=name)
         return self[name]
 
-    def list(self) -> list[str]:
-        """Names of all datasets with metadata."""
-        return [*self]
-
-    def remove(self, name: str) -> None:
-        """Forget the metadata of a dataset; KeyError if there is none."""
-        del self[name]
-
 
 DatasetCatalog = _DatasetCatalog()
 MetadataCatalog = _MetadataCatalog()
-
 
 R = TypeVar("R")
 FromConfig = Callable[..., dict[str, Any]]
@@ -254,10 +215,8 @@ def _configurable_init(init: Callable[..., None]) -> Callable[..., None]:
             raise AttributeError(f"{cls.__name__} is configurable, so it needs a from_config.")
         if not inspect.ismethod(cls.from_config):
             raise TypeError(f"{cls.__name__}.from_config must be a classmethod.")
-        if _has_config(args, kwargs):
-            init(self, **_arguments(cls.from_config, args, kwargs))
-        else:
-            init(self, *args, **kwargs)
+        args, kwargs = _arguments(cls.from_config, args, kwargs)
+        init(self, *args, **kwargs)
 
     return wrapped
 
@@ -265,31 +224,27 @@ def _configurable_init(init: Callable[..., None]) -> Callable[..., None]:
 def _configurable_function(from_config: FromConfig, function: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> R:
-        if _has_config(args, kwargs):
-            return function(**_arguments(from_config, args, kwargs))
+        args, kwargs = _arguments(from_config, args, kwargs)
         return function(*args, **kwargs)
 
     wrapped.from_config = from_config  # type: ignore[attr-defined]
     return wrapped
 
 
-def _has_config(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    first = args[0] if args else kwargs.get("cfg")
-    return isinstance(first, YacsCfgNode) or isinstance(kwargs.get("cfg"), YacsCfgNode)
-
-
 def _arguments(
     from_config: FromConfig, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """What to call the decorated function with: from the config, then from the call itself."""
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the decorated function, those of a config replaced by what it gives."""
+    if not any(isinstance(value, YacsCfgNode) for value in (*args[:1], kwargs.get("cfg"))):
+        return args, kwargs
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
         raise TypeError(f"the first argument of {from_config.__qualname__} must be 'cfg'.")
     if any(p.kind in _VARIADIC for p in parameters.values()):
-        return from_config(*args, **kwargs)
+        return (), from_config(*args, **kwargs)
     taken = {name: value for name, value in kwargs.items() if name in parameters}
     rest = {name: value for name, value in kwargs.items() if name not in parameters}
-    return {**from_config(*args, **taken), **rest}
+    return (), {**from_config(*args, **taken), **rest}
 
 
 class DatasetEvaluator:
@@ -299,12 +254,7 @@ class DatasetEvaluator:
         """Forget everything seen; called before each round."""
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[Any]) -> None:
-        """Take in one batch.
-
-        Args:
-            inputs: what the model was given.
-            outputs: what it returned for them, in the same order.
-        """
+        """Take in the inputs of one batch and the model's outputs, in the same order."""
 
     def evaluate(self) -> dict[str, Any] | None:
         """Result over everything processed since `reset`: task name to its numbers."""

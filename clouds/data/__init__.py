@@ -1,11 +1,11 @@
 """From files on disk to training and evaluation samples.
 
-label_space   the 19 classes and the lookup from each dataset's own ids to them
-reading       one image or label file -> array
-datasets      the table of datasets: where their files lie, how their labels are read
-sample        the types that travel: Domain, Record, SourceSample, GeneratedSample, EvalSample
-transforms    random resize, crop, color jitter, flip
-mappers       one record -> one sample, a file per domain
-targets       a label map -> one binary mask per class
-loaders       the endless training stream and the test loader
+label_space     classes of a dataset: names, colors, words of the text classifier, ignore value
+reading         decoding of image and label files, mapping of raw ids to train ids
+datasets        descriptions of the builtin datasets, listing of their files, access by name
+structures      types of records, samples and targets
+augmentation    random augmentations of images and labels
+dataset_mapper  one record -> one sample, a mapper per dataset role
+build           training sampler, training and test loader
+dataset_report  check of the files of a dataset
 """

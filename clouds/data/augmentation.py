@@ -1,18 +1,25 @@
-"""What happens to a labelled image on its way into training: resize, crop, jitter, flip.
+"""Random augmentations of an image and its label, as in Detectron2's `data.transforms`.
 
-Random numbers are drawn first, into `Geometry` and `Jitter`, from the generator that is handed
-in; applying them is plain arithmetic. Images are (H, W, 3) uint8 RGB, label maps (H, W) uint8.
+An `Augmentation` draws its random numbers, only from the generator that is passed in, and returns a
+deterministic transform with fvcore's interface.
+
+Images are (H, W, 3) uint8 RGB, label maps (H, W) uint8 train ids. To add an augmentation, subclass
+`Augmentation` and put it into the list of a dataset role: see `build_source_augmentations` and its
+neighbors in `dataset_mapper`. The augmentations of a list share one generator, so one at the end
+of the list leaves the draws of all others as they are.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, TransformList
 
 from clouds.data.label_space import IGNORE
 
@@ -22,53 +29,75 @@ Size = tuple[int, int]
 
 CropPosition = Literal["uniform", "diagonal"]
 
-_HUES = 180  # OpenCV keeps hue in half degrees
-_OFF_GRID = 1 / 600
-"""By how much of a source pixel a part may be displaced. On both axes at once, between a black and
-a white pixel, that makes 255 * 2 / 600 of a grey level: less than one, as is then any change."""
+_NUM_HUES = 180  # OpenCV stores hue in units of two degrees
+_MAX_SHIFT = 1 / 600
+"""Largest displacement of a resized window against the whole image resized, in source pixels. On
+both axes at once, between a black and a white pixel, it changes a value by 255 * 2 / 600: less than
+one gray level."""
+
+
+class Augmentation(ABC):
+    """A random change of an image and its label. A new transform is drawn for each sample.
+
+    fvcore's default for labels is `apply_image`, so photometric transforms have to override
+    `apply_segmentation`, as `ColorJitterTransform` does.
+    """
+
+    @abstractmethod
+    def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> Transform:
+        """Draw the transform of one sample, to be applied to `image`, from its own generator."""
+
+
+@dataclass(frozen=True)
+class AugmentationList:
+    """Augmentations, in the order in which they draw and are applied."""
+
+    augmentations: tuple[Augmentation, ...]
+
+    def __call__(
+        self, image: UInt8Array, rng: np.random.Generator
+    ) -> tuple[UInt8Array, TransformList]:
+        """The augmented image, and the transforms to apply to its label; `image` is not changed."""
+        transforms = []
+        for augmentation in self.augmentations:
+            transform = augmentation.get_transform(image, rng)
+            image = transform.apply_image(image)
+            transforms.append(transform)
+        return image, TransformList(transforms)
+
+
+# ---------------------------------------------------------------- resize
 
 
 def resize_image(image: UInt8Array, size: Size) -> UInt8Array:
     """Resize (H, W, 3) to `size`: bilinear to enlarge, the mean over the area to shrink."""
     if image.shape[:2] == size:
         return image
-    how = _interpolation(image, size)
-    return np.asarray(cv2.resize(image, size[::-1], interpolation=how), np.uint8)
+    resized = cv2.resize(image, size[::-1], interpolation=_interpolation(image, size))
+    return np.asarray(resized, np.uint8)
 
 
 def resize_window(image: UInt8Array, size: Size, rows: slice, columns: slice) -> UInt8Array:
-    """`resize_image(image, size)[rows, columns]`, at the cost of what is near that window.
+    """`resize_image(image, size)[rows, columns]`, reading only the pixels near that window.
 
-    Args:
-        image: (H, W, 3).
-        size: of the whole image when resized.
-        rows, columns: of the resized image, not empty, within it.
-
-    Returns:
-        The window; no value is more than one grey level from that of the whole image resized.
+    The window must not be empty. No value differs by more than one gray level.
     """
     if image.shape[:2] == size:
         return image[rows, columns]
-    parts = [
-        AxisPart.around(source, target, window.start, window.stop)
+    (source_rows, top), (source_columns, left) = (
+        resize_range(source, target, window.start, window.stop)
         for source, target, window in zip(image.shape, size, (rows, columns), strict=False)
-    ]
-    down, across = parts
+    )
     resized = cv2.resize(
-        image[down.begin : down.end, across.begin : across.end],
+        image[source_rows, source_columns],
         None,
-        # OpenCV takes the distance of samples from these, not from the part's size
+        # OpenCV takes the sampling distance from these factors, not from the sizes of the window
         fy=size[0] / image.shape[0],
         fx=size[1] / image.shape[1],
         interpolation=_interpolation(image, size),
     )
-    return np.asarray(
-        resized[
-            rows.start - down.first : rows.stop - down.first,
-            columns.start - across.first : columns.stop - across.first,
-        ],
-        np.uint8,
-    )
+    window = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    return np.asarray(window, np.uint8)
 
 
 def _interpolation(image: UInt8Array, size: Size) -> int:
@@ -76,153 +105,174 @@ def _interpolation(image: UInt8Array, size: Size) -> int:
     return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
 
 
-@dataclass(frozen=True)
-class AxisPart:
-    """A part of an axis that is resized alone and comes out as in the whole.
+def resize_range(source: int, target: int, start: int, stop: int) -> tuple[slice, int]:
+    """The shortest range of an axis that yields the values of the whole axis resized.
 
-    For that a border of source pixels and one of target pixels must meet where the part begins.
+    For that, a border between source pixels and one between target pixels must coincide (up to
+    `_MAX_SHIFT`) at its beginning.
 
-    Attributes:
-        begin, end: source pixels.
-        first: the target pixel that begins where the part does.
+    Args:
+        source: length of the axis, pixels.
+        target: length of the axis when resized.
+        start, stop: range of target pixels that it must contain.
+
+    Returns:
+        The range of source pixels, and the target pixel that begins where it does.
     """
-
-    begin: int
-    end: int
-    first: int
-
-    @classmethod
-    def around(cls, source: int, target: int, start: int, stop: int) -> AxisPart:
-        """The shortest part of `source` pixels, resized to `target`, that has `start`..`stop`."""
-        # so many pixels at either end of the part lack a neighbor
-        margin = ceil(target / source)
-        starts = np.arange(max(0, start - margin) + 1, dtype=np.int64)
-        beyond = starts * source % target
-        # in units of 1 / target of a source pixel; the first of all is always exact
-        displaced = np.minimum(beyond, target - beyond)
-        first = int(starts[displaced <= _OFF_GRID * target][-1])
-        begin = round(first * source / target)
-        length = ceil((stop + margin - first) * source / target) + 1
-        return cls(begin, min(source, begin + length), first)
+    # number of pixels at either end of the range whose interpolation lacks a neighbor
+    margin = ceil(target / source)
+    starts = np.arange(max(0, start - margin) + 1, dtype=np.int64)
+    remainder = starts * source % target
+    # in units of 1 / target of a source pixel; 0 at the beginning of the axis
+    shift = np.minimum(remainder, target - remainder)
+    first = int(starts[shift <= _MAX_SHIFT * target][-1])
+    begin = round(first * source / target)
+    length = ceil((stop + margin - first) * source / target) + 1
+    return slice(begin, min(source, begin + length)), first
 
 
 def resize_label(label: UInt8Array, size: Size) -> UInt8Array:
-    """Resize (H, W) to `size`; each pixel takes the id at its centre."""
+    """Resize (H, W) to `size`; each pixel takes the id at its center."""
     if label.shape == size:
         return label
     resized = cv2.resize(label, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized, np.uint8)
 
 
-def _nearest(source: int, target: int) -> npt.NDArray[np.int32]:
-    """(target,): which pixel of an axis each pixel takes when `resize_label` resizes it."""
+def _nearest_indices(source: int, target: int) -> npt.NDArray[np.int32]:
+    """(target,): the source pixel of an axis that `resize_label` takes for each target pixel."""
     pixels = np.arange(source, dtype=np.int32)[None]
     resized = cv2.resize(pixels, (target, 1), interpolation=cv2.INTER_NEAREST_EXACT)
     return np.asarray(resized[0], np.int32)
 
 
+# ---------------------------------------------------------------- geometry
+
+
 @dataclass(frozen=True)
-class Geometry:
-    """Where the pixels of one image go; the same for its label.
+class ResizeCropFlipTransform(Transform):  # type: ignore[misc]
+    """Resize, crop, pad and flip in one step, which resizes no more than the crop shows.
 
     Attributes:
-        resized: size of the whole image before the crop.
+        source_size: size of the image that it is applied to.
+        resized_size: size of the whole image before the crop.
         top, left: corner of the crop in the resized image.
-        crop: size that comes out. What lies beyond the image is below and to the right of it.
-        flip: left and right are exchanged, last.
+        crop_size: size of the result. Where the image is smaller, it is padded at the bottom and
+            on the right.
+        flip: exchange left and right, after padding.
     """
 
-    resized: Size
+    source_size: Size
+    resized_size: Size
     top: int
     left: int
-    crop: Size
+    crop_size: Size
     flip: bool
 
     def apply_image(self, image: UInt8Array) -> UInt8Array:
-        """(H, W, 3) -> (crop, 3); black beyond the image."""
-        return self._place(resize_window(image, self.resized, *self._window()), 0)
+        """(H, W, 3) -> (crop_size, 3); padded with 0."""
+        window = resize_window(image, self.resized_size, *self._window())
+        return self._flip_and_pad(window, 0)
 
-    def apply_label(self, label: UInt8Array) -> UInt8Array:
-        """(H, W) -> crop; `IGNORE` beyond the image."""
+    def apply_segmentation(self, segmentation: UInt8Array) -> UInt8Array:
+        """(H, W) -> crop_size; padded with `IGNORE`."""
         rows, columns = (
-            _nearest(source, target)[window]
+            _nearest_indices(source, target)[window]
             for source, target, window in zip(
-                label.shape, self.resized, self._window(), strict=True
+                segmentation.shape, self.resized_size, self._window(), strict=True
             )
         )
-        return self._place(label[rows][:, columns], IGNORE)
+        return self._flip_and_pad(segmentation[rows][:, columns], IGNORE)
+
+    def apply_coords(self, coords: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Points (N, 2), x and y in pixels of the source image, to those of the result."""
+        source, resized = (np.array(size[::-1]) for size in (self.source_size, self.resized_size))
+        moved: npt.NDArray[Any] = coords * (resized / source) - np.array([self.left, self.top])
+        if self.flip:
+            moved[:, 0] = self.crop_size[1] - moved[:, 0]
+        return moved
 
     def _window(self) -> tuple[slice, slice]:
         """Rows and columns of the resized image that the crop shows."""
         corner = (self.top, self.left)
         rows, columns = (
             slice(start, min(start + length, end))
-            for start, length, end in zip(corner, self.crop, self.resized, strict=True)
+            for start, length, end in zip(corner, self.crop_size, self.resized_size, strict=True)
         )
         return rows, columns
 
-    def _place(self, window: UInt8Array, fill: int) -> UInt8Array:
-        """Flip the window and pad it to the crop."""
-        below, beside = self.crop[0] - window.shape[0], self.crop[1] - window.shape[1]
+    def _flip_and_pad(self, window: UInt8Array, fill: int) -> UInt8Array:
+        pad_bottom = self.crop_size[0] - window.shape[0]
+        pad_right = self.crop_size[1] - window.shape[1]
         if self.flip:
             window = np.asarray(cv2.flip(window, 1), np.uint8)
-        if below or beside:
+        if pad_bottom or pad_right:
             # the padding is on the right before the flip, so on the left after it
-            left, right = (beside, 0) if self.flip else (0, beside)
+            left, right = (pad_right, 0) if self.flip else (0, pad_right)
             color = 3 * (float(fill),)
-            how = cv2.BORDER_CONSTANT
-            padded = cv2.copyMakeBorder(window, 0, below, left, right, how, value=color)
+            border = cv2.BORDER_CONSTANT
+            padded = cv2.copyMakeBorder(window, 0, pad_bottom, left, right, border, value=color)
             window = np.asarray(padded, np.uint8)
         return np.ascontiguousarray(window)
 
 
 @dataclass(frozen=True)
-class GeometryRange:
-    """What geometries are drawn.
+class ResizeCropFlip(Augmentation):
+    """Random scale, random crop and random horizontal flip.
 
     Attributes:
-        working: size into which an image is fitted, aspect kept, before random scaling; 0 in
-            either place: the image's own size.
-        scale: random scale relative to that, from, to.
-        crop: size that comes out.
-        position: 'uniform': anywhere; 'diagonal': one number for both axes, so that crops lie on
-            the diagonal, as in the published code.
-        flip: exchange left and right in half of the cases.
+        working_size: size into which an image is fitted, aspect ratio kept, before random scaling;
+            0 in either place: the image's own size.
+        scale_range: smallest and largest random scale relative to the fitted size.
+        crop_size: size of the result.
+        position: 'uniform': anywhere; 'diagonal': one random number for both axes, so that crops
+            lie on the diagonal of the image, as in the published code.
+        flip: exchange left and right with probability 0.5.
     """
 
-    working: Size
-    scale: tuple[float, float]
-    crop: Size
+    working_size: Size
+    scale_range: tuple[float, float]
+    crop_size: Size
     position: CropPosition
     flip: bool
 
-    def draw(self, size: Size, rng: np.random.Generator) -> Geometry:
-        """A geometry for an image of this size."""
-        fit = 1.0
-        if self.working[0] and self.working[1]:
-            fit = min(self.working[0] / size[0], self.working[1] / size[1])
-        factor = fit * rng.uniform(*self.scale)
-        resized = (max(1, round(size[0] * factor)), max(1, round(size[1] * factor)))
-        room = (max(0, resized[0] - self.crop[0]), max(0, resized[1] - self.crop[1]))
+    def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> ResizeCropFlipTransform:
+        height, width = image.shape[:2]
+        factor = 1.0
+        if self.working_size[0] and self.working_size[1]:
+            factor = min(self.working_size[0] / height, self.working_size[1] / width)
+        factor = factor * rng.uniform(*self.scale_range)
+        resized = (max(1, round(height * factor)), max(1, round(width * factor)))
+        room = (max(0, resized[0] - self.crop_size[0]), max(0, resized[1] - self.crop_size[1]))
         if self.position == "diagonal":
             share = rng.random()
             top, left = round(room[0] * share), round(room[1] * share)
         else:
             top, left = (int(rng.integers(0, r, endpoint=True)) for r in room)
         flip = self.flip and bool(rng.integers(2))
-        return Geometry(resized, top, left, self.crop, flip)
+        return ResizeCropFlipTransform((height, width), resized, top, left, self.crop_size, flip)
+
+
+class RandomFlip(Augmentation):
+    """Exchange left and right with probability 0.5."""
+
+    def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> Transform:
+        return HFlipTransform(image.shape[1]) if rng.integers(2) else NoOpTransform()
+
+
+# ---------------------------------------------------------------- color
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """One distortion of colors, as in SSD (Liu et al., 2016, its data augmentation).
+class ColorJitterTransform(Transform):  # type: ignore[misc]
+    """Brightness, contrast, saturation and hue, as in SSD (Liu et al., 2016, data augmentation).
 
     Attributes:
         brightness: added to every channel, on the 0-255 scale.
         contrast: factor of every channel.
         saturation: factor of the saturation in HSV.
         hue: added to the hue, in OpenCV's units of two degrees.
-        contrast_first: contrast before saturation and hue, rather than after.
+        contrast_first: apply contrast before saturation and hue, rather than after.
     """
 
     brightness: float = 0.0
@@ -231,64 +281,58 @@ class Jitter:
     hue: int = 0
     contrast_first: bool = True
 
-    def apply(self, image: UInt8Array) -> UInt8Array:
-        """(H, W, 3) uint8 RGB -> the same; values are cut off at 0 and 255.
+    def apply_image(self, image: UInt8Array) -> UInt8Array:
+        """(H, W, 3) uint8 RGB -> the same; values are clipped to 0..255.
 
-        Where nothing is distorted, what comes out is the image that was handed in.
+        With the default parameters it returns the array that was passed in.
         """
-        bright = _linear(1.0, self.brightness)
-        contrast = _linear(self.contrast, 0.0)
-        before, after = (contrast[bright], None) if self.contrast_first else (bright, contrast)
-        image = _look_up(image, before)
+        brightness = _linear_table(1.0, self.brightness)
+        contrast = _linear_table(self.contrast, 0.0)
+        before, after = (
+            (contrast[brightness], None) if self.contrast_first else (brightness, contrast)
+        )
+        image = _apply_table(image, before)
         if self.saturation != 1.0 or self.hue != 0:
             hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
             hsv = cv2.LUT(hsv, self._hsv_table())
             image = np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), np.uint8)
-        return image if after is None else _look_up(image, after)
+        return image if after is None else _apply_table(image, after)
+
+    def apply_segmentation(self, segmentation: UInt8Array) -> UInt8Array:
+        return segmentation
+
+    def apply_coords(self, coords: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return coords
 
     def _hsv_table(self) -> UInt8Array:
-        """(256, 1, 3): what becomes of each hue, saturation and value."""
-        hue = (np.arange(256) + self.hue) % _HUES
+        """(256, 1, 3): new value of each hue, saturation and value."""
+        hue = (np.arange(256) + self.hue) % _NUM_HUES
         value = np.arange(256)
-        table = np.stack([hue, _linear(self.saturation, 0.0), value], axis=-1)
+        table = np.stack([hue, _linear_table(self.saturation, 0.0), value], axis=-1)
         return table.astype(np.uint8)[:, None]
 
 
-def _linear(factor: float, offset: float) -> UInt8Array:
-    """(256,): what becomes of each value under `factor * value + offset`."""
+def _linear_table(factor: float, offset: float) -> UInt8Array:
+    """(256,): `factor * value + offset` of each value, rounded and clipped."""
     values: npt.NDArray[np.float64] = np.clip(np.arange(256) * factor + offset, 0, 255)
     return np.rint(values).astype(np.uint8)
 
 
-def _look_up(image: UInt8Array, table: UInt8Array) -> UInt8Array:
+def _apply_table(image: UInt8Array, table: UInt8Array) -> UInt8Array:
     if np.array_equal(table, np.arange(256)):
         return image
     return np.asarray(cv2.LUT(image, table), np.uint8)
 
 
-@dataclass(frozen=True)
-class JitterRange:
-    """What distortions are drawn; each of the four is left out in half of the cases.
+class SSDColorJitter(Augmentation):
+    """Random color jitter; each of the four changes is left out with probability 0.5."""
 
-    Attributes:
-        brightness: largest offset, either way, on the 0-255 scale.
-        contrast: factor, from, to.
-        saturation: factor, from, to.
-        hue: largest shift, either way, in OpenCV's units of two degrees.
-    """
-
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: int = 18
-
-    def draw(self, rng: np.random.Generator) -> Jitter:
-        """One distortion."""
+    def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> ColorJitterTransform:
         brightness, contrast, saturation, hue, contrast_first = rng.integers(2, size=5).astype(bool)
-        return Jitter(
-            brightness=rng.uniform(-self.brightness, self.brightness) if brightness else 0.0,
-            contrast=rng.uniform(*self.contrast) if contrast else 1.0,
-            saturation=rng.uniform(*self.saturation) if saturation else 1.0,
-            hue=int(rng.integers(-self.hue, self.hue, endpoint=True)) if hue else 0,
+        return ColorJitterTransform(
+            brightness=rng.uniform(-32.0, 32.0) if brightness else 0.0,
+            contrast=rng.uniform(0.5, 1.5) if contrast else 1.0,
+            saturation=rng.uniform(0.5, 1.5) if saturation else 1.0,
+            hue=int(rng.integers(-18, 18, endpoint=True)) if hue else 0,
             contrast_first=bool(contrast_first),
         )

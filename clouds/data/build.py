@@ -1,10 +1,9 @@
-"""The endless training stream and the test loader.
+"""The endless training loader and the test loader.
 
-What a training batch holds is a function of the config and the batch's number alone: neither the
-number of worker processes, nor the number of ranks, nor where a run was broken off has a part in
-it. Position p of the stream is slot p % P of epoch p // P. An epoch has P places, for each dataset
-its factor times as many as it has pictures, in an order that SEED and the epoch give; the sample's
-own seed comes from SEED, epoch and place. Where all factors are 1, places are pictures.
+A training batch is a function of the config and the number of the batch alone: it does not depend
+on the number of worker processes or ranks, nor on where a run was interrupted. Position p of the
+stream is position p % L of epoch p // L, where L is the length of an epoch. The order of an epoch
+is given by SEED and the epoch.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import floor
 from typing import TYPE_CHECKING, Any
 
@@ -32,180 +32,182 @@ logger = logging.getLogger(__name__)
 
 IndexArray = npt.NDArray[np.int64]
 
-Visit = tuple[int, int]
-"""Index of a picture, and the seed of this visit to it."""
+SampleIndex = tuple[int, int]
+"""Index of an image, and the seed of this sample of it."""
 
 TrainMapper = Callable[[Record, int], TrainSample]
 """Record and seed -> sample."""
 
 
-def sample_seed(seed: int, epoch: int, place: int) -> int:
-    """The seed of the visit at one place of an epoch, in [0, 2**63)."""
-    words = np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)
+def sample_seed(seed: int, epoch: int, number: int) -> int:
+    """The seed of sample `number` of an epoch before shuffling, in [0, 2**63)."""
+    words = np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)
     return int(words[0]) >> 1
 
 
 @dataclass(frozen=True)
-class Part:
-    """One dataset's part in an epoch.
+class DatasetWeight:
+    """Share of one dataset in an epoch.
 
     Attributes:
-        size: number of its pictures, at least 1.
-        factor: how often a picture comes up in an epoch, on average, greater than 0.
+        num_images: number of its images, at least 1.
+        factor: mean number of samples of an image in an epoch, greater than 0.
     """
 
-    size: int
+    num_images: int
     factor: float = 1.0
 
     @property
-    def places(self) -> int:
-        """How many places of an epoch are its own: the same number in every epoch."""
-        return max(1, round(self.factor * self.size))
+    def num_samples(self) -> int:
+        """Number of its samples in every epoch."""
+        return max(1, round(self.factor * self.num_images))
 
-    def pictures(self, rng: np.random.Generator) -> IndexArray:
-        """(places,): which picture is at which place.
+    def draw_images(self, rng: np.random.Generator) -> IndexArray:
+        """(num_samples,): the image of each sample.
 
-        Each has floor(factor) places; as many as are left over go to pictures drawn anew.
+        Each image occurs floor(factor) times; the remaining samples are of random images, drawn
+        without replacement.
         """
-        everyone = np.tile(np.arange(self.size), floor(self.factor))
-        more = rng.choice(self.size, self.places - len(everyone), replace=False)
-        return np.concatenate([everyone, more])
+        repeated = np.tile(np.arange(self.num_images), floor(self.factor))
+        remaining = self.num_samples - len(repeated)
+        return np.concatenate([repeated, rng.choice(self.num_images, remaining, replace=False)])
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """How the pictures of several datasets make up an epoch.
+class WeightedMixture:
+    """Composition of an epoch from several datasets.
 
     Attributes:
-        parts: the datasets'; pictures and places are numbered through all of them, in order.
+        weights: one per dataset. Images and samples are numbered through all of them, in order.
         seed: SEED of the config.
     """
 
-    parts: tuple[Part, ...]
+    weights: tuple[DatasetWeight, ...]
     seed: int
 
     @property
-    def places(self) -> int:
-        """The length of an epoch."""
-        return sum(part.places for part in self.parts)
+    def epoch_length(self) -> int:
+        """Number of samples in an epoch."""
+        return sum(weight.num_samples for weight in self.weights)
 
-    def visits(self, epoch: int) -> tuple[IndexArray, IndexArray]:
-        """The epoch's places in the order in which they are visited, and the picture at each."""
-        pictures, first = [], 0
-        for number, part in enumerate(self.parts):
-            # a spawn key, because a third word of entropy is a place's seed
+    def epoch_samples(self, epoch: int) -> tuple[IndexArray, IndexArray]:
+        """The samples of an epoch in shuffled order.
+
+        Returns:
+            (epoch_length,) number of each sample before shuffling, and index of its image.
+        """
+        images, first = [], 0
+        for number, weight in enumerate(self.weights):
+            # a spawn key, because a third word of entropy is the number of a sample
             source = np.random.SeedSequence([self.seed, epoch], spawn_key=(number,))
-            pictures.append(first + part.pictures(np.random.default_rng(source)))
-            first += part.size
+            images.append(first + weight.draw_images(np.random.default_rng(source)))
+            first += weight.num_images
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch]))
-        order = rng.permutation(self.places)
-        return order, np.concatenate(pictures)[order]
-
-
-class VisitSampler(Sampler[list[Visit]]):
-    """Yields one rank's visits of batch after batch, without end.
-
-    The global batch i is positions i * batch_size to (i + 1) * batch_size of the stream; rank r
-    of W takes the r-th of W equal runs of it, so that the ranks' shares, one after the other,
-    are the batch that a single process takes.
-    """
-
-    def __init__(
-        self,
-        mixture: Mixture,
-        batch_size: int,
-        start: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """`start`: number of the first batch."""
-        self.mixture = mixture
-        self.batch_size = batch_size
-        self.start = start
-        self.share = batch_size // world_size
-        self.offset = rank * self.share
-
-    def __iter__(self) -> Iterator[list[Visit]]:
-        epoch, length = -1, self.mixture.places
-        places = pictures = np.empty(0, np.int64)
-        batch = self.start
-        while True:
-            first = batch * self.batch_size + self.offset
-            visits = []
-            for position in range(first, first + self.share):
-                if position // length != epoch:
-                    epoch = position // length
-                    places, pictures = self.mixture.visits(epoch)
-                slot = position % length
-                seed = sample_seed(self.mixture.seed, epoch, int(places[slot]))
-                visits.append((int(pictures[slot]), seed))
-            yield visits
-            batch += 1
+        order = rng.permutation(self.epoch_length)
+        return order, np.concatenate(images)[order]
 
 
 @dataclass(frozen=True)
-class VisitDataset(Dataset[TrainSample]):
-    """Visits to samples.
+class WeightedTrainingSampler(Sampler[list[SampleIndex]]):
+    """Endless sampler of one rank's share of each batch.
 
-    Attributes:
-        records: all pictures to train on.
-        mappers: what makes a sample of a record, by the record's domain.
+    The global batch i is positions i * batch_size to (i + 1) * batch_size of the stream; rank r
+    of W takes the r-th of W equal runs of it, so that the shares of the ranks, one after the
+    other, are the batch of a single process. `start` is the number of the first batch.
     """
+
+    mixture: WeightedMixture
+    batch_size: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        epoch, length = -1, self.mixture.epoch_length
+        numbers = images = np.empty(0, np.int64)
+        share = self.batch_size // self.world_size
+        for batch in count(self.start):
+            first = batch * self.batch_size + self.rank * share
+            indices = []
+            for position in range(first, first + share):
+                if position // length != epoch:
+                    epoch = position // length
+                    numbers, images = self.mixture.epoch_samples(epoch)
+                i = position % length
+                seed = sample_seed(self.mixture.seed, epoch, int(numbers[i]))
+                indices.append((int(images[i]), seed))
+            yield indices
+
+
+@dataclass(frozen=True)
+class TrainingDataset(Dataset[TrainSample]):
+    """Maps indices of `records` and seeds to samples, by the mapper of a record's domain."""
 
     records: Sequence[Record]
     mappers: Mapping[Domain, TrainMapper]
 
-    def __getitem__(self, visit: Visit) -> TrainSample:
-        index, seed = visit
-        record = self.records[index]
+    def __getitem__(self, index: SampleIndex) -> TrainSample:
+        image, seed = index
+        record = self.records[image]
         return self.mappers[record.domain](record, seed)
 
 
-def build_train_loader(
-    cfg: CfgNode, start_iteration: int = 0, rank: int = 0, world_size: int = 1
-) -> Iterable[list[TrainSample]]:
-    """The endless stream of one rank's training batches.
-
-    Args:
-        cfg: DATASETS.TRAIN and its factors, INPUT, SEED, SOLVER.IMS_PER_BATCH and DATALOADER
-            count.
-        start_iteration: number of the first batch; the ones before it are not read.
-        rank: number of this process.
-        world_size: how many processes there are.
-
-    Returns:
-        An iterable over lists of IMS_PER_BATCH / world_size samples. A batch may hold source
-        images only, or generated ones only.
-
-    Raises:
-        FileNotFoundError: a dataset, or half of it, is not there.
-        ValueError: no dataset or one unknown, one that is not for training, generated images
-            without a source or unlike their manifest, no image, an image without label, or a
-            batch that cannot be shared out evenly.
-    """
-    batch_size = cfg.SOLVER.IMS_PER_BATCH
+def check_batch_size(batch_size: int, world_size: int) -> None:
+    """Raise ValueError if `world_size` processes cannot share a batch evenly."""
     if batch_size % world_size:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share "
-            f"evenly; take a multiple of {world_size}"
+            f"evenly; choose a multiple of {world_size}"
         )
-    mappers: dict[Domain, TrainMapper] = {
+
+
+def build_train_loader(
+    cfg: CfgNode,
+    start_iteration: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    mappers: Mapping[Domain, TrainMapper] | None = None,
+) -> Iterable[list[TrainSample]]:
+    """The endless training loader of one rank.
+
+    Args:
+        cfg: DATASETS.TRAIN and its factors, INPUT, SEED, SOLVER.IMS_PER_BATCH and DATALOADER are
+            used.
+        start_iteration: number of the first batch; the ones before it are not read.
+        rank, world_size: number of this process, and of all.
+        mappers: replace the mapper of a domain, for example to add augmentations; see
+            `dataset_mapper`.
+
+    Returns:
+        An iterable over lists of IMS_PER_BATCH / world_size samples. A batch may contain source
+        images only, or generated ones only.
+
+    Raises:
+        FileNotFoundError: a dataset, or its folder of images or labels, does not exist.
+        ValueError: no dataset, an unknown one or one that is not for training, generated images
+            without a source or different from their manifest, no image, an image without label,
+            or a batch that cannot be shared evenly.
+    """
+    batch_size = cfg.SOLVER.IMS_PER_BATCH
+    check_batch_size(batch_size, world_size)
+    all_mappers: dict[Domain, TrainMapper] = {
         Domain.SOURCE: SourceMapper.from_config(cfg),
         Domain.GENERATED: GeneratedMapper.from_config(cfg),
+        **(mappers or {}),
     }
-    datasets = _training_datasets(cfg.DATASETS.TRAIN, mappers)
+    datasets = _training_datasets(cfg.DATASETS.TRAIN, all_mappers)
     records = [_training_records(dataset) for dataset in datasets]
-    parts = [
-        Part(len(pictures), factor)
-        for pictures, factor in zip(records, _factors(cfg, datasets), strict=True)
+    weights = [
+        DatasetWeight(len(images), factor)
+        for images, factor in zip(records, _factors(cfg, datasets), strict=True)
     ]
-    _log_mixture(datasets, parts)
-    sampler = VisitSampler(
-        Mixture(tuple(parts), cfg.SEED), batch_size, start_iteration, rank, world_size
-    )
+    _log_mixture(datasets, weights)
+    mixture = WeightedMixture(tuple(weights), cfg.SEED)
     return DataLoader(
-        VisitDataset([record for pictures in records for record in pictures], mappers),
-        batch_sampler=sampler,
+        TrainingDataset([record for images in records for record in images], all_mappers),
+        batch_sampler=WeightedTrainingSampler(
+            mixture, batch_size, start_iteration, rank, world_size
+        ),
         pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
         **_worker_options(cfg.DATALOADER.NUM_WORKERS),
     )
@@ -220,13 +222,13 @@ def _training_datasets(
     for dataset in datasets:
         if dataset.domain not in mappers:
             raise ValueError(
-                f"DATASETS.TRAIN holds {dataset.name}, a {dataset.domain.value} dataset; "
-                f"training takes {' and '.join(domain.value for domain in mappers)} datasets"
+                f"DATASETS.TRAIN contains {dataset.name}, a {dataset.domain.value} dataset; "
+                f"training uses {' and '.join(domain.value for domain in mappers)} datasets"
             )
     if all(dataset.domain is Domain.GENERATED for dataset in datasets):
         raise ValueError(
-            f"DATASETS.TRAIN holds generated images only: {', '.join(names)}. They have no labels; "
-            "add the labelled source that the warm-up was trained on, such as gta5"
+            f"DATASETS.TRAIN contains generated images only: {', '.join(names)}. They have no "
+            "labels; add the labelled source that the warm-up was trained on, such as gta5"
         )
     return datasets
 
@@ -239,11 +241,11 @@ def _training_records(dataset: DatasetSpec) -> list[Record]:
     gaps = dataset.manifest_gaps(listing)
     if gaps:
         raise ValueError("\n".join(f"dataset {dataset.name}: {gap}" for gap in gaps))
-    if dataset.row.manifest and listing.manifest is None:
+    if dataset.manifest and listing.manifest is None:
         logger.info(
-            "%s has no %s: its %d images are taken as they are",
+            "%s has no %s: its %d images are used without checks",
             dataset.name,
-            dataset.root.absolute() / dataset.row.manifest,
+            dataset.root.absolute() / dataset.manifest,
             len(records),
         )
     return records
@@ -259,24 +261,25 @@ def _factors(cfg: CfgNode, datasets: Sequence[DatasetSpec]) -> list[float]:
     return [factors[dataset.domain] for dataset in datasets]
 
 
-def _log_mixture(datasets: Sequence[DatasetSpec], parts: Sequence[Part]) -> None:
-    """Say what joint training mixes, and how."""
+def _log_mixture(datasets: Sequence[DatasetSpec], weights: Sequence[DatasetWeight]) -> None:
+    """Log the composition of an epoch of joint training."""
     if all(dataset.domain is Domain.SOURCE for dataset in datasets):
         return
-    total = sum(part.places for part in parts)
+    total = sum(weight.num_samples for weight in weights)
     shares = [
-        f"{dataset.name} {part.places} ({part.places / total:.1%}) from {part.size} images"
-        for dataset, part in zip(datasets, parts, strict=True)
+        f"{dataset.name} {weight.num_samples} ({weight.num_samples / total:.1%}) from "
+        f"{weight.num_images} images"
+        for dataset, weight in zip(datasets, weights, strict=True)
     ]
-    logger.info("an epoch has %d places: %s", total, ", ".join(shares))
+    logger.info("an epoch has %d samples: %s", total, ", ".join(shares))
 
 
+@dataclass(frozen=True)
 class RecordDataset(Dataset[EvalSample]):
-    """One rank's share of a dataset's pictures, as evaluation samples."""
+    """Evaluation samples of a list of records."""
 
-    def __init__(self, records: Sequence[Record], mapper: EvaluationMapper) -> None:
-        self.records = records
-        self.mapper = mapper
+    records: Sequence[Record]
+    mapper: EvaluationMapper
 
     def __len__(self) -> int:
         return len(self.records)
@@ -292,20 +295,16 @@ def build_test_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[EvalSample]:
-    """A rank's share of a dataset, one sample at a time, in order.
+    """One rank's share of a dataset, one sample at a time, in order.
 
-    Rank r of W gets pictures r, r + W, r + 2W, ...; every picture goes to exactly one rank.
+    Rank r of W gets images r, r + W, r + 2W, ...; every image goes to exactly one rank.
 
     Args:
-        dataset: what to evaluate on.
-        prepare: the protocol's; see `Prepare`. It must be picklable when there are workers and
-            the platform does not fork.
-        num_workers: loader processes; 0: in this one.
-        rank: number of this process.
-        world_size: how many processes there are.
-
-    Returns:
-        A sized iterable over `EvalSample`; its samples have a `label` where the dataset has one.
+        dataset: the evaluated dataset.
+        prepare: preparation of the evaluation protocol. It must be picklable when there are
+            workers and the platform does not fork.
+        num_workers: number of loader processes; 0: load in this process.
+        rank, world_size: number of this process, and of all.
 
     Raises:
         FileNotFoundError, ValueError: as `DatasetSpec.records`.
@@ -314,26 +313,26 @@ def build_test_loader(
     return DataLoader(
         RecordDataset(share, EvaluationMapper(prepare)),
         batch_size=None,
-        # an empty share needs no process
+        # an empty share needs no worker
         **_worker_options(min(num_workers, len(share)), persistent=False),
     )
 
 
-def _worker_options(workers: int, persistent: bool = True) -> dict[str, Any]:
+def _worker_options(num_workers: int, persistent: bool = True) -> dict[str, Any]:
     return {
-        "num_workers": workers,
-        "collate_fn": _as_it_is,
-        "worker_init_fn": _start_worker,
-        "persistent_workers": persistent and workers > 0,
-        # the loader draws a number from it at each start; the global one must not notice
+        "num_workers": num_workers,
+        "collate_fn": _identity,
+        "worker_init_fn": _init_worker,
+        "persistent_workers": persistent and num_workers > 0,
+        # the loader draws a number at each start, which must not come from the global generator
         "generator": torch.Generator(),
     }
 
 
-def _as_it_is(samples: Any) -> Any:
+def _identity(samples: Any) -> Any:
     return samples
 
 
-def _start_worker(worker_id: int) -> None:
-    # the processes are the parallelism; threads in each of them would only compete
+def _init_worker(worker_id: int) -> None:
+    # the workers run in parallel; threads in each of them would compete for the cores
     cv2.setNumThreads(0)

@@ -1,38 +1,87 @@
-"""From a dataset record to a sample: what training and evaluation get of one image."""
+"""From a dataset record to a sample: reading, augmentation, conversion to tensors.
+
+One mapper per dataset role, with augmentations of the functions `build_*_augmentations`. Another
+`Augmentation`, here RandomGamma, is added there, or by a mapper of one's own:
+
+    augmentations = (*build_source_augmentations(cfg).augmentations, RandomGamma())
+    mapper = SourceMapper(AugmentationList(augmentations))
+    build_train_loader(cfg, mappers={Domain.SOURCE: mapper})
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from clouds.data.augmentation import GeometryRange, JitterRange
-from clouds.data.datasets import get_dataset
-from clouds.data.reading import read_image
-from clouds.data.structures import EvalSample, GeneratedSample, Record, SourceSample
+from clouds.data.augmentation import (
+    Augmentation,
+    AugmentationList,
+    RandomFlip,
+    ResizeCropFlip,
+    SSDColorJitter,
+)
+from clouds.data.reading import read_image, read_train_ids
+from clouds.data.structures import (
+    EvalSample,
+    GeneratedSample,
+    ModelInput,
+    Record,
+    SourceSample,
+)
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
 
-
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def read_pair(record: Record) -> tuple[UInt8Array, UInt8Array | None]:
-    """A record's image (H, W, 3) RGB and its label (H, W) as train ids, None if it has none.
+def build_source_augmentations(cfg: CfgNode) -> AugmentationList:
+    """Augmentations of labelled source images, by INPUT: geometry, then color jitter."""
+    keys = cfg.INPUT
+    augmentations: list[Augmentation] = [
+        ResizeCropFlip(
+            working_size=(keys.INITIAL_HEIGHT, keys.INITIAL_WIDTH),
+            scale_range=tuple(keys.SCALE_RANGE),
+            crop_size=tuple(keys.CROP.SIZE),
+            position=keys.CROP.POSITION,
+            flip=keys.FLIP,
+        )
+    ]
+    if keys.COLOR_AUG_SSD:
+        augmentations.append(SSDColorJitter())
+    return AugmentationList(tuple(augmentations))
+
+
+def build_generated_augmentations(cfg: CfgNode) -> AugmentationList:
+    """Augmentations of generated images for teacher and student, by INPUT: a random flip."""
+    return AugmentationList((RandomFlip(),) if cfg.INPUT.FLIP else ())
+
+
+def build_student_augmentations(cfg: CfgNode) -> AugmentationList:
+    """Further augmentations of the student's view of a generated image, by INPUT: color jitter.
+
+    They must not move pixels, since the pseudo-label is that of the teacher's view.
+    """
+    return AugmentationList((SSDColorJitter(),) if cfg.INPUT.COLOR_AUG_SSD else ())
+
+
+def read_image_and_label(record: Record) -> tuple[UInt8Array, UInt8Array | None]:
+    """Read the image (H, W, 3) RGB and the label (H, W) as train ids, None if there is none.
 
     Raises:
-        FileNotFoundError: a file is gone.
-        ValueError: a file is broken, or the label is not as large as the image.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is broken, or the sizes of label and image differ.
     """
     image = read_image(record.image)
     if record.label is None:
         return image, None
-    label = get_dataset(record.dataset).read_label(record)
+    assert record.label_format is not None  # checked by Record
+    label = read_train_ids(record.label, record.label_format, record.dataset)
     if label.shape != image.shape[:2]:
         raise ValueError(
             f"{record.label}: the label is {label.shape[1]}x{label.shape[0]} pixels, but its "
@@ -43,183 +92,137 @@ def read_pair(record: Record) -> tuple[UInt8Array, UInt8Array | None]:
 
 
 def to_tensor(pixels: UInt8Array) -> torch.Tensor:
-    """(H, W, 3) -> (3, H, W); (H, W) as it is. uint8, memory in order."""
+    """Image (H, W, 3) -> (3, H, W), label (H, W) -> (H, W); contiguous uint8 tensor."""
     if pixels.ndim == 3:
         pixels = pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
+def _model_input(record: Record, image: torch.Tensor, size: tuple[int, ...]) -> ModelInput:
+    return {
+        "image": image,
+        "height": size[0],
+        "width": size[1],
+        "file_name": str(record.image),
+        "domain": record.domain,
+        "dataset": record.dataset,
+    }
+
+
 @dataclass(frozen=True)
 class SourceMapper:
-    """Reads image and label, then resizes, crops, jitters and flips them at random.
+    """Reads a labelled image and augments image and label."""
 
-    Attributes:
-        geometry: how images are resized, cropped and flipped.
-        jitter: how their colors are distorted; None: not at all.
-    """
-
-    geometry: GeometryRange
-    jitter: JitterRange | None
+    augmentations: AugmentationList
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SourceMapper:
-        """As INPUT says."""
-        keys = cfg.INPUT
-        geometry = GeometryRange(
-            working=(keys.INITIAL_HEIGHT, keys.INITIAL_WIDTH),
-            scale=tuple(keys.SCALE_RANGE),
-            crop=tuple(keys.CROP.SIZE),
-            position=keys.CROP.POSITION,
-            flip=keys.FLIP,
-        )
-        return cls(geometry, JitterRange() if keys.COLOR_AUG_SSD else None)
+        """With the augmentations of INPUT."""
+        return cls(build_source_augmentations(cfg))
 
     def __call__(self, record: Record, seed: int) -> SourceSample:
-        """The sample of one visit; the same record and seed give the same sample.
-
-        Args:
-            record: an image with its label.
-            seed: this visit's own, in [0, 2**63).
+        """The sample of a record and a seed in [0, 2**63).
 
         Raises:
-            FileNotFoundError: a file is gone.
-            ValueError: a file is broken, the label missing or of another size than the image.
+            ValueError: there is no label; or as `read_image_and_label`.
         """
-        image, label = read_pair(record)
+        image, label = read_image_and_label(record)
         if label is None:
             raise ValueError(f"{record.image} has no label, so it cannot be a source of training")
-        height, width = label.shape
-        rng = np.random.default_rng(seed)
-        geometry = self.geometry.draw((height, width), rng)
-        view = geometry.apply_image(image)
-        if self.jitter is not None:
-            view = self.jitter.draw(rng).apply(view)
+        augmented, transforms = self.augmentations(image, np.random.default_rng(seed))
         return {
-            "image": to_tensor(view),
-            "sem_seg": to_tensor(geometry.apply_label(label)),
-            "height": height,
-            "width": width,
-            "file_name": str(record.image),
-            "domain": record.domain,
-            "dataset": record.dataset,
+            **_model_input(record, to_tensor(augmented), label.shape),
+            "sem_seg": to_tensor(transforms.apply_segmentation(label)),
             "seed": seed,
         }
-
-
-_PAINT_AGAIN = (
-    "Delete it and run tools/generate_images.py again with the same options: it paints what is "
-    "missing."
-)
 
 
 @dataclass(frozen=True)
 class GeneratedMapper:
-    """Reads an image as it was painted, flips half of them, jitters the student's view.
+    """Reads a generated image and makes a clean view for the teacher and one for the student.
 
-    Neither resized nor cropped. A label, where the folder has one to measure by, is never read.
+    A label, which some folders have to measure pseudo-labels, is not read.
 
     Attributes:
-        flip: exchange left and right in half of the cases.
-        jitter: how the colors of the student's view are distorted; None: not at all.
+        augmentations: of both views.
+        student_augmentations: of the student's view, after `augmentations`.
     """
 
-    flip: bool
-    jitter: JitterRange | None
+    augmentations: AugmentationList
+    student_augmentations: AugmentationList
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GeneratedMapper:
-        """As INPUT says."""
-        return cls(cfg.INPUT.FLIP, JitterRange() if cfg.INPUT.COLOR_AUG_SSD else None)
+        """With the augmentations of INPUT."""
+        return cls(build_generated_augmentations(cfg), build_student_augmentations(cfg))
 
     def __call__(self, record: Record, seed: int) -> GeneratedSample:
-        """The sample of one visit; the same record and seed give the same sample.
-
-        Args:
-            record: a generated image.
-            seed: this visit's own, in [0, 2**63).
-
-        Raises:
-            FileNotFoundError: the image is gone.
-            ValueError: it is broken, or of another size than its manifest says.
-        """
-        clean = read_painted(record)
-        height, width = clean.shape[:2]
+        """The sample of a record and a seed in [0, 2**63); raises as `read_generated_image`."""
+        image = read_generated_image(record)
         rng = np.random.default_rng(seed)
-        # drawn before the jitter, so that a seed has the same clean view with and without it
-        flipped = self.flip and bool(rng.integers(2))
-        if flipped:
-            clean = np.ascontiguousarray(clean[:, ::-1])
+        # drawn first, so that the clean view does not depend on the student's augmentations
+        clean, _ = self.augmentations(image, rng)
+        student, _ = self.student_augmentations(clean, rng)
         clean_image = to_tensor(clean)
-        image = clean_image
-        if self.jitter is not None:
-            image = to_tensor(self.jitter.draw(rng).apply(clean))
         return {
-            "image": image,
+            **_model_input(
+                record, clean_image if student is clean else to_tensor(student), image.shape
+            ),
             "clean_image": clean_image,
-            "flipped": flipped,
-            "height": height,
-            "width": width,
-            "file_name": str(record.image),
-            "domain": record.domain,
-            "dataset": record.dataset,
             "seed": seed,
         }
 
 
-def read_painted(record: Record) -> npt.NDArray[np.uint8]:
-    """A generated image, (H, W, 3) RGB.
+_GENERATE_AGAIN = (
+    "Delete it and run tools/generate_images.py again with the same options: it generates the "
+    "missing images."
+)
+
+
+def read_generated_image(record: Record) -> UInt8Array:
+    """Read a generated image, (H, W, 3) RGB.
 
     Raises:
-        FileNotFoundError: it is gone.
-        ValueError: it is broken, or of another size than its manifest says.
+        FileNotFoundError: it does not exist.
+        ValueError: it is broken, or of another size than in its manifest.
     """
     try:
         image = read_image(record.image)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{record.image}: this image of {record.dataset} is gone since training began. "
-            "Run tools/generate_images.py again with the same options, then go on with --resume."
+            f"{record.image}: this image of {record.dataset} was removed after training began. "
+            "Run tools/generate_images.py again with the same options, then resume training with "
+            "--resume."
         ) from error
     except ValueError as error:
-        raise ValueError(f"{error} This is a generated image. {_PAINT_AGAIN}") from error
-    height, width = image.shape[:2]
-    painted_height, painted_width = record.painted_size or (height, width)
-    if (height, width) != (painted_height, painted_width):
+        raise ValueError(f"{error} This is a generated image. {_GENERATE_AGAIN}") from error
+    size = image.shape[:2]
+    expected = record.manifest_size or size
+    if size != expected:
         raise ValueError(
-            f"{record.image}: the image is {width}x{height} pixels, but the manifest of "
-            f"{record.dataset} says {painted_width}x{painted_height}. {_PAINT_AGAIN}"
+            f"{record.image}: the image is {size[1]}x{size[0]} pixels, but {expected[1]}x"
+            f"{expected[0]} in the manifest of {record.dataset}. {_GENERATE_AGAIN}"
         )
     return image
 
 
 Prepare = Callable[[UInt8Array, "UInt8Array | None", str], "tuple[UInt8Array, UInt8Array | None]"]
-"""What an evaluation protocol does to a picture: (image (H, W, 3) RGB, label (H, W) train ids or
-None, name of the dataset) -> (image that the model gets, label that is scored)."""
+"""Preparation of an image by an evaluation protocol: (image (H, W, 3) RGB, label (H, W) train ids
+or None, name of the dataset) -> (input of the model, label that is scored)."""
 
 
 @dataclass(frozen=True)
 class EvaluationMapper:
-    """Reads image and label, and lets the protocol prepare them.
-
-    Attributes:
-        prepare: the protocol's.
-    """
+    """Reads image and label and prepares them by the evaluation protocol."""
 
     prepare: Prepare
 
     def __call__(self, record: Record) -> EvalSample:
-        """The sample of one record; raises as `read_pair`."""
-        image, label = read_pair(record)
-        fed, scored = self.prepare(image, label, record.dataset)
-        height, width = image.shape[:2] if scored is None else scored.shape
-        sample: EvalSample = {
-            "image": to_tensor(fed),
-            "height": height,
-            "width": width,
-            "file_name": str(record.image),
-            "domain": record.domain,
-            "dataset": record.dataset,
-        }
-        if scored is not None:
-            sample["label"] = to_tensor(scored)
-        return sample
+        """The sample of one record; raises as `read_image_and_label`."""
+        image, label = read_image_and_label(record)
+        model_input, scored = self.prepare(image, label, record.dataset)
+        size = image.shape if scored is None else scored.shape
+        sample = _model_input(record, to_tensor(model_input), size)
+        if scored is None:
+            return cast("EvalSample", sample)
+        return {**sample, "label": to_tensor(scored)}

@@ -1,4 +1,4 @@
-"""Is a dataset complete and sound? What `tools/check_datasets.py` shows."""
+"""Check of the files of a dataset, for `tools/check_datasets.py`."""
 
 from __future__ import annotations
 
@@ -8,60 +8,58 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clouds.data.datasets import DatasetSpec, Listing
-from clouds.data.datasets.listing import some
-from clouds.data.datasets.manifest import file_sha256
-from clouds.data.reading import read_image
+from clouds.data.reading import read_image, read_label
 from clouds.data.structures import Record
+from clouds.files import file_sha256
+from clouds.messages import format_examples
 
 State = Literal["ok", "broken", "missing"]
 
 
+DEFECTS = UNREADABLE, OTHER_SIZE, UNKNOWN_IDS, NOT_AS_IN_MANIFEST = (
+    "files cannot be read",
+    "labels of another size than their image",
+    "labels with unknown ids",
+    "images differ from the manifest",
+)
+"""Defects of a pair of image and label, as text that follows their number."""
+
+
 @dataclass
-class Health:
-    """What was found of one dataset.
+class DatasetReport:
+    """Result of checking one dataset.
 
     Attributes:
         dataset: the dataset.
         listing: its files.
-        opened: pairs that were read.
-        broken_files: what reading said about each file that cannot be read.
-        size_mismatches: a line per pair, read, whose image and label differ in size.
-        unknown_ids: a line per label, read, that holds ids which the dataset does not define.
-        not_as_painted: a line per generated image, read, that is not what its manifest says.
+        num_opened: number of pairs that were read.
+        defects: a line per file with a defect, by each of `DEFECTS`.
     """
 
     dataset: DatasetSpec
     listing: Listing
-    opened: int = 0
-    broken_files: list[str] = field(default_factory=list)
-    size_mismatches: list[str] = field(default_factory=list)
-    unknown_ids: list[str] = field(default_factory=list)
-    not_as_painted: list[str] = field(default_factory=list)
+    num_opened: int = 0
+    defects: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in DEFECTS})
 
     @property
     def state(self) -> State:
-        """'missing': nothing is there; 'broken': something is there that cannot be used."""
+        """'missing': there are neither images nor labels; 'broken': there is some problem."""
         if not self.listing.has_images and not self.listing.has_labels:
             return "missing"
         return "broken" if self.problems() else "ok"
 
     def problems(self) -> list[str]:
-        """What is wrong, a sentence each; empty when nothing is."""
+        """All problems, a sentence each."""
         missing = [f"no folder {path}" for path in self.dataset.missing_folders(self.listing)]
         gaps = []
         if not missing:
             gaps = self.dataset.gaps(self.listing) + self.dataset.manifest_gaps(self.listing)
-        found = [
-            f"{len(lines)} {what}: {some(lines, 3)}"
-            for what, lines in (
-                ("files cannot be read", self.broken_files),
-                ("labels of another size than their image", self.size_mismatches),
-                ("labels with unknown ids", self.unknown_ids),
-                ("images are not as the manifest says", self.not_as_painted),
-            )
+        defects = [
+            f"{len(lines)} {defect}: {format_examples(lines, 3)}"
+            for defect, lines in self.defects.items()
             if lines
         ]
-        return missing + gaps + found
+        return missing + gaps + defects
 
 
 def check_dataset(
@@ -69,32 +67,27 @@ def check_dataset(
     sample: int | None,
     workers: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Health:
+) -> DatasetReport:
     """List a dataset and open some or all of its pairs.
 
-    Where all are opened, the contents of generated images are held against their manifest too.
+    When all are opened, the hashes of generated images are compared with their manifest, too.
 
     Args:
-        dataset: which.
-        sample: how many pairs to open, spread evenly over the list; None: all.
-        workers: how many threads read.
-        progress: called after each pair with how many were opened and how many will be.
-
-    Returns:
-        What was found; nothing about the data raises.
+        dataset: its problems are reported; they raise nothing.
+        sample: number of pairs to open, spread evenly over the list; None: all.
+        workers: number of reading threads.
+        progress: called after each pair with the number of pairs opened so far and in total.
     """
     listing = dataset.listing()
-    health = Health(dataset, listing)
+    report = DatasetReport(dataset, listing)
     chosen = _spread(listing.records, sample)
     with ThreadPoolExecutor(workers) as pool:
-        for finding in pool.map(lambda r: _open(dataset, r, listing, sample is None), chosen):
-            health.opened += 1
-            health.broken_files += finding.broken
-            health.size_mismatches += finding.mismatch
-            health.unknown_ids += finding.unknown
-            health.not_as_painted += finding.not_as_painted
-            progress(health.opened, len(chosen))
-    return health
+        for defects in pool.map(lambda r: _check_pair(r, listing, sample is None), chosen):
+            report.num_opened += 1
+            for defect, line in defects:
+                report.defects[defect].append(line)
+            progress(report.num_opened, len(chosen))
+    return report
 
 
 def _spread(records: Sequence[Record], count: int | None) -> Sequence[Record]:
@@ -104,53 +97,40 @@ def _spread(records: Sequence[Record], count: int | None) -> Sequence[Record]:
     return [records[i * (len(records) - 1) // max(1, count - 1)] for i in range(count)]
 
 
-@dataclass
-class _Finding:
-    """What reading one pair showed, each a list of no or few lines."""
-
-    broken: list[str] = field(default_factory=list)
-    mismatch: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    not_as_painted: list[str] = field(default_factory=list)
-
-
-def _open(dataset: DatasetSpec, record: Record, listing: Listing, contents: bool) -> _Finding:
-    """Read one pair; `contents`: and compare the image's hash with the manifest's."""
-    finding = _Finding()
-    shapes = []
+def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tuple[str, str]]:
+    """Read one pair; optionally compare the hash of the image with the manifest."""
+    defects = []
+    size: tuple[int, ...] | None = None
     try:
-        shapes.append(read_image(record.image).shape[:2])
+        size = read_image(record.image).shape[:2]
     except (OSError, ValueError) as error:
-        finding.broken.append(str(error))
+        defects.append((UNREADABLE, str(error)))
     else:
-        finding.not_as_painted += _differences(listing, record, shapes[0], contents)
-    if record.label is None:
-        return finding
+        mismatch = _manifest_mismatch(listing, record, size, compare_hash)
+        if mismatch:
+            defects.append((NOT_AS_IN_MANIFEST, f"{record.image} ({mismatch})"))
+    if record.label is None or record.label_format is None:
+        return defects
     try:
-        raw = dataset.read_raw(record.label)
+        raw = read_label(record.label, record.label_format.channel)
     except (OSError, ValueError) as error:
-        finding.broken.append(str(error))
-        return finding
-    shapes.append(raw.shape)
-    if len(shapes) == 2 and shapes[0] != shapes[1]:
-        (h, w), (label_h, label_w) = shapes
-        finding.mismatch.append(f"{record.label} ({label_w}x{label_h}, image {w}x{h})")
-    unknown = dataset.unknown_ids(record.label, raw)
+        return [*defects, (UNREADABLE, str(error))]
+    if size is not None and size != raw.shape:
+        sizes = f"{raw.shape[1]}x{raw.shape[0]}, image {size[1]}x{size[0]}"
+        defects.append((OTHER_SIZE, f"{record.label} ({sizes})"))
+    unknown = record.label_format.ids.unknown_ids(raw)
     if unknown:
-        finding.unknown.append(f"{record.label} (ids {some(unknown)})")
-    return finding
+        defects.append((UNKNOWN_IDS, f"{record.label} (ids {format_examples(unknown)})"))
+    return defects
 
 
-def _differences(
-    listing: Listing, record: Record, size: tuple[int, ...], contents: bool
-) -> list[str]:
-    """How an image of this height and width differs from what its manifest says, if it does."""
+def _manifest_mismatch(
+    listing: Listing, record: Record, size: tuple[int, ...], compare_hash: bool
+) -> str:
+    """How the image, of this height and width, differs from its manifest; empty if it agrees."""
     entry = listing.manifest and listing.manifest.entry(record.image, listing.images)
-    if not entry:
-        return []
-    if size != (entry.height, entry.width):
-        sizes = f"{size[1]}x{size[0]}, painted {entry.width}x{entry.height}"
-        return [f"{record.image} ({sizes})"]
-    if contents and file_sha256(record.image) != entry.sha256:
-        return [f"{record.image} (other contents than were painted)"]
-    return []
+    if entry and size != (entry.height, entry.width):
+        return f"{size[1]}x{size[0]}, manifest {entry.width}x{entry.height}"
+    if entry and compare_hash and file_sha256(record.image) != entry.sha256:
+        return "other contents than when it was generated"
+    return ""

@@ -1,9 +1,6 @@
 """Label spaces: the classes that a model is trained on and scored on.
 
-A label space is metadata of a dataset. It is passed from the training datasets to the model (number
-of classes, words of the text classifier), and from the evaluated datasets to evaluators, reports
-and visualizers. Train ids are indices into it; `IGNORE` marks pixels that count neither in training
-nor in scoring.
+Train ids are indices into it; `IGNORE` marks pixels that count neither in training nor in scoring.
 """
 
 from __future__ import annotations
@@ -63,8 +60,8 @@ class LabelSpace:
         return self._color_table[label]
 
 
-# Cityscapes: name, RGB, words for the text classifier
-_CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
+# name, RGB, words for the text classifier
+_CITYSCAPES_CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
     ("road", (128, 64, 128), "road,railroad"),
     ("sidewalk", (244, 35, 232), "sidewalk,pavement"),
     ("building", (70, 70, 70), "building,buildings,edifice,edifices,house,ceiling"),
@@ -74,11 +71,7 @@ _CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
     ("traffic light", (250, 170, 30), "traffic light,traffic lights"),
     ("traffic sign", (220, 220, 0), "traffic sign,stop sign"),
     ("vegetation", (107, 142, 35), "vegetation,tree,trees,palm tree,bushes"),
-    (
-        "terrain",
-        (152, 251, 152),
-        "terrain,river,sand,sea,snow,water,mountain,grass,dirt,rock",
-    ),
+    ("terrain", (152, 251, 152), "terrain,river,sand,sea,snow,water,mountain,grass,dirt,rock"),
     ("sky", (70, 130, 180), "sky,clouds"),
     ("person", (220, 20, 60), "person"),
     ("rider", (255, 0, 0), "rider"),
@@ -92,7 +85,7 @@ _CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
 
 CITYSCAPES_19 = LabelSpace(
     name="Cityscapes-19",
-    names=tuple(name for name, _, _ in _CLASSES),
-    colors=tuple(color for _, color, _ in _CLASSES),
-    synonyms=tuple(tuple(words.split(",")) for _, _, words in _CLASSES),
+    names=tuple(name for name, _, _ in _CITYSCAPES_CLASSES),
+    colors=tuple(color for _, color, _ in _CITYSCAPES_CLASSES),
+    synonyms=tuple(tuple(words.split(",")) for _, _, words in _CITYSCAPES_CLASSES),
 )

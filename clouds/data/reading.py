@@ -1,7 +1,7 @@
-"""One image or label file on disk -> one array.
+"""Decoding of one image or label file into one array.
 
-Image files come as they come: grey, palette, with alpha, CMYK, 16 bits deep, turned by an EXIF
-tag. Label files are stored in two ways, named by `Channel`.
+Image files may be gray, with a palette or an alpha channel, CMYK, 16 bits deep, or rotated by an
+EXIF tag.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
-    # PNG is lossless, so who decodes it makes no difference but to the time: this one takes a
-    # third of OpenCV's and Pillow's
+    # PNG is lossless, so all decoders give the same pixels; this one takes a third of the time of
+    # OpenCV's and Pillow's
     from kornia_rs.io import decode_image_png_u8
 except ImportError:
     decode_image_png_u8 = None
 
 from clouds.data.label_space import IGNORE
+from clouds.messages import format_examples
 
 UInt8Array = npt.NDArray[np.uint8]
 RawLabel = npt.NDArray[np.integer]
 
 Channel = Literal["index", "red"]
-"""Where a label file keeps its ids: 'index', in its only channel (the palette index, if it has a
-palette, not the color); 'red', in the first of several channels, 8 or 16 bits deep (SYNTHIA)."""
+"""Where a label file stores its ids: 'index': in its only channel (the palette index, if it has a
+palette, not the color); 'red': in the first of several channels, 8 or 16 bits deep (SYNTHIA)."""
 
-# what Pillow lets through when a file is not what its header says
+# what Pillow raises when the content of a file does not agree with its header
 _DECODING_ERRORS = (
     OSError,
     SyntaxError,
@@ -47,34 +48,29 @@ _DECODING_ERRORS = (
     Image.DecompressionBombError,
 )
 _EXIF_ORIENTATION = 0x0112
-_EXIF_SIZE = 1 << 17  # bytes; twice as much as EXIF's own limit
-_PNG_HEADER = struct.Struct(">12x4sII5B")
-"""Name, width, height, bit depth, color type, compression, filter, interlacing."""
-_PNG_COLORS = {0: "mono", 2: "rgb", 3: "mono"}
-"""Color types grey, RGB and palette, and what the fast decoder calls them."""
+_EXIF_SIZE = 1 << 17  # bytes; twice the limit of EXIF
+_PNG_HEADER = struct.Struct(">12x4sII5B")  # name, width, height, depth, color, …, interlacing
+_PNG_COLORS = {0: "mono", 2: "rgb", 3: "mono"}  # color type -> its name in the fast decoder
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
 
 def read_image(path: Path) -> UInt8Array:
-    """Read an image file.
-
-    Args:
-        path: any format that Pillow knows; PNG and JPEG are fastest.
+    """Read an image of any format that Pillow reads; PNG and JPEG are fastest.
 
     Returns:
         (H, W, 3) uint8 RGB, upright (an EXIF orientation is applied). Alpha is dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or no image; the message names it.
+        ValueError: the file is empty, truncated or not an image; the message names it.
     """
     data, header = _open(path)
     if header.format == "PNG" and header.mode == "RGB" and not _has_exif(data, header):
         pixels = _decode_png(data)
         if pixels is not None:
             return pixels
-    # OpenCV decodes faster; Pillow's conversion of CMYK is the one that people see elsewhere
+    # OpenCV decodes faster, but converts CMYK in another way than image viewers do
     if header.format in ("PNG", "JPEG") and header.mode != "CMYK":
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if bgr is not None:
@@ -87,44 +83,44 @@ def read_image(path: Path) -> UInt8Array:
 
 
 def read_label(path: Path, channel: Channel = "index") -> RawLabel:
-    """Read the ids in a label file, as they are stored.
+    """Read the raw ids of a label file.
 
     Args:
-        path: a file of a lossless format, usually PNG.
-        channel: where the ids lie. A file with a single channel is read alike for both.
+        path: file of a lossless format, usually PNG.
+        channel: where the ids of a file with several channels are stored.
 
     Returns:
         (H, W), uint8 or a wider integer type.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, no image, lossy, or a color picture where a
-            map of ids is expected; the message names it.
+        ValueError: the file is empty, truncated, not an image, lossy, or a color image instead
+            of a map of ids; the message names it.
     """
     data, header = _open(path)
     if header.format == "JPEG":
         raise ValueError(
             f"{path}: a label map must be lossless, but this is a JPEG file, whose compression "
-            "has changed the ids. Use the dataset's own PNG files."
+            "has changed the ids. Use the original PNG files of the dataset."
         )
     stored = _decode_png(data) if header.format == "PNG" else None
     if stored is not None:
-        return stored if stored.ndim == 2 else _only_channel(stored[..., ::-1], channel, path)
+        return stored if stored.ndim == 2 else _id_channel(stored[..., ::-1], channel, path)
     if header.mode in ("1", "L", "P", "I", "I;16", "I;16B"):
         try:
             ids = np.array(header)
         except _DECODING_ERRORS as error:
             raise _broken(path, error) from error
         return ids.astype(np.uint8) if ids.dtype == np.bool_ else ids
-    # Pillow keeps 8 of the 16 bits of a color PNG, the wrong ones; OpenCV keeps all
+    # Pillow keeps only the high 8 of the 16 bits of a color PNG; OpenCV keeps all
     channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if channels is None or not np.issubdtype(channels.dtype, np.integer):
         raise _broken(path, f"{header.format} file of mode {header.mode}")
-    return _only_channel(np.asarray(channels), channel, path)
+    return _id_channel(np.asarray(channels), channel, path)
 
 
-def _only_channel(channels: RawLabel, channel: Channel, path: Path) -> RawLabel:
-    """(H, W[, C]) in OpenCV's order B, G, R[, A] -> the (H, W) that holds the ids."""
+def _id_channel(channels: RawLabel, channel: Channel, path: Path) -> RawLabel:
+    """The channel (H, W) with the ids of (H, W[, C]) in OpenCV's order B, G, R[, A]."""
     if channels.ndim == 2:
         return channels
     red = np.ascontiguousarray(channels[..., min(2, channels.shape[2] - 1)])
@@ -132,20 +128,17 @@ def _only_channel(channels: RawLabel, channel: Channel, path: Path) -> RawLabel:
         np.array_equal(red, channels[..., i]) for i in range(min(3, channels.shape[2]))
     ):
         raise ValueError(
-            f"{path}: expected one channel of label ids, found a color picture with "
+            f"{path}: expected one channel of label ids, but this is a color image with "
             f"{channels.shape[2]} channels. It may be the colored version of the label, made for "
-            "looking at; use the file with the ids."
+            "display; use the file with the ids."
         )
     return red
 
 
 def _decode_png(data: bytes) -> UInt8Array | None:
-    """What a PNG file of a common kind holds, as it is stored.
+    """(H, W) gray values or palette indices, or (H, W, 3) RGB, of a PNG of 8 bits without alpha.
 
-    Returns:
-        (H, W) of a grey image, or of one with a palette: the indices; (H, W, 3) RGB of a color
-        image. None when there is no fast decoder, the file is of another kind, or broken: the
-        slower decoders then read it, or say what is wrong with it.
+    None without the fast decoder, and for other and broken files, left to the slower decoders.
     """
     if decode_image_png_u8 is None or len(data) < _PNG_HEADER.size:
         return None
@@ -154,27 +147,22 @@ def _decode_png(data: bytes) -> UInt8Array | None:
         return None
     try:
         pixels = decode_image_png_u8(data, (height, width), _PNG_COLORS[color])
-    except Exception:  # it raises nothing narrower
+    except Exception:  # kornia_rs raises no narrower type
         return None
     return np.asarray(pixels if _PNG_COLORS[color] == "rgb" else pixels[..., 0], np.uint8)
 
 
 def _has_exif(data: bytes, header: Image.Image) -> bool:
-    """Whether a PNG may be turned; the tag may also follow after the pixels."""
+    """Whether a PNG may have an EXIF orientation; the tag may also follow after the pixels."""
     return "exif" in header.info or b"eXIf" in data[-_EXIF_SIZE:]
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image or label file, upright, from its header alone.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the header is not that of an image; the message names the file.
-    """
+    """Height and width of an upright image or label, from its header; raises as `read_image`."""
     try:
         with Image.open(path) as header:
             width, height = header.size
-            if _turned(header):
+            if _is_transposed(header):
                 width, height = height, width
             return height, width
     except FileNotFoundError:
@@ -183,30 +171,30 @@ def read_size(path: Path) -> tuple[int, int]:
         raise _broken(path, error) from error
 
 
-def _turned(header: Image.Image) -> bool:
-    """Whether EXIF says that rows and columns are exchanged."""
-    # a PNG's getexif() would decode the picture, so only look when the header showed the tag
+def _is_transposed(header: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges rows and columns."""
+    # getexif() decodes a PNG, so it is called only when the header has shown the tag
     if "exif" not in header.info:
         return False
     return int(header.getexif().get(_EXIF_ORIENTATION, 1)) >= 5
 
 
 def _open(path: Path) -> tuple[bytes, Image.Image]:
-    """The bytes of a complete image file, and its header as a Pillow image not decoded yet."""
+    """The bytes of a complete image file, and a Pillow image that has only read the header."""
     try:
         data = path.read_bytes()
     except IsADirectoryError as error:
-        raise ValueError(f"{path}: expected an image file, found a folder") from error
+        raise ValueError(f"{path}: expected an image file, but this is a folder") from error
     if not data:
         raise _broken(path, "the file is empty (0 bytes)")
     try:
         header = Image.open(io.BytesIO(data))
-        # a decoder may fill up what is missing with grey, so a file without its end marker is
-        # first decoded by Pillow, which is strict
+        # a decoder may fill missing pixels with gray, so a file without its end marker is first
+        # decoded by Pillow, which is strict
         if not _has_end_marker(data, header.format):
             header.load()
     except UnidentifiedImageError as error:
-        raise _broken(path, f"it begins with {data[:8]!r}, like no image format") from error
+        raise _broken(path, f"no image format begins with {data[:8]!r}") from error
     except _DECODING_ERRORS as error:
         raise _broken(path, error) from error
     return data, header
@@ -222,24 +210,24 @@ def _has_end_marker(data: bytes, format_: str | None) -> bool:
 
 def _broken(path: Path, reason: object) -> ValueError:
     return ValueError(
-        f"{path}: cannot be read as an image: {reason}. Fetch or unpack the file again; "
+        f"{path}: cannot be read as an image: {reason}. Download or unpack the file again; "
         "`python tools/check_datasets.py --full` lists every such file."
     )
 
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Lookup from the ids in a dataset's label files ("raw" ids) to train ids.
+    """Lookup from the ids in the label files of a dataset ("raw" ids) to train ids.
 
     Attributes:
-        name: what the ids are called in messages.
-        raw_ids: train id -> the raw ids that become it, the most typical one first.
-        void_ids: raw ids that are known and become `IGNORE`, the most typical one first.
+        name: name of the ids in messages.
+        raw_ids: train id -> the raw ids that are mapped to it, the most typical one first.
+        ignore_ids: raw ids that are mapped to `IGNORE`, the most typical one first.
     """
 
     name: str
     raw_ids: Mapping[int, tuple[int, ...]]
-    void_ids: tuple[int, ...]
+    ignore_ids: tuple[int, ...]
 
     @cached_property
     def _lut(self) -> UInt8Array:
@@ -249,34 +237,21 @@ class LabelMapping:
         return lut
 
     @cached_property
-    def _known(self) -> npt.NDArray[np.bool_]:
-        known = np.zeros(256, np.bool_)
-        for raws in (*self.raw_ids.values(), self.void_ids):
-            known[list(raws)] = True
-        return known
-
-    @cached_property
     def _unknown(self) -> UInt8Array:
-        return (~self._known).astype(np.uint8)
-
-    @property
-    def known_ids(self) -> tuple[int, ...]:
-        """Every raw id that the dataset defines, ascending."""
-        return tuple(int(i) for i in np.flatnonzero(self._known))
+        unknown = np.ones(256, np.uint8)
+        for raws in (*self.raw_ids.values(), self.ignore_ids):
+            unknown[list(raws)] = 0
+        return unknown
 
     @property
     def classes(self) -> tuple[int, ...]:
-        """Train ids that some raw id becomes, ascending."""
+        """Train ids of which the dataset has a raw id, ascending."""
         return tuple(sorted(self.raw_ids))
 
     def apply(self, raw: npt.NDArray[np.integer]) -> UInt8Array:
-        """Turn raw ids into train ids.
+        """Train ids, uint8 (H, W), of raw ids (H, W) of any integer type.
 
-        Args:
-            raw: (H, W) of any integer type.
-
-        Returns:
-            (H, W) uint8; ids that are void or not known become `IGNORE`.
+        `IGNORE` where a raw id is one of `ignore_ids` or undefined.
         """
         if (narrow := _narrow(raw)) is not None:
             return np.asarray(cv2.LUT(narrow, self._lut), np.uint8)
@@ -290,20 +265,20 @@ class LabelMapping:
         if raw.size == 0:
             return ()
         narrow = _narrow(raw)
-        # one look at each pixel; what they are is only sought where there are any
+        # a lookup is much faster than sorting, which is only needed when there are unknown ids
         if narrow is not None and not cv2.countNonZero(cv2.LUT(narrow, self._unknown)):
             return ()
-        found = np.unique(raw)
-        return tuple(int(i) for i in found if not (0 <= i < 256 and self._known[i]))
+        present = np.unique(raw)
+        return tuple(int(i) for i in present if not 0 <= i < 256 or self._unknown[i])
 
     def inverse(self) -> dict[int, int]:
         """One raw id for each train id that the dataset has, and one for `IGNORE`."""
         typical = {train_id: self.raw_ids[train_id][0] for train_id in self.classes}
-        return typical | {IGNORE: self.void_ids[0]}
+        return typical | {IGNORE: self.ignore_ids[0]}
 
 
 def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
-    """Ids in one byte each, memory in order; None where one does not fit, or there are none."""
+    """Ids as contiguous uint8; None where an id does not fit, or there are none."""
     if raw.dtype != np.uint8:
         if raw.size == 0 or raw.min() < 0 or raw.max() > 255:
             return None
@@ -312,15 +287,26 @@ def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
 
 
 @dataclass(frozen=True)
-class LabelFile:
-    """One kind of label file.
-
-    Attributes:
-        suffix: how the file's name ends.
-        ids: lookup from its ids to train ids.
-        channel: where in the file the ids lie.
-    """
+class LabelFormat:
+    """End of the names of label files, and how the ids in them are stored and mapped."""
 
     suffix: str
     ids: LabelMapping
     channel: Channel = "index"
+
+
+def read_train_ids(path: Path, label_format: LabelFormat, dataset: str) -> UInt8Array:
+    """Read a label file: train ids, uint8 (H, W), `IGNORE` where a pixel does not count.
+
+    Raises:
+        ValueError: the file has ids that `dataset` does not define; or as `read_label`.
+    """
+    raw = read_label(path, label_format.channel)
+    unknown = label_format.ids.unknown_ids(raw)
+    if unknown:
+        raise ValueError(
+            f"{path}: contains the ids {format_examples(unknown, 10)}, which are not among the "
+            f"{label_format.ids.name}. Is it a label of {dataset}? A label that was converted to "
+            "train ids must be named *_labelTrainIds.png."
+        )
+    return label_format.ids.apply(raw)

@@ -1,8 +1,8 @@
-"""The types that travel from the files on disk to the model and its losses."""
+"""Types that are passed between dataset, model and losses."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -10,48 +10,56 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     import torch
 
+    from clouds.data.reading import LabelFormat
+
 
 class Domain(str, Enum):
-    """What part a picture plays in domain generalization."""
+    """Role of a dataset in domain generalization."""
 
     SOURCE = "source"
-    """Labelled, to train on."""
+    """Labelled training images."""
     GENERATED = "generated"
-    """Painted by a generator, without labels, to train on with pseudo-labels."""
+    """Training images by a text-to-image generator, without labels: trained on pseudo-labels."""
     TARGET = "target"
-    """Never seen in training, to score on."""
+    """Evaluation images of a domain that is not seen in training."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture on disk.
+    """One image on disk, with its label if it has one.
 
     Attributes:
-        image: its file.
-        label: the file of its label map, in the dataset's own ids (`DatasetSpec.read_label`
-            turns them into train ids); None when there is none.
-        domain: the part it plays.
-        dataset: name of the dataset that it belongs to.
-        painted_size: height and width in pixels that a manifest says the image has; None when
-            none does.
+        image: the image file.
+        label: the label file, in the ids of the dataset; None when there is none.
+        domain: role of its dataset.
+        dataset: name of its dataset.
+        label_format: how to read `label`; not part of comparisons.
+        manifest_size: height and width, pixels, in the manifest of generated images, if any.
+
+    Raises:
+        ValueError: a label without its format.
     """
 
     image: Path
     label: Path | None
     domain: Domain
     dataset: str
-    painted_size: tuple[int, int] | None = None
+    label_format: LabelFormat | None = field(default=None, compare=False, repr=False)
+    manifest_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.label is not None and self.label_format is None:
+            raise ValueError(f"{self.image}: a record with a label needs a label_format")
 
 
-class TrainInput(TypedDict):
-    """What the model gets of any picture in training; Detectron2's keys and three of our own.
+class ModelInput(TypedDict):
+    """Input of the model: Detectron2's keys, and `domain` and `dataset`.
 
-    image: uint8 (3, H, W) RGB, what the student sees.
-    height, width: size of the picture on disk, pixels.
-    file_name: that picture.
-    domain, dataset: where it comes from.
-    seed: this visit's own seed, in [0, 2**63), a function of SEED, epoch and the place in it;
-        whatever is drawn at random for this sample is drawn from it.
+    image: uint8 (3, H, W) RGB: the augmented input of the student, or the image at the input size
+        of the evaluation protocol.
+    height, width: size of the image on disk, or the one that the prediction must have, pixels.
+    file_name: the image file.
+    domain, dataset: role and name of its dataset.
     """
 
     image: torch.Tensor
@@ -60,11 +68,20 @@ class TrainInput(TypedDict):
     file_name: str
     domain: Domain
     dataset: str
+
+
+class TrainInput(ModelInput):
+    """Training input of the model.
+
+    seed: seed of this sample, in [0, 2**63), a function of SEED, epoch and position; all random
+        numbers of this sample are drawn from it.
+    """
+
     seed: int
 
 
 class SourceSample(TrainInput):
-    """A labelled one.
+    """Sample of a labelled source image.
 
     sem_seg: uint8 (H, W) train ids, 255 where a pixel does not count.
     """
@@ -73,43 +90,24 @@ class SourceSample(TrainInput):
 
 
 class GeneratedSample(TrainInput):
-    """A painted one, which has no label; teacher and refiner give it one.
+    """Sample of a generated image, which has no label: teacher and refiner predict one.
 
-    clean_image: uint8 (3, H, W) RGB, what they see: the geometry of `image`, the colors of the
-        file. A picture has two clean views, as painted and flipped.
-    flipped: whether this is the flipped one.
+    clean_image: uint8 (3, H, W) RGB, input of teacher and refiner: the same geometry as `image`,
+        without color jitter.
     """
 
     clean_image: torch.Tensor
-    flipped: bool
 
 
 TrainSample = SourceSample | GeneratedSample
-"""What the model gets of one picture in training; its `domain` says which."""
+"""Training sample; its `domain` tells which of the two it is."""
 
 
-class EvalInput(TypedDict):
-    """What the model gets of one picture in evaluation.
+class EvalSample(ModelInput, total=False):
+    """Evaluation input with the label that the prediction is scored on.
 
-    image: uint8 (3, H, W) RGB, at the size that the protocol feeds.
-    height, width: size that the prediction must have, pixels.
-    file_name: the picture.
-    domain, dataset: where it comes from.
-    """
-
-    image: torch.Tensor
-    height: int
-    width: int
-    file_name: str
-    domain: Domain
-    dataset: str
-
-
-class EvalSample(EvalInput, total=False):
-    """That, and the label to score the prediction on.
-
-    label: uint8 (height, width) train ids, 255 where a pixel does not count; left out when the
-        picture has no label.
+    label: uint8 (height, width) train ids, 255 where a pixel does not count; absent when the
+        image has no label.
     """
 
     label: torch.Tensor
@@ -117,21 +115,21 @@ class EvalSample(EvalInput, total=False):
 
 @dataclass(frozen=True)
 class Targets:
-    """The classes in one image.
+    """Training targets of one image: a binary mask per class.
 
     Attributes:
         labels: int64 (K,), train ids, ascending.
-        masks: bool (K, H, W), where each of them is.
-        weights: float32 (H, W) in [0, 1], how much each pixel counts in matching and in the mask
-            losses; None: all of them fully. What masks say of a pixel of weight 0 has no effect.
-        void: how much the image's unmatched queries count in the class loss, relative to those
-            of other images; 0 where a class that has no mask may still be there.
+        masks: bool (K, H, W), one per label.
+        weights: float32 (H, W) in [0, 1], weight of each pixel in matching and in the mask losses;
+            None: 1 everywhere. The masks have no effect at pixels of weight 0.
+        no_object_weight: weight of the unmatched queries of this image in the class loss, relative
+            to those of other images; 0 where a class without a mask may still be in the image.
     """
 
     labels: torch.Tensor
     masks: torch.Tensor
     weights: torch.Tensor | None = None
-    void: float = 1.0
+    no_object_weight: float = 1.0
 
 
 def masks_from_label(
@@ -141,14 +139,14 @@ def masks_from_label(
 
     Args:
         sem_seg: (H, W), uint8 or wider integers, values 0..255.
-        ignore: the value that is in no mask.
-        device: where the masks are wanted; None: where `sem_seg` is. Which classes there are is
-            found where `sem_seg` is, so that from a label on the host nothing waits for a GPU.
+        ignore: the value that belongs to no mask.
+        device: device of the masks; None: that of `sem_seg`. The classes are counted on the device
+            of `sem_seg`, so that a label on the host causes no GPU synchronization.
 
     Returns:
         One mask per class present; K = 0 and masks (0, H, W) when every pixel is ignored.
     """
-    import torch  # takes seconds, and naming datasets does not need it
+    import torch  # takes seconds to import, and listing datasets does not need it
 
     assert sem_seg.ndim == 2, f"expected (H, W), got {tuple(sem_seg.shape)}"
     labels = torch.bincount(sem_seg.flatten(), minlength=256).nonzero().squeeze(1)
@@ -158,3 +156,12 @@ def masks_from_label(
         sem_seg = sem_seg.to(device, non_blocking=True)
     masks = sem_seg == labels.to(sem_seg.dtype)[:, None, None]
     return Targets(labels, masks)
+
+
+def union_of_masks(masks: torch.Tensor) -> torch.Tensor:
+    """bool (H, W), the union of masks, bool (K, H, W)."""
+    # On a CPU mask after mask is several times faster than one reduction over all.
+    union = masks.new_zeros(masks.shape[1:])
+    for mask in masks:
+        union |= mask
+    return union

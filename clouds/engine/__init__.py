@@ -1,28 +1,21 @@
-"""Training: the loop, its hooks, optimizer, schedule, checkpoints, processes and logs.
+"""Training: loop and hooks, optimizer, learning rates, checkpoints and processes.
 
-`Trainer(cfg).train()` is the way in; the names below are the parts that it is put together from.
+`Trainer(cfg).train()` trains a model according to a config.
 """
 
 from __future__ import annotations
 
 from clouds.engine.checkpoint import Checkpointer
-from clouds.engine.hooks import CheckpointHook, EvalHook, Hook, MetricsHook
+from clouds.engine.hooks import EMAHook
 from clouds.engine.interrupt import Interrupted
-from clouds.engine.lr_scheduler import build_schedule
-from clouds.engine.optimizer import build_optimizer
-from clouds.engine.train_loop import Diverged, Step
+from clouds.engine.train_loop import HookBase, NonFiniteLossError
 from clouds.engine.trainer import Trainer
 
 __all__ = [
-    "CheckpointHook",
     "Checkpointer",
-    "Diverged",
-    "EvalHook",
-    "Hook",
+    "EMAHook",
+    "HookBase",
     "Interrupted",
-    "MetricsHook",
-    "Step",
+    "NonFiniteLossError",
     "Trainer",
-    "build_optimizer",
-    "build_schedule",
 ]

@@ -1,4 +1,4 @@
-"""A model from a config file, in one call."""
+"""Building a model from a config file in one call."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def build(
     Args:
         config_file: a config, with `_BASE_` or without.
         overrides: KEY, VALUE, KEY, VALUE, … as on the command line, e.g. ["MODEL.DEVICE", "cpu"].
-        weights: checkpoint to load in place of the config's MODEL.WEIGHTS; "": none at all.
+        weights: checkpoint to load instead of the config's MODEL.WEIGHTS; "": none.
 
     Returns:
-        The model, on MODEL.DEVICE. Without weights its initial values are a function of SEED.
+        The model, on MODEL.DEVICE. Without a checkpoint, its weights are a function of SEED.
 
     Raises:
         FileNotFoundError: no such config or checkpoint.
-        ValueError: a config or checkpoint that cannot be used; the message says why.
+        ValueError: the config or the checkpoint is invalid; the message has the reason.
     """
     cfg = load_config(config_file, list(overrides))
     model = build_seeded(cfg)

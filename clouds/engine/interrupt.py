@@ -1,4 +1,4 @@
-"""Stopping in good order: Ctrl-C and SIGTERM become a request that the loop obeys."""
+"""Stopping by Ctrl-C or SIGTERM: signals set a request, on which the loop saves and ends."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
-    """Training was asked to stop and did so after saving.
-
-    Attributes:
-        signal_number: the signal that asked.
-    """
+    """Training was stopped by the signal `signal_number`."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -26,10 +22,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 
 class StopRequest:
-    """Remembers that SIGINT or SIGTERM came, so that the iteration at work is finished first.
+    """Records SIGINT and SIGTERM, so that the current iteration is completed before stopping.
 
-    A second SIGINT interrupts at once (KeyboardInterrupt), for whoever does not want to wait.
-    Within `at_once()`, where nothing is half done, a signal raises `Interrupted` right away.
+    A second SIGINT raises KeyboardInterrupt at once. Within `at_once()`, which is for code that can
+    be interrupted anywhere, a signal raises `Interrupted` at once.
     """
 
     def __init__(self) -> None:
@@ -39,14 +35,14 @@ class StopRequest:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal arrived."""
         return self.signal_number != 0
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle the signals in here; outside they do what they did before.
+        """Handle the signals within the context; afterwards, previous handlers are restored.
 
-        Python only lets the main thread handle signals: in another one nothing changes.
+        Python allows signal handlers in the main thread only: in another one nothing changes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield self
@@ -63,7 +59,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let a signal, also one that came before, raise `Interrupted` in here."""
+        """Raise `Interrupted` at a signal within the context, or if one arrived before."""
         if self.requested:
             raise self.interruption()
         self._raise_at_once = True
@@ -73,23 +69,23 @@ class StopRequest:
             self._raise_at_once = False
 
     def interruption(self) -> Interrupted:
-        """The exception for the signal that came."""
+        """The exception for the signal that arrived."""
         name = signal.Signals(self.signal_number).name if self.signal_number else "another process"
         return Interrupted(f"stopped by {name}", self.signal_number or signal.SIGTERM)
 
     def _on(self, number: int, frame: FrameType | None) -> None:
         # Loader processes are forks that inherit this handler, and a terminal sends Ctrl-C to them
-        # too; the iteration at work still needs them.
+        # too; the current iteration still needs them.
         if os.getpid() != self._owner:
             return
-        # They do die of a SIGTERM to the whole process group. Torch raises that wherever this
-        # process happens to be, in the midst of the optimizer's step too; now it does not matter.
+        # A SIGTERM to the process group does end them. Torch's SIGCHLD handler would raise an error
+        # at any point of this process, even within the optimizer's step.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         if number == signal.SIGINT and self.signal_number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal_number = number
         if self._raise_at_once:
             raise self.interruption()
-        # Not through logging: its streams must not be entered twice, and this may be within one.
+        # Not by logging, whose streams are not reentrant: a signal may arrive while one is in use.
         name = signal.Signals(number).name
         os.write(2, f"\n{name}: finishing this iteration, then saving a checkpoint\n".encode())

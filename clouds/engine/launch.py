@@ -1,12 +1,16 @@
-"""Starting the processes of a run: one, N on each machine (--num-gpus), or those of torchrun."""
+"""Start of the processes of a run: one, N on each machine (--num-gpus), or those of torchrun.
+
+GPU processes communicate by NCCL, CPU processes by gloo.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -16,47 +20,47 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 TIMEOUT = timedelta(hours=1)
-"""A collective that waits longer means that another process is lost. Evaluation, in which ranks
-wait for the slowest, has to fit."""
+"""A collective that takes longer fails. It must exceed the duration of an evaluation, in which
+processes wait for the slowest."""
 
 STOP_GRACE_SECONDS = 120.0
-"""Time for the other processes to write a checkpoint once one has left."""
+"""Time for the other processes to write a checkpoint after one has ended."""
 
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def started_by_torchrun(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun (or anything that speaks its variables) started this process."""
-    return all(name in environment for name in TORCHRUN_VARIABLES)
+def started_by_torchrun() -> bool:
+    """Whether torchrun, or a launcher that sets the same variables, started this process."""
+    return all(name in os.environ for name in TORCHRUN_VARIABLES)
 
 
 def check_launch(
     num_gpus: int, num_machines: int, machine_rank: int, dist_url: str, device: str
 ) -> None:
-    """Reject what `launch` cannot do; its arguments. Under torchrun they have no say.
+    """Check the arguments of `launch`; under torchrun they have no effect.
 
     Raises:
-        ValueError: counts or ranks that cannot be, more GPUs than there are, no meeting place.
+        ValueError: invalid numbers or ranks, more GPUs than exist, a missing address.
     """
-    if started_by_torchrun(os.environ):
+    if started_by_torchrun():
         return
     if num_gpus < 1:
         raise ValueError(f"--num-gpus is {num_gpus}; it must be at least 1.")
-    existing = torch.cuda.device_count()
-    if num_gpus > max(existing, 1) and device != "cpu":
+    available = torch.cuda.device_count()
+    if num_gpus > max(available, 1) and device != "cpu":
         raise ValueError(
-            f"--num-gpus is {num_gpus}, but this machine has {existing} usable GPU(s). "
+            f"--num-gpus is {num_gpus}, but this machine has {available} usable GPU(s). "
             f"Use at most that many, or add `MODEL.DEVICE cpu` for {num_gpus} CPU processes."
         )
     if not 0 <= machine_rank < num_machines:
         raise ValueError(
-            f"--machine-rank is {machine_rank} and --num-machines {num_machines}; there must be a "
-            "machine at least, and ranks count from 0."
+            f"--machine-rank is {machine_rank} and --num-machines {num_machines}; there must be at "
+            "least one machine, and ranks count from 0."
         )
     if num_machines > 1 and dist_url == "auto":
         raise ValueError(
             "--num-machines above 1 needs --dist-url tcp://HOST:PORT, an address of machine 0 "
-            "that the others can reach."
+            "that the others can connect to."
         )
 
 
@@ -73,26 +77,22 @@ def launch(
     """Call `run(*args)` in every process of the run.
 
     Args:
-        run: importable by name, since fresh processes import it.
+        run: importable by name, since new processes import it.
         args: picklable arguments.
-        num_gpus: processes on each machine. Under torchrun it has no say.
-        num_machines: machines; each calls `launch` with its own `machine_rank`.
-        machine_rank: number of this machine, from 0.
-        dist_url: where the processes meet, tcp://host:port of machine 0; 'auto' picks a free port
-            when there is one machine.
+        num_gpus: processes on each machine; no effect under torchrun.
+        num_machines, machine_rank: each machine calls `launch` with its own number, from 0.
+        dist_url: tcp://host:port of machine 0, to which all processes connect; 'auto': a free port
+            of this machine, if it is the only one.
         device: MODEL.DEVICE.
 
     Raises:
         ValueError: see `check_launch`.
-        SystemExit: a process left with an exit status other than 0; that status.
+        SystemExit: with the exit status of a process if that is not 0.
     """
     check_launch(num_gpus, num_machines, machine_rank, dist_url, device)
-    if started_by_torchrun(os.environ):
-        join_processes(device, "env://")
-        try:
+    if started_by_torchrun():
+        with process_group(device, "env://"):
             run(*args)
-        finally:
-            leave_processes()
         return
     if num_gpus * num_machines == 1:
         run(*args)
@@ -110,30 +110,29 @@ def launch(
 
 
 def run_as_rank(
-    local: int,
+    local_rank: int,
     run: Callable[..., None],
     args: tuple[Any, ...],
     num_local: int,
-    num_total: int,
+    world_size: int,
     machine_rank: int,
     dist_url: str,
     device: str,
 ) -> None:
-    """Body of one started process: join the others, then `run(*args)`."""
-    os.environ["RANK"] = str(machine_rank * num_local + local)
-    os.environ["WORLD_SIZE"] = str(num_total)
-    os.environ["LOCAL_RANK"] = str(local)
-    join_processes(device, dist_url)
-    try:
+    """Main function of a started process: join the others, then `run(*args)`."""
+    os.environ["RANK"] = str(machine_rank * num_local + local_rank)
+    os.environ["WORLD_SIZE"] = str(world_size)
+    os.environ["LOCAL_RANK"] = str(local_rank)
+    with process_group(device, dist_url):
         run(*args)
-    finally:
-        leave_processes()
 
 
-def join_processes(device: str, init_method: str) -> None:
-    """Initialise torch.distributed from the variables RANK, WORLD_SIZE and LOCAL_RANK."""
-    total = int(os.environ["WORLD_SIZE"])
-    if total == 1:
+@contextlib.contextmanager
+def process_group(device: str, init_method: str) -> Iterator[None]:
+    """Initialize torch.distributed from the variables RANK, WORLD_SIZE and LOCAL_RANK."""
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size == 1:
+        yield
         return
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu and int(os.environ["LOCAL_RANK"]) < torch.cuda.device_count():
@@ -142,30 +141,28 @@ def join_processes(device: str, init_method: str) -> None:
         "nccl" if on_gpu else "gloo",
         init_method=init_method,
         rank=int(os.environ["RANK"]),
-        world_size=total,
+        world_size=world_size,
         timeout=TIMEOUT,
     )
-
-
-def leave_processes() -> None:
-    """Undo `join_processes`."""
-    if dist.is_initialized():
+    try:
+        yield
+    finally:
         dist.destroy_process_group()
 
 
 def wait_for(context: Any) -> None:
-    """Wait for started processes, passing SIGTERM on to them.
+    """Wait for the end of started processes, and forward SIGTERM to them.
 
-    Ctrl-C reaches them by itself (they are in the terminal's process group), and they save and
-    leave, so this process only has to stay until they have.
+    The terminal sends Ctrl-C to them, too, since they are in its process group. They save and end,
+    so this process ignores it and waits.
     """
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         for pid in context.pids():
             os.kill(pid, number)
 
     previous = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
     }
     try:
@@ -181,7 +178,7 @@ def wait_for(context: Any) -> None:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on right now."""
+    """A TCP port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,13 +1,12 @@
-"""The learning rate as a function of the iteration, and of nothing else.
+"""Learning rates as a function of the iteration alone.
 
-What a schedule is at iteration i does not depend on how training came there, so a resumed run
-needs no state of it. Shapes come from fvcore's parameter schedulers.
+The learning rate of iteration i does not depend on earlier iterations, so a resumed run needs no
+saved state of it. Shapes of schedules are fvcore's parameter schedulers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,28 +21,28 @@ from fvcore.common.param_scheduler import (
 from clouds.d2 import CfgNode
 
 
-def build_schedule(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> Schedule:
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """SOLVER.LR_SCHEDULER_NAME for `optimizer`.
 
     Raises:
         ValueError: see `learning_rate_factor`.
     """
-    return Schedule(optimizer, learning_rate_factor(cfg))
+    return LRScheduler(optimizer, learning_rate_factor(cfg))
 
 
 def learning_rate_factor(cfg: CfgNode) -> Callable[[int], float]:
-    """What the learning rates are multiplied with at an iteration, from 0 to SOLVER.MAX_ITER.
+    """Factor of the learning rates at an iteration, from 0 to SOLVER.MAX_ITER.
 
-    The factor is that of the schedule times that of the warm-up, as in the published code's
-    polynomial schedule. (Detectron2's own composite interpolates towards the schedule's value at
-    the end of the warm-up instead; with a schedule that is constant there, both are the same.)
+    It is the product of the factors of schedule and warm-up, as in the published code's polynomial
+    schedule. (Detectron2's composite schedule interpolates towards the schedule's value at the end
+    of the warm-up instead; where the schedule is constant there, both are equal.)
 
     Raises:
-        ValueError: an unknown schedule, or SOLVER.STEPS that do not rise from above 0.
+        ValueError: an unknown schedule.
     """
     solver = cfg.SOLVER
     last = max(int(solver.MAX_ITER), 1)
-    shape = shape_of(cfg, last)
+    shape = _build_shape(cfg, last)
     floor = solver.POLY_LR_CONSTANT_ENDING if solver.LR_SCHEDULER_NAME == "WarmupPolyLR" else 0.0
     warmup = LinearParamScheduler(solver.WARMUP_FACTOR, 1.0)
 
@@ -58,20 +57,15 @@ def learning_rate_factor(cfg: CfgNode) -> Callable[[int], float]:
     return factor
 
 
-def shape_of(cfg: CfgNode, last: int) -> ParamScheduler:
-    """The schedule without its warm-up, on [0, 1], starting at 1."""
+def _build_shape(cfg: CfgNode, last: int) -> ParamScheduler:
+    """The schedule without its warm-up: [0, 1] -> factor, 1 at 0."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME == "WarmupPolyLR":
         return PolynomialDecayParamScheduler(1.0, solver.POLY_LR_POWER)
     if solver.LR_SCHEDULER_NAME == "WarmupCosineLR":
         return CosineParamScheduler(1.0, 0.0)
     if solver.LR_SCHEDULER_NAME == "WarmupMultiStepLR":
-        steps = list(solver.STEPS)
-        if any(a >= b for a, b in pairwise([0, *steps])):
-            raise ValueError(
-                f"SOLVER.STEPS is {tuple(steps)}; it must be iterations above 0 in rising order."
-            )
-        steps = [step for step in steps if step < last]
+        steps = [step for step in solver.STEPS if step < last]
         values = [solver.GAMMA**k for k in range(len(steps) + 1)]
         return MultiStepParamScheduler(values, num_updates=last, milestones=steps)
     raise ValueError(
@@ -80,12 +74,12 @@ def shape_of(cfg: CfgNode, last: int) -> ParamScheduler:
     )
 
 
-class Schedule:
-    """Sets an optimizer's learning rates: each group's own rate times `factor(iteration)`.
+class LRScheduler:
+    """Sets an optimizer's learning rates: each group's base rate times `factor(iteration)`.
 
     Args:
-        optimizer: its groups' `lr` at this moment are the rates that are multiplied.
-        factor: iteration, counted from 0, to multiplier.
+        optimizer: the `lr` of its groups when this object is created are the base rates.
+        factor: iteration, counted from 0 -> factor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, factor: Callable[[int], float]) -> None:
@@ -96,16 +90,16 @@ class Schedule:
         self.set(0)
 
     def set(self, iteration: int) -> None:
-        """Make the learning rates those of `iteration`."""
+        """Set the learning rates of `iteration`."""
         self.iteration = iteration
         factor = self.factor(iteration)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
 
     def state_dict(self) -> dict[str, Any]:
-        """The entries that Detectron2's scheduler has in a checkpoint."""
+        """The entries of Detectron2's scheduler in a checkpoint."""
         return {"last_epoch": self.iteration, "base_lrs": list(self.base_rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to the iteration of `state`; the rates stay those of this run's config."""
+        """Set the rates of the iteration of `state`; base rates remain those of the config."""
         self.set(int(state["last_epoch"]))

@@ -1,8 +1,8 @@
-"""Where numbers go: metrics.json, the console line and TensorBoard.
+"""Metrics of a run: scalar storage, metrics.json, the console line and TensorBoard.
 
 metrics.json has one JSON object per line. A training record is
 `{"iteration", "total_loss", <losses>, "grad_norm", "lr", …}`, with losses and gradient norm as
-means over the iterations since the record before; an evaluation record has
+means over the iterations since the previous record; an evaluation record is
 `{"iteration", "evaluation": true, <metrics>}`. Numbers that are not finite are null.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import resource
 import sys
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from clouds.files import written_whole
+from clouds.files import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -32,18 +31,56 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 
-class MetricsFile:
-    """metrics.json of a run, which a resumed run goes on with.
+class ScalarStorage:
+    """Scalars by name, with the methods of Detectron2's `EventStorage` that hooks call.
 
-    Args:
-        path: the file.
+    Attributes:
+        iter: the current iteration, which the trainer sets.
     """
+
+    def __init__(self) -> None:
+        self.iter = 0
+        self._latest: dict[str, tuple[float, int]] = {}
+        self._smoothing_hints: dict[str, bool] = {}
+
+    def put_scalar(
+        self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        """Store the value of a scalar in an iteration.
+
+        Args:
+            name: its name in metrics.json; in TensorBoard `train/` precedes it.
+            value: a number, or a tensor with one element.
+            smoothing_hint: records have the mean since the previous record, not the last value.
+            cur_iter: the iteration; None: the current one.
+        """
+        self._latest[name] = float(value), self.iter if cur_iter is None else cur_iter
+        self._smoothing_hints[name] = smoothing_hint
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **scalars: Any
+    ) -> None:
+        """`put_scalar` for several scalars."""
+        for name, value in scalars.items():
+            self.put_scalar(name, value, smoothing_hint, cur_iter)
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """Name of each scalar -> its last value, and the iteration of that value."""
+        return self._latest
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        """Name of each scalar -> its last smoothing hint."""
+        return self._smoothing_hints
+
+
+class MetricsFile:
+    """metrics.json of a run, to which a resumed run appends."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def records(self) -> list[Record]:
-        """What is in the file. A line that a kill cut short is left out."""
+        """All records of the file, without a last line that is incomplete after a kill."""
         if not self.path.exists():
             return []
         records = []
@@ -51,31 +88,31 @@ class MetricsFile:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:
-                logger.warning("%s: left out an incomplete line: %.80s", self.path, line)
+                logger.warning("%s: skipped an incomplete line: %.80s", self.path, line)
         return records
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
-        """Drop the records that `wanted` refuses."""
+        """Delete the records for which `wanted` returns False."""
         records = self.records()
         kept = [record for record in records if wanted(record)]
         text = "".join(json.dumps(record) + "\n" for record in kept)
         if not self.path.exists() or text == self.path.read_text():
             return
-        logger.info("%s: dropped %d records", self.path, len(records) - len(kept))
-        with written_whole(self.path, "w") as file:
+        logger.info("%s: deleted %d records", self.path, len(records) - len(kept))
+        with atomic_write(self.path, "w") as file:
             file.write(text)
 
     def start_from(self, iteration: int) -> None:
-        """Drop what a run that goes on with `iteration` will write again."""
+        """Delete the records that a run starting at `iteration` will write again."""
         self.keep(lambda record: record["iteration"] < iteration)
 
     def set_aside(self) -> None:
-        """Keep the file of an earlier run under another name."""
+        """Rename the file of an earlier run, if there is one."""
         if self.path.exists():
             number = 1 + sum(1 for _ in self.path.parent.glob(f"{self.path.stem}.old*.json"))
             other = self.path.with_name(f"{self.path.stem}.old{number}.json")
             self.path.rename(other)
-            logger.warning("kept the metrics of an earlier run as %s", other)
+            logger.warning("renamed the metrics of an earlier run to %s", other)
 
     def write(self, record: Record) -> None:
         """Append one record."""
@@ -84,7 +121,7 @@ class MetricsFile:
             file.write(json.dumps({key: plain(value) for key, value in record.items()}) + "\n")
 
     def write_evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Append the evaluation after `iteration`, in place of an earlier one of it."""
+        """Append the evaluation after `iteration`; an earlier record of it is deleted."""
         self.keep(lambda r: not (r.get("evaluation") and r["iteration"] == iteration))
         self.write({"iteration": iteration, "evaluation": True, **metrics})
 
@@ -94,16 +131,14 @@ class MetricsFile:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON has it."""
+    """`value`, or None for a float that is not finite, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class TensorBoard:
-    """TensorBoard files in a folder, opened at the first thing written.
+    """TensorBoard event files in a folder, created at the first value.
 
-    Args:
-        folder: of the event files.
-        start: iteration that the run goes on with; what is there from it on is hidden.
+    From iteration `start` of the run on, TensorBoard discards values of earlier files.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -113,12 +148,12 @@ class TensorBoard:
 
     @property
     def writer(self) -> SummaryWriter:
-        """The writer, whose import takes seconds."""
+        """The writer, created at the first access."""
         if self._writer is None:
+            # Imported here because it takes seconds.
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            purge = self.start or None
-            self._writer = SummaryWriter(str(self.folder), purge_step=purge)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.start or None)
         return self._writer
 
     def scalars(self, values: Mapping[str, Any], iteration: int) -> None:
@@ -128,20 +163,20 @@ class TensorBoard:
                 self.writer.add_scalar(name, value, iteration)
         self.writer.flush()
 
-    def picture(self, name: str, image: Any, iteration: int) -> None:
+    def image(self, name: str, image: Any, iteration: int) -> None:
         """Write an image, uint8 (H, W, 3) RGB."""
         self.writer.add_image(name, image, iteration, dataformats="HWC")
         self.writer.flush()
 
     def close(self) -> None:
-        """Finish the file."""
+        """Close the event file; further values open a new one."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process in GiB: of the GPU when it has one, else resident."""
+    """Peak memory of this process in GiB: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -149,11 +184,7 @@ def memory_gib(device: torch.device) -> float:
 
 
 def console_line(record: Record, max_iter: int, seconds_left: float) -> str:
-    """A training record as one line.
-
-    Of the losses, the total and those of the last decoder layer (no number at the end of the
-    name) are shown; metrics.json has all.
-    """
+    """A training record as one line, of the losses those of the last decoder layer (no number)."""
     shown = [
         f"{name.removeprefix('loss_')} {value:.3f}"
         for name, value in record.items()
@@ -171,8 +202,3 @@ def console_line(record: Record, max_iter: int, seconds_left: float) -> str:
         f"mem {record['memory_gib']:.1f} GiB",
     ]
     return "  ".join(parts)
-
-
-def tensorboard_folder(output_dir: str | os.PathLike[str]) -> Path:
-    """Where the event files of a run lie."""
-    return Path(output_dir, "tensorboard")

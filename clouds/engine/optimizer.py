@@ -1,58 +1,69 @@
 """Parameter groups, the optimizer and gradient clipping.
 
-Weight decay follows the published recipe: none on norm layers (their biases included) and on
-`nn.Embedding` weights, which the queries are; everything else, biases too, decays. A parameter that
-is declared directly on a module, such as the pixel decoder's level embedding, is no `nn.Embedding`
-and decays.
+Weight decay follows the published recipe: none on norm layers (including their biases) and on
+`nn.Embedding` weights, such as the queries; all other parameters decay, including biases. A
+parameter that is assigned to a module directly, such as the pixel decoder's level embedding, is not
+an `nn.Embedding` and decays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from clouds.d2 import CfgNode
+from clouds.messages import format_examples
 
-NORM_LAYERS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""The first is the base of all batch and instance norms."""
 
 POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
-"""Names of position parameters of window-attention backbones, which never decay."""
+"""Names of position parameters of window-attention backbones, which do not decay."""
 
 FUSED_ON = ("cpu", "cuda")
-"""Device types on which torch has fused optimizers in every version that we allow."""
+"""Device types for which every supported version of torch has fused optimizers."""
 
 ClipGradients = Callable[[], torch.Tensor]
-"""Clips the gradients of the parameters that it was built for, in place. Returns their norm over
-the whole model before clipping, a scalar tensor on their device."""
+"""Clips the gradients of the optimizer's parameters in place. Returns their joint norm before
+clipping, a scalar tensor on their device."""
+
+
+@runtime_checkable
+class TrainableGroups(Protocol):
+    """A backbone with its own learning rates or weight decays for some of its parameters."""
+
+    def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
+        """Options of parameters by prefix of their names.
+
+        A prefix is the name of a module or parameter relative to the backbone; the longest one
+        that matches a parameter applies. Options are `lr_factor`, which multiplies the learning
+        rate of the backbone, and `weight_decay`, which replaces that of the config.
+        """
+
+
+OPTIONS = ("lr_factor", "weight_decay")
+"""Options of `TrainableGroups.param_group_options`."""
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that train, grouped by learning rate and weight decay.
+    """The trainable parameters, grouped by learning rate and weight decay.
 
-    A parameter that has several names is listed once, under the first.
+    A parameter that has several names is listed once, under the first. The learning rate of the
+    backbone is SOLVER.BACKBONE_MULTIPLIER times that of the head. If `model.backbone` has
+    `TrainableGroups`, its options apply to its parameters.
 
     Returns:
         Groups as torch optimizers take them: `params`, `lr`, `weight_decay`, and for logs and
-        checkpoints `name` ('head', 'head.norm', 'head.embed', 'head.position' and the same for
-        'backbone') and `param_names`.
+        checkpoints `param_names` and `name`: 'head', 'head.norm', 'head.embed', 'head.position',
+        the same for 'backbone', and 'backbone.<prefix>' with the same suffixes.
 
     Raises:
-        ValueError: nothing trains.
+        ValueError: no parameter is trainable; an unknown option of the backbone.
     """
+    options = _backbone_options(model)
     groups: dict[str, dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
@@ -61,28 +72,49 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
                 continue
             seen.add(parameter)
             name = f"{module_name}.{leaf}" if module_name else leaf
-            part = "backbone" if "backbone" in name.split(".") else "head"
-            kind, decay = weight_decay_of(cfg, module, leaf)
-            group = groups.setdefault(
-                part + kind,
-                {
-                    "params": [],
-                    "lr": cfg.SOLVER.BASE_LR
-                    * (cfg.SOLVER.BACKBONE_MULTIPLIER if part == "backbone" else 1.0),
-                    "weight_decay": decay,
-                    "name": part + kind,
-                    "param_names": [],
-                },
-            )
+            suffix, decay = _weight_decay(cfg, module, leaf)
+            part, factor = "head", 1.0
+            if "backbone" in name.split("."):
+                part, factor = "backbone", cfg.SOLVER.BACKBONE_MULTIPLIER
+                prefix = _longest_prefix(options, name.removeprefix("backbone."))
+                if prefix is not None:
+                    part = f"backbone.{prefix}"
+                    factor = factor * options[prefix].get("lr_factor", 1.0)
+                    decay = options[prefix].get("weight_decay", decay)
+            options_of_group = {"lr": cfg.SOLVER.BASE_LR * factor, "weight_decay": decay}
+            new = {"params": [], **options_of_group, "name": part + suffix, "param_names": []}
+            group = groups.setdefault(part + suffix, new)
             group["params"].append(parameter)
             group["param_names"].append(name)
     if not groups:
-        raise ValueError("no parameter of the model trains: every one has requires_grad False.")
+        raise ValueError("no parameter of the model is trainable: all have requires_grad False.")
     return list(groups.values())
 
 
-def weight_decay_of(cfg: CfgNode, module: nn.Module, leaf: str) -> tuple[str, float]:
-    """Suffix of the group and weight decay of the parameter called `leaf` on `module`."""
+def _backbone_options(model: nn.Module) -> Mapping[str, Mapping[str, float]]:
+    """Options of the backbone's parameters by prefix; empty if it has none."""
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, TrainableGroups):
+        return {}
+    options = backbone.param_group_options()
+    for prefix, values in options.items():
+        unknown = sorted(set(values) - set(OPTIONS))
+        if unknown:
+            raise ValueError(
+                f"the backbone's option {unknown[0]!r} of the parameters {prefix!r} is unknown; "
+                f"options are {', '.join(OPTIONS)}."
+            )
+    return options
+
+
+def _longest_prefix(prefixes: Iterable[str], name: str) -> str | None:
+    """The longest prefix of a dotted name that ends at a dot or at its end; None: none matches."""
+    matching = [prefix for prefix in prefixes if f"{name}.".startswith(f"{prefix}.")]
+    return max(matching, key=len, default=None)
+
+
+def _weight_decay(cfg: CfgNode, module: nn.Module, leaf: str) -> tuple[str, float]:
+    """Suffix of the group and weight decay of the parameter named `leaf` of `module`."""
     if leaf in POSITION_TABLES:
         return ".position", 0.0
     if isinstance(module, NORM_LAYERS):
@@ -93,13 +125,13 @@ def weight_decay_of(cfg: CfgNode, module: nn.Module, leaf: str) -> tuple[str, fl
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SOLVER.OPTIMIZER over the parameters of `model` that train.
+    """SOLVER.OPTIMIZER over the trainable parameters of `model`.
 
     Its `load_state_dict` matches state to parameters by name and keeps the learning rates and
     weight decays of `cfg`, so that a run can be resumed with other ones.
 
     Raises:
-        ValueError: nothing trains, or SOLVER.OPTIMIZER is unknown.
+        ValueError: no parameter is trainable, or SOLVER.OPTIMIZER is unknown.
     """
     groups = parameter_groups(cfg, model)
     optimizer: torch.optim.Optimizer
@@ -116,36 +148,35 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
-    """Whether torch updates these parameters in one pass over them, rather than in a dozen."""
+    """Whether torch has a fused optimizer, with one pass over memory, for these parameters."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     return all(p.device.type in FUSED_ON and p.is_floating_point() for p in parameters)
 
 
 def match_by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Saved optimizer state laid out for `optimizer`: state by name, groups as they are now.
+    """Saved optimizer state in the order of `optimizer`: state by name, groups of `optimizer`.
 
     Raises:
         ValueError: the saved state is of other parameters.
     """
     groups = optimizer.state_dict()["param_groups"]
-    here = index_by_name(groups)
-    there = index_by_name(saved["param_groups"])
-    if here.keys() != there.keys():
+    present = _index_by_name(groups)
+    in_file = _index_by_name(saved["param_groups"])
+    if present.keys() != in_file.keys():
         raise ValueError(
-            "the optimizer's state in the checkpoint is of other parameters than those that train "
-            f"now. Only in the checkpoint: {a_few(there.keys() - here.keys())}. "
-            f"Only now: {a_few(here.keys() - there.keys())}. "
-            "Was the backbone frozen or thawed (MODEL.BACKBONE.FREEZE)? To go on from the weights "
-            "alone, start without --resume and with MODEL.WEIGHTS."
+            "the optimizer's state in the checkpoint is of other parameters than those that are "
+            f"trainable now. Only in the checkpoint: {_names(in_file.keys() - present.keys())}. "
+            f"Only now: {_names(present.keys() - in_file.keys())}. "
+            "Was MODEL.BACKBONE.FREEZE changed? To start from the weights only, set MODEL.WEIGHTS, "
+            "without --resume."
         )
-    state = {
-        here[name]: saved["state"][there[name]] for name in here if there[name] in saved["state"]
-    }
+    values = saved["state"]
+    state = {present[name]: values[i] for name, i in in_file.items() if i in values}
     return {"state": state, "param_groups": groups}
 
 
-def index_by_name(groups: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Name to index in the optimizer's state; empty names of a foreign optimizer do not count."""
+def _index_by_name(groups: Iterable[dict[str, Any]]) -> dict[str, int]:
+    """Parameter name -> index in the optimizer's state; groups without names are skipped."""
     return {
         name: index
         for group in groups
@@ -153,40 +184,38 @@ def index_by_name(groups: Iterable[dict[str, Any]]) -> dict[str, int]:
     }
 
 
-def a_few(names: Iterable[str], limit: int = 5) -> str:
-    """At most `limit` of `names`, sorted, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
-    return (", ".join(ordered[:limit]) or "none") + more
+def _names(names: Iterable[str]) -> str:
+    return format_examples(sorted(names)) or "none"
 
 
 def build_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> ClipGradients:
-    """SOLVER.CLIP_GRADIENTS over the parameters of `optimizer`.
+    """SOLVER.CLIP_GRADIENTS for the parameters of `optimizer`.
 
-    'full_model' scales all gradients by one factor so that the norm over the whole model is at
-    most CLIP_VALUE; 'norm' does so for each parameter on its own; 'value' clamps every element.
+    'full_model' scales all gradients by one factor so that their joint norm is at most CLIP_VALUE;
+    'norm' scales the gradient of each parameter separately; 'value' clamps every element.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     bound, order = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
 
-    def whole(maximum: float = bound) -> torch.Tensor:
+    def clip_joint_norm(maximum: float = bound) -> torch.Tensor:
         return nn.utils.clip_grad_norm_(parameters, maximum, norm_type=order)
 
-    def measure() -> torch.Tensor:
-        return whole(float("inf"))
+    def only_norm() -> torch.Tensor:
+        return clip_joint_norm(float("inf"))
 
-    def each_norm() -> torch.Tensor:
-        norm = measure()
+    def clip_each_norm() -> torch.Tensor:
+        norm = only_norm()
         for parameter in parameters:
             nn.utils.clip_grad_norm_(parameter, bound, norm_type=order)
         return norm
 
-    def each_value() -> torch.Tensor:
-        norm = measure()
+    def clip_values() -> torch.Tensor:
+        norm = only_norm()
         nn.utils.clip_grad_value_(parameters, bound)
         return norm
 
     if not clip.ENABLED:
-        return measure
-    return {"full_model": whole, "norm": each_norm, "value": each_value}[clip.CLIP_TYPE]
+        return only_norm
+    by_type = {"full_model": clip_joint_norm, "norm": clip_each_norm, "value": clip_values}
+    return by_type[clip.CLIP_TYPE]

@@ -1,11 +1,11 @@
-"""One training iteration, and what it leaves behind for hooks."""
+"""The training loop with its hooks, as in Detectron2, and one training step."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -15,48 +15,156 @@ import torch
 from torch import nn
 
 from clouds import comm
-from clouds.engine.lr_scheduler import Schedule
+from clouds.engine.lr_scheduler import LRScheduler
+from clouds.engine.metrics import ScalarStorage
 from clouds.engine.optimizer import ClipGradients
 
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
 
 
-class Diverged(FloatingPointError):  # noqa: N818 - reads as a fact
+class NonFiniteLossError(FloatingPointError):
     """A loss or the gradient is NaN or infinite; the weights are those before the iteration."""
 
 
+class HookBase:
+    """Base class of hooks, with Detectron2's protocol.
+
+    A hook reads the state of training from `self.trainer`, which `register_hooks` sets. Its methods
+    are called on every process, in this order:
+
+        hook.before_train()
+        for trainer.iter in range(trainer.start_iter, trainer.max_iter):
+            hook.before_step()
+            trainer.run_step()  # calls hook.after_backward()
+            hook.after_step()
+        hook.after_train()
+
+    Unlike in Detectron2, `after_train` is not called when an exception ends training.
+
+    A hook that also has `load_state_dict` is saved in checkpoints and restored on resuming.
+
+    Attributes:
+        trainer: the trainer that the hook is registered with.
+        checkpoint_entry: name of the hook's state in checkpoints; empty: `hooks.<class name>`.
+    """
+
+    trainer: TrainerBase
+    checkpoint_entry: str = ""
+
+    def before_train(self) -> None:
+        """Called once, when weights are loaded and before the first iteration."""
+
+    def after_train(self) -> None:
+        """Called once, after the last iteration; not when an exception ends training."""
+
+    def before_step(self) -> None:
+        """Called before each iteration."""
+
+    def after_backward(self) -> None:
+        """Called after each backward pass, before gradient clipping; gradients are unscaled."""
+
+    def after_step(self) -> None:
+        """Called after each iteration, when the optimizer has stepped."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State that a resumed run needs."""
+        return {}
+
+
 @dataclass(frozen=True)
-class Step:
-    """What one iteration did.
+class StepResult:
+    """Results of one iteration.
 
     Attributes:
         iteration: counted from 0.
         losses: weighted losses by name, each the mean over the processes.
-        total: their sum, which was minimised.
-        grad_norm: norm of the whole gradient before clipping.
+        total_loss: their sum, which is minimized.
+        grad_norm: norm of the gradient of all parameters before clipping.
         learning_rates: by the name of the parameter group.
-        loss_scale: factor of fp16 training, 1 without.
+        loss_scale: factor of the loss in fp16 training; None without.
         data_seconds: time spent waiting for the batch.
-        seconds: time of the iteration, that included.
-        stop: some process was asked to stop.
+        seconds: duration of the iteration, including `data_seconds`.
+        stop: a process was asked to stop.
     """
 
     iteration: int
     losses: dict[str, float]
-    total: float
+    total_loss: float
     grad_norm: float
     learning_rates: dict[str, float]
-    loss_scale: float
+    loss_scale: float | None
     data_seconds: float
     seconds: float
     stop: bool
 
 
-def seed_iteration(seed: int, iteration: int, rank: int) -> None:
-    """Seed every global generator from what identifies the iteration, and from nothing past.
+class TrainerBase:
+    """Iterative training with hooks; a subclass implements `run_step`.
 
-    So dropout and the like in iteration i are the same in a run that was resumed before it.
+    Attributes:
+        iter: the current iteration, counted from 0; after the last one, `max_iter`.
+        start_iter: the first iteration of this run.
+        max_iter: number of iterations.
+        completed_iter: the last completed iteration; `start_iter` - 1 if there is none.
+        last_step: results of that iteration; None before the first.
+        storage: scalars that hooks and `run_step` put; the numbers of metrics.json.
+        hooks: registered hooks, in the order in which they are called.
+    """
+
+    def __init__(self, max_iter: int) -> None:
+        self.iter = self.start_iter = 0
+        self.max_iter = max_iter
+        self.completed_iter = -1
+        self.last_step: StepResult | None = None
+        self.storage = ScalarStorage()
+        self.hooks: list[HookBase] = []
+
+    def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
+        """Add hooks, which need not inherit from `HookBase`, to the end; None is skipped."""
+        for hook in hooks:
+            if hook is not None:
+                hook.trainer = self
+                self.hooks.append(hook)
+
+    def train_loop(self) -> None:
+        """Run the iterations from `start_iter` to `max_iter`."""
+        self.iter = self.storage.iter = self.start_iter
+        self.before_train()
+        for iteration in range(self.start_iter, self.max_iter):
+            self.iter = self.storage.iter = iteration
+            self.call_hooks("before_step")
+            self.run_step()
+            self.completed_iter = iteration
+            self.after_step()
+        self.iter = self.completed_iter + 1
+        self.call_hooks("after_train")
+
+    def run_step(self) -> None:
+        """Run one iteration and set `last_step`."""
+        raise NotImplementedError
+
+    def before_train(self) -> None:
+        """Call the hooks' `before_train`."""
+        self.call_hooks("before_train")
+
+    def after_step(self) -> None:
+        """Call the hooks' `after_step`."""
+        self.call_hooks("after_step")
+
+    def call_hooks(self, name: str) -> None:
+        """Call the method `name` of every hook."""
+        for hook in self.hooks:
+            # A hook that does not inherit from HookBase, or from an older one, may lack a method.
+            method = getattr(hook, name, None)
+            if method is not None:
+                method()
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed the global random generators from what identifies the iteration.
+
+    Dropout in iteration i is then the same in a run that was resumed before it.
     """
     state = np.random.SeedSequence((seed, iteration, rank)).generate_state(4, np.uint32)
     torch.manual_seed(int(state[0]) << 31 | int(state[1]) >> 1)
@@ -65,65 +173,66 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 
 
 @dataclass
-class Iteration:
-    """Does one iteration: forward, backward, clip, step.
+class TrainStep:
+    """One training step: forward, backward, gradient clipping, optimizer step.
 
     Attributes:
         model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel.
-        optimizer: over its parameters that train.
-        schedule: sets the optimizer's learning rates.
+        optimizer: of the trainable parameters.
+        scheduler: sets the optimizer's learning rates.
         clip: clips the gradients and returns their norm.
-        scaler: loss scaling of fp16; disabled otherwise.
-        autocast: makes the forward pass's autocast context.
+        scaler: loss scaling of fp16; otherwise disabled.
+        autocast: creates the autocast context of the forward pass.
         seed: SEED.
         stop_requested: whether this process was asked to stop.
-        stepping: the optimizer is changing the weights; still set when it failed in that.
+        after_backward: called after each backward pass, before clipping.
+        stepping: the optimizer is changing the weights, or failed in it.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    scheduler: LRScheduler
     clip: ClipGradients
     scaler: torch.amp.GradScaler
     autocast: Callable[[], contextlib.AbstractContextManager[Any]]
     seed: int
     stop_requested: Callable[[], bool]
+    after_backward: Callable[[], None]
     stepping: bool = False
 
-    def __call__(self, iteration: int, batch: Batch, started: float) -> Step:
-        """Do iteration number `iteration` on `batch`.
+    def __call__(self, iteration: int, batch: Batch, started: float) -> StepResult:
+        """Run iteration number `iteration` on this process's images.
 
         Args:
-            iteration: counted from 0.
-            batch: this process's images.
-            started: `perf_counter()` from before the batch was fetched.
+            started: `perf_counter()` before the batch was fetched.
 
         Raises:
-            Diverged: on all processes; the weights stay as they were.
+            NonFiniteLossError: on all processes; the weights are unchanged.
         """
         fetched = perf_counter()
         seed_iteration(self.seed, iteration, comm.get_rank())
-        self.schedule.set(iteration)
+        self.scheduler.set(iteration)
         with self.autocast():
             losses = self.model(batch)
             total = torch.stack([loss.float() for loss in losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
+        self.after_backward()
         norm = self.clip()
-        # The one place where the host waits for the GPU: everything up to here is queued, and
-        # the step must not be taken on numbers that are not finite.
-        values, grad_norm, stop = self.read(losses, norm)
-        self.check(iteration, batch, values, grad_norm)
+        # The only synchronization of host and GPU in a step: the optimizer must not step on
+        # numbers that are not finite.
+        values, grad_norm, stop = self.read_results(losses, norm)
+        self.check_finite(iteration, batch, values, grad_norm)
         self.stepping = True
         self.scaler.step(self.optimizer)
         self.stepping = False
-        loss_scale = float(self.scaler.get_scale())
+        loss_scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else None
         self.scaler.update()
-        return Step(
+        return StepResult(
             iteration=iteration,
             losses=values,
-            total=math.fsum(values.values()),
+            total_loss=math.fsum(values.values()),
             grad_norm=grad_norm,
             learning_rates={g["name"]: g["lr"] for g in self.optimizer.param_groups},
             loss_scale=loss_scale,
@@ -132,34 +241,34 @@ class Iteration:
             stop=stop,
         )
 
-    def read(
+    def read_results(
         self, losses: Mapping[str, torch.Tensor], norm: torch.Tensor
     ) -> tuple[dict[str, float], float, bool]:
-        """Losses averaged over the processes, gradient norm, and whether one wants to stop."""
+        """Losses averaged over the processes, gradient norm, and whether a process is to stop."""
         names = sorted(losses)
-        # Filled on the device: a copy from the host would wait for all that is queued there.
+        # Filled on the device: a copy from the host would wait for all kernels in the queue.
         stop = norm.new_full((), float(self.stop_requested()))
         vector = torch.stack(
             [losses[name].detach().double() for name in names] + [norm.double(), stop.double()]
         )
-        *values, grad_norm, stopping = comm.mean_over_ranks(vector).tolist()
-        return dict(zip(names, values, strict=True)), grad_norm, stopping > 0
+        *values, grad_norm, num_stopping = comm.mean_over_ranks(vector).tolist()
+        return dict(zip(names, values, strict=True)), grad_norm, num_stopping > 0
 
-    def check(
+    def check_finite(
         self, iteration: int, batch: Batch, losses: Mapping[str, float], grad_norm: float
     ) -> None:
-        """Raise `Diverged`, with the batch's files, unless all is finite.
+        """Raise `NonFiniteLossError`, with the files of the batch, unless all values are finite.
 
-        An infinite gradient is normal in fp16: the scaler skips that step and scales less.
+        An infinite gradient is normal in fp16: the scaler skips that step and reduces its factor.
         """
         bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
         if not bad and not math.isfinite(grad_norm) and not self.scaler.is_enabled():
-            bad = [f"the gradient's norm is {grad_norm}, with finite losses"]
+            bad = [f"the gradient norm is {grad_norm}, with finite losses"]
         if not bad:
             return
         own = [str(sample.get("file_name", "(no file name)")) for sample in batch]
         files = [name for names in comm.all_gather(own) for name in names]
-        raise Diverged(
+        raise NonFiniteLossError(
             f"training diverged in iteration {iteration}: {', '.join(bad)}.\n"
             "Images of the batch:\n" + "\n".join(f"  {name}" for name in files)
         )

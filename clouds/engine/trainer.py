@@ -1,4 +1,4 @@
-"""The trainer: puts the parts together and runs the loop."""
+"""The trainer: builds the parts that a config names and runs the training loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,53 +16,61 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.d2 import CfgNode
+from clouds.data.build import build_train_loader, check_batch_size
+from clouds.data.datasets import get_dataset
 from clouds.device import autocast, resolve_device
-from clouds.engine.checkpoint import Checkpointer, changed_keys
-from clouds.engine.hooks import CheckpointHook, EvalHook, Hook, MetricsHook
+from clouds.engine.checkpoint import Checkpointer
+from clouds.engine.config_changes import changed_keys
+from clouds.engine.hooks import CheckpointHook, EMAHook, EvalHook, MetricsHook
 from clouds.engine.interrupt import Interrupted, StopRequest
-from clouds.engine.lr_scheduler import build_schedule
+from clouds.engine.lr_scheduler import build_lr_scheduler
 from clouds.engine.optimizer import build_clipping, build_optimizer
-from clouds.engine.train_loop import Batch, Diverged, Iteration, Step
+from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
 from clouds.environment import provenance
-
-if TYPE_CHECKING:
-    from clouds.evaluation import Results
-    from clouds.self_training.pseudo_labeler import SelfTraining
+from clouds.evaluation import Results
+from clouds.evaluation import evaluate as evaluate_model
+from clouds.modeling.build import build_seeded
+from clouds.self_training.pseudo_labeler import PseudoLabeler
 
 logger = logging.getLogger(__name__)
 
 Loader = Callable[[int], Iterable[Batch]]
-"""Number of the first batch to this process's batches from that one on, without end."""
+"""Number of the first batch -> this process's share of the batches from that one on, endless."""
+
+LAST_HOOKS = (MetricsHook, CheckpointHook, EvalHook)
+"""Hooks that run after all others, so that records and checkpoints include what the others did."""
 
 
-class Trainer:
-    """Trains a model as a config says.
+class Trainer(TrainerBase):
+    """Trains a model according to a config.
 
-    The model keeps Detectron2's protocol: called with a list of dictionaries it returns a
-    dictionary of scalar losses, weighted, whose mean over the processes is the loss of the global
-    batch. Parameters that do not train have requires_grad False.
+    The model has Detectron2's protocol: called with a list of dictionaries it returns a dictionary
+    of scalar losses, weighted, whose mean over the processes is the loss of the global batch.
+    Parameters that are not trained have requires_grad False.
+
+        trainer = Trainer(cfg)
+        trainer.register_hooks([MyHook()])
+        trainer.resume_or_load(resume=True)
+        trainer.train()
 
     Args:
         cfg: the config. MODEL.DEVICE may be 'auto'.
-        model: None: `clouds.building.build_seeded(cfg)`.
-        loader: None: the one that `clouds.data.build.build_train_loader` builds.
-        evaluate: None: `clouds.evaluation.evaluate` on DATASETS.TEST; nothing when that is empty.
+        model: None: `build_seeded(cfg)`.
+        loader: None: `build_train_loader` of the config.
+        evaluate: None: `clouds.evaluation.evaluate` on DATASETS.TEST; no evaluation if that is
+            empty.
 
     Attributes:
         cfg: a copy of the config with this process's device in MODEL.DEVICE.
-        model: the model itself, without DistributedDataParallel.
-        start: iteration that training starts with, from `prepare` on.
-        completed: the last finished iteration, start - 1 when none is.
-        max_iter: SOLVER.MAX_ITER.
+        model: the model, without DistributedDataParallel.
         batch_size: images of an iteration over all processes.
-        hooks: called in this order; insert your own before `train`.
-        checkpointer: saves and restores; takes further checkpointables before `prepare`.
-        batches: the training data from `start` on, from `prepare` on.
-        results: of the last evaluation, once training is done.
+        train_step: runs one iteration on a batch.
+        checkpointer: saves and restores.
+        batches: the training data from `start_iter` on; None before `resume_or_load`.
 
     Raises:
-        ValueError: a device, a batch size or an AMP type that cannot be; nothing to train.
-        FileNotFoundError, ValueError: data to evaluate on that is not there or unknown.
+        ValueError: an invalid device, batch size or AMP type; no parameter is trainable.
+        FileNotFoundError, ValueError: a test dataset is missing or unknown.
     """
 
     def __init__(
@@ -72,62 +80,49 @@ class Trainer:
         loader: Loader | None = None,
         evaluate: Callable[[], Results] | None = None,
     ) -> None:
+        super().__init__(int(cfg.SOLVER.MAX_ITER))
         self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         self.cfg = on_device(cfg, self.device)
-        self.max_iter = int(cfg.SOLVER.MAX_ITER)
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
-        self.check_batch_size()
+        check_batch_size(self.batch_size, comm.get_world_size())
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
-        self.model = (self.build_model() if model is None else model).to(self.device).train()
+        model = build_seeded(self.cfg) if model is None else model
+        self.model = model.to(self.device).train()
         self.loader = self.build_loader if loader is None else loader
-        self.stop = StopRequest()
+        self.batches: Iterable[Batch] | None = None
+        self._iterator: Iterator[Batch] | None = None
+        self.stop_request = StopRequest()
         self.optimizer = build_optimizer(self.cfg, self.model)
-        self.schedule = build_schedule(self.cfg, self.optimizer)
+        self.scheduler = build_lr_scheduler(self.cfg, self.optimizer)
         fp16 = bool(cfg.SOLVER.AMP.ENABLED) and cfg.SOLVER.AMP.DTYPE == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
-        make_autocast = functools.partial(autocast, self.cfg, self.device)
-        make_autocast()  # an AMP type that cannot be is told now
-
         self.checkpointer = self.build_checkpointer(cfg)
-        self.hooks = self.build_hooks(evaluate)
-        self.iteration = Iteration(
-            model=self.parallel(),
+        self.train_step = self.build_train_step()
+        self.register_hooks(self.build_hooks(evaluate))
+
+    def build_loader(self, start: int) -> Iterable[Batch]:
+        """Training data of the config from batch `start` on, this process's share of each batch."""
+        return build_train_loader(self.cfg, start, comm.get_rank(), comm.get_world_size())
+
+    def build_train_step(self) -> TrainStep:
+        """The training step of the model, the optimizer and the config's options."""
+        make_autocast = functools.partial(autocast, self.cfg, self.device)
+        make_autocast()  # raises for an invalid AMP type
+        return TrainStep(
+            model=self.build_parallel(),
             optimizer=self.optimizer,
-            schedule=self.schedule,
+            scheduler=self.scheduler,
             clip=build_clipping(self.cfg, self.optimizer),
             scaler=self.scaler,
             autocast=make_autocast,
-            seed=int(cfg.SEED),
-            stop_requested=lambda: self.stop.requested,
+            seed=int(self.cfg.SEED),
+            stop_requested=lambda: self.stop_request.requested,
+            after_backward=functools.partial(self.call_hooks, "after_backward"),
         )
-        self.start = 0
-        self.completed = -1
-        self.results: Results | None = None
-        self.batches: Iterable[Batch] | None = None
 
-    def check_batch_size(self) -> None:
-        """Reject a global batch that the processes cannot share evenly."""
-        if self.batch_size % comm.get_world_size():
-            raise ValueError(
-                f"SOLVER.IMS_PER_BATCH is {self.batch_size}, which {comm.get_world_size()} "
-                "processes cannot share evenly. Make it a multiple of their number."
-            )
-
-    def build_model(self) -> nn.Module:
-        """The config's model, its initial weights a function of SEED."""
-        from clouds.modeling.build import build_seeded
-
-        return build_seeded(self.cfg)
-
-    def build_loader(self, start: int) -> Iterable[Batch]:
-        """The config's training data from batch `start` on, this process's share of it."""
-        from clouds.data.build import build_train_loader
-
-        return build_train_loader(self.cfg, start, comm.get_rank(), comm.get_world_size())
-
-    def parallel(self) -> nn.Module:
-        """The model, in DistributedDataParallel when there are several processes."""
+    def build_parallel(self) -> nn.Module:
+        """The model, in DistributedDataParallel if there are several processes."""
         if comm.get_world_size() == 1:
             return self.model
         with warnings.catch_warnings():
@@ -136,7 +131,7 @@ class Trainer:
             return DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def build_checkpointer(self, cfg: CfgNode) -> Checkpointer:
-        """A checkpointer of model, optimizer, schedule and loss scale; `cfg` goes into the file."""
+        """A checkpointer of model, optimizer, scheduler and loss scale; files contain `cfg`."""
         checkpointer = Checkpointer(
             self.model,
             cfg.OUTPUT_DIR,
@@ -144,74 +139,83 @@ class Trainer:
             provenance={**provenance(), "config": cfg.dump()},
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             optimizer=self.optimizer,
-            scheduler=self.schedule,
+            scheduler=self.scheduler,
         )
         if self.scaler.is_enabled():
             checkpointer.add_checkpointable("scaler", self.scaler)
         return checkpointer
 
-    def build_hooks(self, evaluate: Callable[[], Results] | None) -> list[Hook]:
-        """Metrics, checkpoints and, when there is something to evaluate on, evaluation."""
-        metrics = MetricsHook(self.cfg.OUTPUT_DIR, self.cfg.LOG_PERIOD)
-        self.checkpointer.add_checkpointable("metrics", metrics)
-        solver = self.cfg.SOLVER
-        hooks: list[Hook] = [
+    def build_hooks(self, evaluate: Callable[[], Results] | None) -> list[HookBase]:
+        """The teacher's update in joint training, metrics, checkpoints and evaluation."""
+        cfg, solver = self.cfg, self.cfg.SOLVER
+        metrics = MetricsHook(cfg.OUTPUT_DIR, cfg.LOG_PERIOD, self.batch_size, self.device)
+        hooks: list[HookBase] = [
             metrics,
-            *self.build_teacher_hooks(),
-            CheckpointHook(solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
+            CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
-        if evaluate is None and self.cfg.DATASETS.TEST:
-            self.check_test_data()
+        if self.pseudo_labeler is not None:
+            hooks.append(EMAHook(self.pseudo_labeler.teacher))
+        if evaluate is None and cfg.DATASETS.TEST:
+            for name in cfg.DATASETS.TEST:
+                get_dataset(name).records()  # raises for missing or unknown datasets
             evaluate = self.evaluate
         if evaluate is not None:
-            hooks.append(EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate, metrics))
+            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, metrics, self.stop_request))
         return hooks
 
-    def build_teacher_hooks(self) -> list[Hook]:
-        """In joint training, the hook that averages the teacher, whose state goes into files."""
-        from clouds.engine.hooks import TeacherHook
+    def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
+        """Add hooks; call it before `resume_or_load`, which restores their state.
 
-        if self.self_training is None:
-            return []
-        teacher = self.self_training.teacher
-        self.checkpointer.add_checkpointable("teacher", teacher)
-        return [TeacherHook(teacher)]
+        Hooks run in the order in which they were registered, but before the trainer's own that
+        write metrics, save checkpoints and evaluate. So a checkpoint contains what the hooks
+        changed in the same iteration. The state of a hook that has `load_state_dict` is saved in
+        the entry `hook.checkpoint_entry`.
+        """
+        new = [hook for hook in hooks if hook is not None]
+        super().register_hooks(new)
+        for hook in new:
+            if hasattr(hook, "load_state_dict"):
+                self.checkpointer.add_checkpointable(self._entry_of(hook), hook)
+        self.hooks.sort(key=lambda hook: isinstance(hook, LAST_HOOKS))
+
+    def _entry_of(self, hook: HookBase) -> str:
+        """Name of a hook's state in checkpoints; hooks of the same class are numbered from 2."""
+        entry = getattr(hook, "checkpoint_entry", "") or f"hooks.{type(hook).__qualname__}"
+        taken = self.checkpointer.checkpointables
+        numbered = [entry, *(f"{entry}.{number}" for number in range(2, len(taken) + 3))]
+        return next(name for name in numbered if name not in taken)
 
     @property
-    def self_training(self) -> SelfTraining | None:
-        """The model's, None when it trains on labelled images alone."""
-        return getattr(self.model, "self_training", None)
+    def pseudo_labeler(self) -> PseudoLabeler | None:
+        """The model's pseudo-labeler; None if all training images are labelled."""
+        return getattr(self.model, "pseudo_labeler", None)
 
-    def check_test_data(self) -> None:
-        """Raise now what the first evaluation would: a dataset that is unknown or not there."""
-        from clouds.data.datasets import get_dataset
-
-        for name in self.cfg.DATASETS.TEST:
-            get_dataset(name).records()
+    @property
+    def results(self) -> Results | None:
+        """Results of the last evaluation; None before the first."""
+        hooks = [hook for hook in self.hooks if isinstance(hook, EvalHook)]
+        return hooks[-1].results if hooks else None
 
     def evaluate(self) -> Results:
         """Evaluate the model on DATASETS.TEST."""
-        from clouds.evaluation import evaluate
-
-        on_disk = self.checkpointer.saved_iteration == self.completed
-        file = self.checkpointer.get_checkpoint_file() if on_disk else ""
-        return evaluate(
+        on_disk = self.checkpointer.saved_iteration == self.completed_iter
+        return evaluate_model(
             self.cfg,
             self.model,
-            weights=file,
-            iteration=self.completed,
-            pseudo_labels=self.self_training is not None,
+            weights=self.checkpointer.get_checkpoint_file() if on_disk else "",
+            iteration=self.completed_iter,
+            pseudo_labels=self.pseudo_labeler is not None,
         )
 
-    def prepare(self, resume: bool = False) -> int:
-        """Load what training starts from, and find its data.
+    def resume_or_load(self, resume: bool = True) -> int:
+        """Load a checkpoint and open the training data.
 
         Args:
-            resume: go on from the newest checkpoint of OUTPUT_DIR when there is one. Otherwise,
-                and without one, training starts at iteration 0 from MODEL.WEIGHTS.
+            resume: resume from the newest checkpoint of OUTPUT_DIR if there is one. Otherwise,
+                training starts at iteration 0 with MODEL.WEIGHTS.
 
         Returns:
-            The iteration that training starts with.
+            The first iteration.
 
         Raises:
             FileNotFoundError, ValueError: a checkpoint is missing, unreadable or of another model;
@@ -219,136 +223,129 @@ class Trainer:
         """
         rest = self.checkpointer.resume() if resume else None
         if rest is not None:
-            self.start = int(rest["iteration"]) + 1
-            self.tell_changes(rest)
+            self.start_iter = int(rest["iteration"]) + 1
+            self.warn_config_changes(rest)
         else:
-            self.start_afresh(resume)
-        starts = comm.all_gather(self.start)
+            self.load_initial_weights(resume)
+        starts = comm.all_gather(self.start_iter)
         if len(set(starts)) > 1:
             raise ValueError(
-                f"the processes found different checkpoints (they would start at {starts}). "
+                f"the processes read different checkpoints (they would start at {starts}). "
                 f"OUTPUT_DIR '{self.cfg.OUTPUT_DIR}' must be a folder that all machines share."
             )
-        self.completed = self.start - 1
-        if self.self_training is not None:
-            self.self_training.prepare(self.device)
-        self.batches = self.loader(self.start)
-        return self.start
+        self.iter = self.start_iter
+        self.completed_iter = self.start_iter - 1
+        if self.pseudo_labeler is not None:
+            self.pseudo_labeler.prepare(self.device)
+        self.batches = self.loader(self.start_iter)
+        return self.start_iter
 
-    def start_afresh(self, resume: bool) -> None:
-        """Begin at iteration 0 with MODEL.WEIGHTS."""
+    def load_initial_weights(self, resume: bool) -> None:
+        """Load MODEL.WEIGHTS; if `resume`, that was requested, but there is no checkpoint."""
         folder = self.cfg.OUTPUT_DIR
         if resume:
             logger.warning("--resume: no checkpoint in '%s'; starting at iteration 0", folder)
         elif self.checkpointer.has_checkpoint():
-            logger.warning("'%s' has checkpoints of an earlier run; --resume continues it", folder)
+            logger.warning("'%s' has checkpoints of an earlier run; --resume resumes it", folder)
         if self.cfg.MODEL.WEIGHTS:
             self.checkpointer.load_weights(self.cfg.MODEL.WEIGHTS)
-        elif self.self_training is not None:
+        elif self.pseudo_labeler is not None:
             logger.warning(
                 "joint training starts without MODEL.WEIGHTS: the teacher is random, and so are "
-                "its labels. Name the checkpoint of a warm-up run (model_final.pth)."
+                "its pseudo-labels. Set it to the checkpoint of source pre-training, "
+                "configs/warmup (model_final.pth)."
             )
-        self.start = 0
+        self.start_iter = 0
 
-    def tell_changes(self, saved: dict[str, Any]) -> None:
-        """Say where the resumed run starts, and in what it differs from the saved one."""
-        logger.info("resuming at iteration %d", self.start)
-        if self.start > self.max_iter:
-            logger.warning("SOLVER.MAX_ITER is %d: nothing is left to train", self.max_iter)
+    def warn_config_changes(self, saved: dict[str, Any]) -> None:
+        """Log where the resumed run starts, and how its config differs from the saved one."""
+        logger.info("resuming at iteration %d", self.start_iter)
+        if self.start_iter > self.max_iter:
+            logger.warning("SOLVER.MAX_ITER is %d: no iterations are left", self.max_iter)
         changes = changed_keys(saved.get("clouds", {}).get("config", ""), self.cfg)
         if changes:
             logger.warning(
-                "the config differs from that of the checkpoint, so this is not the run that was "
-                "broken off:\n  %s",
+                "the config differs from that of the checkpoint, so the result differs from that "
+                "of an uninterrupted run:\n  %s",
                 "\n  ".join(changes),
             )
 
-    def train(self, resume: bool = False) -> Results | None:
-        """Train to SOLVER.MAX_ITER, then save and evaluate.
+    def train(self) -> Results | None:
+        """Train to SOLVER.MAX_ITER, then save and evaluate; returns the results, if there are any.
 
-        Args:
-            resume: see `prepare`; has no say after `prepare`.
-
-        Returns:
-            The final evaluation's results, None when there is nothing to evaluate on.
+        If `resume_or_load` has not been called, training starts at iteration 0 from MODEL.WEIGHTS.
 
         Raises:
-            Diverged: a loss or gradient is not finite; nothing of it was saved.
-            Interrupted: SIGINT or SIGTERM came; a checkpoint was saved.
+            NonFiniteLossError: a loss or gradient is not finite; nothing of it was saved.
+            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved.
         """
         if self.batches is None:
-            self.prepare(resume)
+            self.resume_or_load(resume=False)
         try:
-            with self.stop.listening():
-                for hook in self.hooks:
-                    hook.before_train(self)
-                self.run()
-                for hook in self.hooks:
-                    hook.after_train(self)
+            with self.stop_request.listening():
+                self.train_loop()
         except Interrupted as request:
             raise self.save_and_stop(request) from None
-        except Diverged as error:
-            raise Diverged(f"{error}\n{self.last_good()}") from None
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"{error}\n{self.last_checkpoint_hint()}") from None
         return self.results
 
-    def run(self) -> None:
-        """Do the iterations."""
+    def before_train(self) -> None:
+        """Call the hooks, then open the training data and log what is trained."""
+        super().before_train()
+        assert self.batches is not None, "resume_or_load precedes training"
+        self._iterator = iter(self.batches)
         groups = ", ".join(
             f"{g['name']} {len(g['params'])} (lr {base:g}, weight decay {g['weight_decay']:g})"
-            for g, base in zip(self.optimizer.param_groups, self.schedule.base_rates, strict=True)
+            for g, base in zip(self.optimizer.param_groups, self.scheduler.base_rates, strict=True)
         )
-        logger.info(
-            "iterations %d to %d in batches of %d; parameter tensors that train: %s",
-            self.start,
-            self.max_iter,
-            self.batch_size,
-            groups,
-        )
-        assert self.batches is not None, "prepare comes first"
-        batches = iter(self.batches)
-        for iteration in range(self.start, self.max_iter):
-            for hook in self.hooks:
-                hook.before_step(self, iteration)
-            step = self.iterate(iteration, batches)
-            self.completed = iteration
-            for hook in self.hooks:
-                hook.after_step(self, step)
-            if step.stop:
-                raise self.stop.interruption()
+        message = "iterations %d to %d in batches of %d; trainable parameter tensors: %s"
+        logger.info(message, self.start_iter, self.max_iter, self.batch_size, groups)
 
-    def iterate(self, iteration: int, batches: Iterator[Batch]) -> Step:
-        """Fetch the next batch and do one iteration on it."""
+    def run_step(self) -> None:
+        assert self._iterator is not None, "before_train precedes it"
         started = perf_counter()
         try:
-            batch = next(batches, None)
+            batch = next(self._iterator, None)
             if batch is None:
-                raise ValueError(f"the training data ended before iteration {iteration}")
-            return self.iteration(iteration, batch, started)
+                raise ValueError(f"the training data ended before iteration {self.iter}")
+            step = self.train_step(self.iter, batch, started)
         except Exception as error:
-            # A signal to the whole process group ends loader processes, and other ranks perhaps,
-            # before this one is done. The weights are still those of the last iteration.
-            if self.stop.requested and not self.iteration.stepping:
-                raise self.stop.interruption() from error
+            # A signal to the process group may end loader processes and other ranks before this
+            # process. The weights are then still those of the last completed iteration.
+            if self.stop_request.requested and not self.train_step.stepping:
+                raise self.stop_request.interruption() from error
             raise
+        self.last_step = step
+        scalars = {"total_loss": step.total_loss, **step.losses, "grad_norm": step.grad_norm}
+        scalars |= {"seconds": step.seconds, "data_seconds": step.data_seconds}
+        for name, value in scalars.items():
+            self.storage.put_scalar(name, value)
+
+    def after_step(self) -> None:
+        """Call the hooks; end training if a process was asked to stop."""
+        super().after_step()
+        if self.last_step is not None and self.last_step.stop:
+            raise self.stop_request.interruption()
 
     def save_and_stop(self, request: Interrupted) -> Interrupted:
-        """Save after the last finished iteration, unless that is on disk already."""
-        if self.completed >= 0 and self.checkpointer.saved_iteration != self.completed:
-            self.checkpointer.save(f"model_{self.completed:07d}", iteration=self.completed)
-        done = f"{request} after {self.completed + 1} of {self.max_iter} iterations"
-        path = self.checkpointer.get_checkpoint_file() if self.completed >= 0 else ""
-        hint = f"The same command with --resume goes on from '{path}'." if path else ""
+        """Save the last completed iteration, unless it is saved; returns the final message."""
+        completed = self.completed_iter
+        if completed >= 0 and self.checkpointer.saved_iteration != completed:
+            self.checkpointer.save(f"model_{completed:07d}", iteration=completed)
+        done = f"{request} after {completed + 1} of {self.max_iter} iterations"
+        path = self.checkpointer.get_checkpoint_file() if completed >= 0 else ""
+        hint = f"The same command with --resume resumes from '{path}'." if path else ""
         return Interrupted(f"{done}. {hint}".strip(), request.signal_number)
 
-    def last_good(self) -> str:
-        """Where to go on from after a divergence."""
+    def last_checkpoint_hint(self) -> str:
+        """How to resume after a loss that was not finite."""
         path = self.checkpointer.get_checkpoint_file()
         if not path or not Path(path).exists():
             return "No checkpoint was saved before it."
         return (
-            f"The last good checkpoint is '{path}'. --resume goes on from it, with a lower "
-            "SOLVER.BASE_LR perhaps."
+            f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
+            "may help."
         )
 
 

@@ -1,4 +1,4 @@
-"""Counts of labelled against predicted classes, and the scores that follow from them."""
+"""Confusion matrix of labeled against predicted classes, and scores computed from it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from torch import Tensor
 from clouds import comm
 from clouds.data.label_space import IGNORE
 
-_PIXELS_AT_ONCE = 1 << 22
+_CHUNK_SIZE = 1 << 22
+"""Pixels counted at a time, which bounds the memory of the cell indices."""
 
 
 class ConfusionMatrix:
     """Counts pixels by label and prediction, over any number of images.
 
-    Pixels whose label is `ignore` do not count. A class's intersection over union is
+    Pixels whose label is `ignore` are not counted. The intersection over union of a class is
     TP / (TP + FP + FN) over all images together, as in the Cityscapes benchmark.
 
     Args:
         num_classes: classes are 0..num_classes - 1.
-        ignore: label of pixels that do not count; not one of the classes.
+        ignore: label of pixels that are not counted; outside 0..num_classes - 1.
 
     Attributes:
-        counts: (num_classes, num_classes) int64; row: label, column: prediction. It lives on the
-            device of the latest predictions.
+        counts: (num_classes, num_classes) int64; row: label, column: prediction. On the device of
+            the latest predictions.
     """
 
     def __init__(self, num_classes: int, ignore: int = IGNORE) -> None:
-        assert not 0 <= ignore < num_classes, f"ignore value {ignore} is one of the classes"
+        assert not 0 <= ignore < num_classes, f"the ignore value {ignore} is one of the classes"
         self.num_classes = num_classes
         self.ignore = ignore
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
@@ -42,8 +43,8 @@ class ConfusionMatrix:
             label: the same shape, integer classes or `ignore`, on any device.
 
         Raises:
-            ValueError: the shapes differ, the type is not an integer one, or a value is neither a
-                class nor (in the label) `ignore`. Nothing is counted then.
+            ValueError: the shapes differ, the type is not an integer type, or a value is neither
+                a class nor (in the label) `ignore`. The counts are unchanged.
         """
         if prediction.shape != label.shape:
             raise ValueError(
@@ -52,90 +53,81 @@ class ConfusionMatrix:
             )
         label = label.to(prediction.device)
         self._check_values("prediction", prediction, prediction)
-        # ignored pixels stand in as class 0, which is always allowed
+        # ignored pixels are checked as class 0, which is always valid
         self._check_values("label", label, label.masked_fill(label == self.ignore, 0))
         self.counts = self.counts.to(prediction.device)
-        predicted, labelled = prediction.flatten(), label.flatten()
-        for start in range(0, predicted.numel(), _PIXELS_AT_ONCE):
-            piece = slice(start, start + _PIXELS_AT_ONCE)
-            self.counts += self._count(predicted[piece], labelled[piece])
+        predicted, labeled = prediction.flatten(), label.flatten()
+        for start in range(0, predicted.numel(), _CHUNK_SIZE):
+            chunk = slice(start, start + _CHUNK_SIZE)
+            self.counts += self._count(predicted[chunk], labeled[chunk])
 
-    def _check_values(self, what: str, values: Tensor, counted: Tensor) -> None:
+    def _check_values(self, name: str, values: Tensor, counted: Tensor) -> None:
         if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
-            raise ValueError(f"{what} must hold integer classes, not {values.dtype}")
+            raise ValueError(f"{name} must have an integer type, not {values.dtype}")
         if not counted.numel():
             return
         low, high = (int(v) for v in counted.aminmax())
         if low < 0 or high >= self.num_classes:
             allowed = f"0..{self.num_classes - 1}"
-            if what == "label":
+            if name == "label":
                 allowed += f" or {self.ignore} (ignored)"
-            raise ValueError(f"{what} holds values from {low} to {high}; allowed: {allowed}")
+            raise ValueError(f"{name} has values from {low} to {high}; allowed: {allowed}")
 
-    def _count(self, predicted: Tensor, labelled: Tensor) -> Tensor:
-        # ignored pixels go to one row more, which is cut off: cheaper than selecting pixels
-        rows = labelled.to(torch.int32)
+    def _count(self, predicted: Tensor, labeled: Tensor) -> Tensor:
+        # ignored pixels are counted in an additional row, which is dropped: faster than a mask
+        rows = labeled.to(torch.int32)
         rows = rows.masked_fill_(rows == self.ignore, self.num_classes)
         cells = rows.mul_(self.num_classes).add_(predicted)
         counts = torch.bincount(cells, minlength=(self.num_classes + 1) * self.num_classes)
         return counts.view(self.num_classes + 1, self.num_classes)[: self.num_classes]
 
     def all_reduce(self) -> ConfusionMatrix:
-        """The sum over all processes, as a new matrix on every one of them.
-
-        This matrix stays as it is. Every process has to call it.
-        """
+        """The sum over all processes, as a new matrix; a collective operation."""
         total = ConfusionMatrix(self.num_classes, self.ignore)
-        # as objects: a rank that saw no image has its counts on another device than the others
+        # as objects: a rank without images has its counts on another device than the others
         total.counts = torch.stack(comm.all_gather(self.counts.cpu())).sum(0)
         return total
 
-    def _per_class(self, classes: Sequence[int] | None, parts: Tensor, wholes: Tensor) -> Tensor:
-        ratio = torch.where(wholes > 0, parts.double() / wholes.double(), torch.nan)
+    def _ratio(
+        self, classes: Sequence[int] | None, numerator: Tensor, denominator: Tensor
+    ) -> Tensor:
+        ratio = torch.where(denominator > 0, numerator.double() / denominator.double(), torch.nan)
         return ratio if classes is None else ratio[list(classes)]
 
     def iou(self, classes: Sequence[int] | None = None) -> Tensor:
         """Intersection over union per class.
 
         Args:
-            classes: which classes, in which order; None: all. Pixels predicted as a class that is
-                left out still count against the class that they are labelled with.
+            classes: the classes to score, in this order; None: all. A pixel that is predicted as a
+                class outside of them is a false negative of its labeled class.
 
         Returns:
-            (len(classes),) float64 in 0..1 on the CPU; nan for a class that is neither labelled
-            nor predicted anywhere.
+            (len(classes),) float64 in 0..1 on the CPU; nan for a class that is neither labeled nor
+            predicted anywhere.
         """
         counts = self.counts.cpu()
         true_positives = counts.diagonal()
         unions = counts.sum(0) + counts.sum(1) - true_positives
-        return self._per_class(classes, true_positives, unions)
+        return self._ratio(classes, true_positives, unions)
 
     def mean_iou(self, classes: Sequence[int] | None = None) -> float:
-        """Mean of `iou(classes)` over those that are not nan; nan when all are."""
+        """Mean of `iou(classes)` without nan; nan if all are nan."""
         return float(self.iou(classes).nanmean())
 
     def recall(self, classes: Sequence[int] | None = None) -> Tensor:
-        """Share of each class's labelled pixels that is predicted right, like `iou`.
+        """Fraction of the labeled pixels of each class that is predicted correctly, as `iou`.
 
-        nan for a class that is labelled nowhere.
+        nan for a class that is not labeled anywhere.
         """
         counts = self.counts.cpu()
-        return self._per_class(classes, counts.diagonal(), counts.sum(1))
+        return self._ratio(classes, counts.diagonal(), counts.sum(1))
 
     def mean_accuracy(self, classes: Sequence[int] | None = None) -> float:
-        """Mean of `recall(classes)` over those that are not nan; nan when all are."""
+        """Mean of `recall(classes)` without nan; nan if all are nan."""
         return float(self.recall(classes).nanmean())
 
     def pixel_accuracy(self) -> float:
-        """Share of all counted pixels that is predicted right; nan when there are none."""
+        """Fraction of all counted pixels that is predicted correctly; nan if there are none."""
         counts = self.counts.cpu()
         pixels = int(counts.sum())
         return int(counts.trace()) / pixels if pixels else float("nan")
-
-    def labelled_pixels(self) -> Tensor:
-        """(num_classes,) int64 on the CPU: pixels labelled with each class."""
-        return self.counts.cpu().sum(1)
-
-    def predicted_pixels(self) -> Tensor:
-        """(num_classes,) int64 on the CPU: counted pixels predicted as each class."""
-        return self.counts.cpu().sum(0)

@@ -1,4 +1,4 @@
-"""Run a model over datasets and score its class maps."""
+"""Evaluation of a model on datasets: runs a protocol and scores the predicted class maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +19,29 @@ from tqdm import tqdm
 from clouds import comm
 from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
-from clouds.data.datasets import DatasetSpec, get_dataset
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.datasets import DatasetSpec, dataset_names, get_dataset
+from clouds.data.label_space import LabelSpace
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.protocols import Segmenter, build_protocol
-from clouds.evaluation.pseudo_labels import PseudoLabelResult, inspect_pseudo_labels
+from clouds.evaluation.pseudo_labels import (
+    PseudoLabelResult,
+    evaluate_pseudo_labels,
+    evenly_spaced,
+    merge_by_number,
+)
 from clouds.evaluation.report import DatasetResult, Results, describe_run, write_results
+from clouds.modeling.meta_arch.clouds import CLOUDS
 from clouds.modeling.postprocessing import class_map
 from clouds.visualizer import compare
-
-if TYPE_CHECKING:
-    from clouds.modeling.meta_arch.clouds import CLOUDS
 
 logger = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_SYNTHIA = "synthia"
-_SECONDS_BETWEEN_LINES = 30.0
+_LOG_INTERVAL = 30.0
+"""Seconds between two updates of the progress bar when it is not on a terminal."""
 
 
 def evaluate(
@@ -52,44 +55,43 @@ def evaluate(
 ) -> Results:
     """Score a model on several datasets; log the table and write OUTPUT_DIR/results.json.
 
-    To be called by every process; the images are shared out among them and the counts summed. The
-    model is evaluated under the autocast of SOLVER.AMP and left in the mode in which it came.
+    A collective operation: every process must call it. The images are distributed among the
+    processes and the counts summed. The model is evaluated under the autocast of SOLVER.AMP; the
+    training mode of each of its modules is restored afterwards.
 
     Args:
-        cfg: TEST, DATASETS, SOLVER.AMP, DATALOADER.NUM_WORKERS and OUTPUT_DIR count.
+        cfg: uses TEST, DATASETS, SOLVER.AMP, DATALOADER.NUM_WORKERS and OUTPUT_DIR.
         model: has `segment` (and `forward`, for sliding windows), see `protocols.Segmenter`; may
             be DistributedDataParallel.
         names: datasets; None: DATASETS.TEST.
-        weights: file that the model's weights were read from, for results.json; None:
-            MODEL.WEIGHTS.
-        iteration: training iteration after which this is, for results.json.
-        pseudo_labels: look at what teacher and refiner make of the generated images too.
+        weights: file of the model's weights, for results.json; None: MODEL.WEIGHTS.
+        iteration: training iteration after which the model is evaluated, for results.json.
+        pseudo_labels: also evaluate the pseudo-labels of the generated training images.
 
     Returns:
         The same results on every process.
 
     Raises:
-        FileNotFoundError, ValueError: no dataset, an unknown one, or one with missing, broken or
-            unlabelled files.
+        FileNotFoundError, ValueError: there is no dataset, a dataset is unknown, or files of one
+            are missing, broken or unlabeled.
     """
     names = tuple(cfg.DATASETS.TEST if names is None else names)
     if not names:
-        raise ValueError("there is nothing to evaluate on: DATASETS.TEST is empty")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ValueError(f"DATASETS.TEST names {', '.join(doubled)} more than once")
+        raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
     for name in names:
-        _labelled_records(get_dataset(name))  # before hours go into the datasets in front of it
+        _labeled_records(get_dataset(name))  # report missing files before the first evaluation
     datasets = tuple(evaluate_dataset(cfg, model, name) for name in names)
-    inspected: tuple[PseudoLabelResult, ...] = ()
+    pseudo_label_results: tuple[PseudoLabelResult, ...] = ()
     if pseudo_labels:
-        with _evaluating(cfg, model) as segmenter:
-            inspected = inspect_pseudo_labels(cfg, cast("CLOUDS", segmenter))
-    results = Results(cfg.TEST.PROTOCOL, datasets, inspected)
+        with _evaluation_mode(cfg, model) as segmenter:
+            pseudo_label_results = evaluate_pseudo_labels(cfg, cast(CLOUDS, segmenter))
+    results = Results(cfg.TEST.PROTOCOL, datasets, pseudo_label_results)
     if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
-        bare = model.module if isinstance(model, DistributedDataParallel) else model
-        run = describe_run(cfg, bare, weights=weights, iteration=iteration)
+        run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
         logger.info("results in %s", write_results(results, run, cfg.OUTPUT_DIR))
     return results
 
@@ -102,26 +104,29 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     loader = build_test_loader(
         dataset, protocol.prepare, cfg.DATALOADER.NUM_WORKERS, rank, world_size
     )
-    numbers = _picture_numbers(_labelled_records(dataset), cfg.TEST.PICTURES)
-    scores = SemSegEvaluator(name)
-    pictures: dict[int, UInt8Array] = {}
+    selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.PICTURES)
+    panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
+    evaluator = SemSegEvaluator(name)
+    panels: dict[int, UInt8Array] = {}
     start = time.perf_counter()
-    with _evaluating(cfg, model) as segmenter:
+    with _evaluation_mode(cfg, model) as segmenter:
         for sample in _with_progress(loader, name):
-            seen = {key: value for key, value in sample.items() if key != "label"}
-            prediction = protocol.predict(segmenter, seen)
-            scores.process([sample], [{"sem_seg": prediction}])
-            if sample["file_name"] in numbers:
-                pictures[numbers[sample["file_name"]]] = _panel(sample, prediction)
-    shares = comm.all_gather((scores.images, pictures))
+            unlabeled = {key: value for key, value in sample.items() if key != "label"}
+            prediction = protocol.predict(segmenter, unlabeled)
+            evaluator.process([sample], [{"sem_seg": prediction}])
+            if sample["file_name"] in panel_numbers:
+                panel = _panel(sample, prediction, dataset.label_space)
+                panels[panel_numbers[sample["file_name"]]] = panel
+    gathered = comm.all_gather((evaluator.images, panels))
     result = DatasetResult.from_confusion(
         name,
-        scores.confusion.all_reduce(),
+        dataset.label_space,
+        evaluator.confusion.all_reduce(),
         dataset.classes_present,
-        sixteen=_sixteen_classes(cfg, name),
-        images=sum(images for images, _ in shares),
+        subsets=_class_subsets(dataset, cfg.DATASETS.TRAIN),
+        images=sum(images for images, _ in gathered),
         seconds=time.perf_counter() - start,
-        pictures=_in_order([share for _, share in shares]),
+        panels=merge_by_number([panels for _, panels in gathered]),
     )
     if comm.is_main_process():
         rate = result.images_per_second
@@ -130,14 +135,11 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
 
 
 class SemSegEvaluator(DatasetEvaluator):
-    """Scores predictions on one of our datasets; also for Detectron2's `inference_on_dataset`.
-
-    Args:
-        dataset_name: its labels and classes count.
+    """Scores predictions on a dataset; can be used in Detectron2's `inference_on_dataset`.
 
     Attributes:
-        confusion: counts of what this process has seen.
-        images: how many images those are.
+        confusion: counts over the images that this process has evaluated.
+        images: number of these images.
     """
 
     def __init__(self, dataset_name: str) -> None:
@@ -145,22 +147,23 @@ class SemSegEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything seen."""
-        self.confusion = ConfusionMatrix(CITYSCAPES_19.num_classes)
+        """Discard all counts."""
+        label_space = self.dataset.label_space
+        self.confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore)
         self.images = 0
         self._records: dict[str, Record] | None = None
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
-        """Take in one batch.
+        """Count the pixels of one batch.
 
         Args:
-            inputs: samples; the label is their "label" (H, W), or else is read from the dataset by
-                their "file_name".
+            inputs: samples. The label is "label" (H, W) if there is one, otherwise it is read from
+                the dataset by "file_name".
             outputs: "sem_seg" of each: scores (C, h, w) of any size, or a class map (H, W).
 
         Raises:
-            ValueError: the dataset has no such file or no label of it; a class map of another size
-                than its label, or with values that are no classes.
+            ValueError: the file is not in the dataset or has no label; a class map differs from
+                its label in size or has values that are not classes.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             prediction: Tensor = output["sem_seg"]
@@ -178,86 +181,87 @@ class SemSegEvaluator(DatasetEvaluator):
             self._records = {str(record.image): record for record in self.dataset.records()}
         record = self._records.get(file_name)
         if record is None:
-            raise ValueError(f"{file_name} is no image of {self.dataset.name}")
+            raise ValueError(f"{file_name} is not an image of {self.dataset.name}")
         return torch.from_numpy(self.dataset.read_label(record))
 
     def evaluate(self) -> dict[str, Any]:
         """Scores over all processes, in percent: {"sem_seg": {"mIoU": …, "IoU-road": …}}."""
-        images = sum(comm.all_gather(self.images))
         result = DatasetResult.from_confusion(
             self.dataset.name,
+            self.dataset.label_space,
             self.confusion.all_reduce(),
             self.dataset.classes_present,
-            images=images,
         )
         return {"sem_seg": result.scores()}
 
 
 @contextlib.contextmanager
-def _evaluating(cfg: CfgNode, model: nn.Module) -> Iterator[Segmenter]:
-    """The model in evaluation mode; afterwards every module is in the mode that it was in."""
-    bare = model.module if isinstance(model, DistributedDataParallel) else model
-    device = next((p.device for p in bare.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in bare.modules()}
-    bare.eval()
+def _evaluation_mode(cfg: CfgNode, model: nn.Module) -> Iterator[Segmenter]:
+    """The model in evaluation mode; the mode of each module is restored afterwards."""
+    model = _unwrap(model)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        # not inference_mode: what a model caches meanwhile (text features) is used in training
+        # not inference_mode: tensors that the model caches (text features) are used in training
         with torch.no_grad(), autocast(cfg, device):
-            yield cast(Segmenter, bare)
+            yield cast(Segmenter, model)
     finally:
         for module, training in modes.items():
             module.training = training
 
 
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
 def _with_progress(loader: Any, name: str) -> Any:
-    """A bar on the main process; into a file, a line now and then."""
-    quiet = not sys.stderr.isatty()
+    """The loader with a progress bar on the main process."""
     return tqdm(
         loader,
         desc=name,
         unit="image",
-        mininterval=_SECONDS_BETWEEN_LINES if quiet else 0.1,
+        mininterval=0.1 if sys.stderr.isatty() else _LOG_INTERVAL,
         disable=not comm.is_main_process(),
         dynamic_ncols=True,
     )
 
 
-def _labelled_records(dataset: DatasetSpec) -> list[Record]:
+def _labeled_records(dataset: DatasetSpec) -> list[Record]:
     records = dataset.records()
     for record in records:
         if record.label is None:
             raise ValueError(
-                f"dataset {dataset.name}: {record.image} has no label, so there is nothing to "
-                "score a prediction on"
+                f"dataset {dataset.name}: {record.image} has no label, so predictions for it "
+                "cannot be scored"
             )
     return records
 
 
-def _sixteen_classes(cfg: CfgNode, name: str) -> tuple[int, ...] | None:
-    """SYNTHIA's classes, when it is what is evaluated on or trained on."""
-    if _SYNTHIA not in (name, *cfg.DATASETS.TRAIN):
-        return None
-    return get_dataset(_SYNTHIA).classes_present
+def _class_subsets(
+    dataset: DatasetSpec, training_datasets: Sequence[str]
+) -> dict[int, tuple[int, ...] | None]:
+    """Subsets of the dataset's label space for `DatasetResult.subset_miou`, by their size.
+
+    They are the classes of the datasets with `report_mean_over_classes` in the same label space.
+    None: neither training nor evaluation uses such a dataset.
+    """
+    subsets: dict[int, tuple[int, ...] | None] = {}
+    for name in dataset_names():
+        other = get_dataset(name)
+        if other.report_mean_over_classes and other.label_space == dataset.label_space:
+            classes = other.classes_present
+            used = name == dataset.name or name in training_datasets
+            subsets[len(classes)] = classes if used else subsets.get(len(classes))
+    return subsets
 
 
-def _picture_numbers(records: Sequence[Record], wanted: int) -> dict[str, int]:
-    """Which images are drawn: evenly spaced ones, by file, with their number among them."""
-    count = min(wanted, len(records))
-    chosen = [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
-    return {str(record.image): i for i, record in enumerate(chosen)}
-
-
-def _panel(sample: Mapping[str, Any], prediction: Tensor) -> UInt8Array:
+def _panel(sample: Mapping[str, Any], prediction: Tensor, label_space: LabelSpace) -> UInt8Array:
     label: UInt8Array = sample["label"].numpy()
     predicted = prediction.cpu().numpy().astype(np.uint8)
-    scored = label != IGNORE
-    right = int(np.sum((predicted == label) & scored)) / max(1, int(np.sum(scored)))
+    counted = label != label_space.ignore
+    accuracy = int(np.sum((predicted == label) & counted)) / max(1, int(np.sum(counted)))
     file = sample["file_name"].replace("\\", "/").split("/")[-1]
-    title = f"{sample['dataset']} · {file} · {100 * right:.1f} % of pixels right"
+    title = f"{sample['dataset']} · {file} · {100 * accuracy:.1f} % of the pixels correct"
     image = sample["image"].permute(1, 2, 0).numpy()
-    return compare(image, label, predicted, title=title)
-
-
-def _in_order(shares: Sequence[Mapping[int, UInt8Array]]) -> list[UInt8Array]:
-    pictures = {number: picture for share in shares for number, picture in share.items()}
-    return [pictures[number] for number in sorted(pictures)]
+    return compare(image, label, predicted, label_space, title=title)

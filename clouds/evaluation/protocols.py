@@ -1,12 +1,12 @@
-"""How an image is fed and at which size its prediction is scored: published numbers differ by it.
+"""Evaluation protocols: sizes of the model's input and of the scored prediction.
 
-native   the image resized to a given short side; the prediction resized to the untouched label.
-clouds   the same input; the labels of BDD100K, Mapillary and ACDC resized with the image, and
-         scored there, as in the published CLOUDS results.
-slide    windows that overlap, their scores averaged, as in the results of Rein and its relatives.
+native   The image is resized to a given short side, the prediction to the size of the label.
+clouds   The same input. The labels of BDD100K, Mapillary and ACDC are resized with the image and
+         predictions are scored at that size, as in the published CLOUDS results.
+slide    Overlapping windows whose scores are averaged, as in the published results of Rein.
 
-A protocol does two things. `prepare` runs in the loader's processes, on arrays; `predict` runs
-beside the model, on one sample.
+Scores under different protocols are not comparable. The method `prepare` of a protocol runs in the
+worker processes of the data loader, on arrays; `predict` runs in the main process, on one sample.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from clouds.modeling.postprocessing import ClassMapBuilder
 UInt8Array = npt.NDArray[np.uint8]
 
 RESIZED_LABELS = ("acdc", "bdd", "mapillary")
-"""Families (first word of a dataset's name) whose labels the 'clouds' protocol resizes."""
+"""First words of the names of datasets whose labels the 'clouds' protocol resizes."""
 
 
 class Segmenter(Interface):
-    """What a protocol needs of a model."""
+    """The methods of a model that protocols call."""
 
     def __call__(self, batch: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
         """Per sample {"sem_seg": (C, H, W) scores} at its "height" and "width"."""
@@ -44,22 +44,22 @@ class Segmenter(Interface):
 
 
 class Protocol(ABC):
-    """One way to evaluate; its instances can be pickled to loader processes."""
+    """An evaluation protocol. Instances are pickled to the worker processes of the loader."""
 
     @abstractmethod
     def prepare(
         self, image: UInt8Array, label: UInt8Array | None, dataset: str
     ) -> tuple[UInt8Array, UInt8Array | None]:
-        """From what is on disk to the model's input and the label to score on.
+        """Convert an image and its label to the model's input and the label to score on.
 
         Args:
             image: (H, W, 3) RGB.
-            label: (H, W) train ids, or None where there is none.
-            dataset: the dataset's name.
+            label: (H, W) train ids; None: there is no label.
+            dataset: name of the dataset.
 
         Returns:
-            The input image, (h, w, 3) RGB, and the label (H', W'), whose size the prediction
-            must have.
+            The input image, (h, w, 3) RGB, and the label (H', W'). The prediction has the size of
+            this label.
         """
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Protocol(ABC):
 
         Args:
             model: in evaluation mode.
-            sample: "image" (3, h, w) as prepared, "height" and "width" of the label to score on.
+            sample: "image" (3, h, w) from `prepare`, "height" and "width" of the label.
 
         Returns:
             (height, width) uint8 on the model's device.
@@ -77,10 +77,10 @@ class Protocol(ABC):
 
 @dataclass(frozen=True)
 class Native(Protocol):
-    """Whole image; the prediction is resized to the untouched label.
+    """Whole image; the prediction is resized to the size of the label.
 
     Attributes:
-        short_side: of the input, pixels; 0: the image as it is.
+        short_side: short side of the input, pixels; 0: the image is not resized.
     """
 
     short_side: int
@@ -97,25 +97,24 @@ class Native(Protocol):
 
 @dataclass(frozen=True)
 class Clouds(Native):
-    """As `Native`, but some datasets' labels are resized with the image (nearest neighbor)."""
+    """As `Native`; the labels of some datasets are resized with the image (nearest neighbor)."""
 
     def prepare(
         self, image: UInt8Array, label: UInt8Array | None, dataset: str
     ) -> tuple[UInt8Array, UInt8Array | None]:
         image, label = super().prepare(image, label, dataset)
         if label is not None and dataset.split("_")[0] in RESIZED_LABELS:
-            height, width = image.shape[:2]
-            label = resize_label(label, (height, width))
+            label = resize_label(label, (image.shape[0], image.shape[1]))
         return image, label
 
 
 @dataclass(frozen=True)
 class Slide(Native):
-    """Overlapping windows, whose scores are averaged where they overlap.
+    """Overlapping windows; scores are averaged where they overlap.
 
     Attributes:
         crop_size: side of a window, pixels; a smaller image is one window.
-        stride: step of the windows as a share of their side.
+        stride: step between windows as a fraction of their side, in (0, 1].
     """
 
     crop_size: int
@@ -132,14 +131,11 @@ class Slide(Native):
         return builder.result
 
     def _mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
-        """Mean scores (C, n, width) from top to bottom, rows as soon as they are complete.
-
-        Only as many rows are held as a window has.
-        """
+        """Mean scores (C, n, width) from top to bottom, in memory at most the rows of a window."""
         image: Tensor = sample["image"]
         height, width = image.shape[-2:]
         top = 0
-        sums = counts = None  # of rows `top` to `top` + a window's height
+        sums = counts = None  # of the rows from `top` to `top` + height of a window
         for rows, columns in windows(height, width, self.crop_size, self.stride):
             part = image[:, rows, columns]
             window = {**sample, "image": part, "height": part.shape[1], "width": part.shape[2]}
@@ -150,7 +146,7 @@ class Slide(Native):
             done = rows.start - top
             if done:
                 yield sums[:, :done] / counts[:done]
-                sums, counts = _moved_up(sums, done), _moved_up(counts, done)
+                sums, counts = _shift_up(sums, done), _shift_up(counts, done)
                 top = rows.start
             sums[:, :, columns] += scores
             counts[:, columns] += 1
@@ -158,26 +154,22 @@ class Slide(Native):
         yield sums / counts
 
 
-def _moved_up(values: Tensor, rows: int) -> Tensor:
-    """`values` (..., n, w) without its first rows, and as many rows of zeros below."""
+def _shift_up(values: Tensor, rows: int) -> Tensor:
+    """`values` (..., n, w) without the first `rows` rows, padded by zeros at the bottom."""
     return F.pad(values[..., rows:, :], (0, 0, 0, rows))
 
 
 def windows(height: int, width: int, crop: int, stride: float) -> Iterator[tuple[slice, slice]]:
-    """Windows that cover an image, row by row.
+    """Rows and columns of the windows that cover an image, in row-major order.
 
-    They start at multiples of the stride (rounded to whole pixels); the last one of a row or
-    column is moved back to end with the image, so that all have the same size, unless the image
-    is smaller than a window.
+    They start at multiples of the stride (rounded to pixels). The last window of a row or column
+    ends at the border of the image, so that all windows have the same size. If the image is
+    smaller than a window, the window has the size of the image.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
+        height, width: of the image, pixels.
         crop: side of a window, pixels.
-        stride: step as a share of the side, in (0, 1].
-
-    Yields:
-        Rows and columns of a window.
+        stride: step as a fraction of the side, in (0, 1].
     """
     for rows in _spans(height, crop, round(crop * stride)):
         for columns in _spans(width, crop, round(crop * stride)):
@@ -186,14 +178,14 @@ def windows(height: int, width: int, crop: int, stride: float) -> Iterator[tuple
 
 def _spans(length: int, crop: int, step: int) -> Iterator[slice]:
     crop = min(crop, length)
-    beyond_first = -(-(length - crop) // step)
-    for i in range(beyond_first + 1):
+    num_steps = -(-(length - crop) // step)
+    for i in range(num_steps + 1):
         start = min(i * step, length - crop)
         yield slice(start, start + crop)
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image scaled so that its shorter side is `short_side` (0: as is)."""
+    """Height and width of an image resized to a short side of `short_side` (0: unchanged)."""
     if short_side == 0:
         return height, width
     scale = short_side / min(height, width)
@@ -203,33 +195,22 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
 def _resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
     if image.shape[:2] == (height, width):
         return image
-    # Pillow, as in Detectron2: its bilinear filter averages when it shrinks, OpenCV's does not
+    # Pillow as in Detectron2: its bilinear filter antialiases when downscaling, OpenCV's does not
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
 
 
-def _native(cfg: CfgNode) -> Protocol:
-    return Native(short_side=cfg.TEST.SHORT_SIDE)
-
-
-def _clouds(cfg: CfgNode) -> Protocol:
-    return Clouds(short_side=cfg.TEST.SHORT_SIDE)
-
-
-def _slide(cfg: CfgNode) -> Protocol:
-    slide = cfg.TEST.SLIDE
-    return Slide(short_side=slide.SHORT_SIDE, crop_size=slide.CROP_SIZE, stride=slide.STRIDE)
-
-
 PROTOCOLS: dict[str, Callable[[CfgNode], Protocol]] = {
-    "native": _native,
-    "clouds": _clouds,
-    "slide": _slide,
+    "native": lambda cfg: Native(cfg.TEST.SHORT_SIDE),
+    "clouds": lambda cfg: Clouds(cfg.TEST.SHORT_SIDE),
+    "slide": lambda cfg: Slide(
+        cfg.TEST.SLIDE.SHORT_SIDE, cfg.TEST.SLIDE.CROP_SIZE, cfg.TEST.SLIDE.STRIDE
+    ),
 }
 
 
 def build_protocol(cfg: CfgNode) -> Protocol:
-    """The protocol that TEST.PROTOCOL names.
+    """The protocol with the name TEST.PROTOCOL.
 
     Raises:
         ValueError: there is no such protocol.

@@ -1,10 +1,9 @@
-"""What teacher, refiner and student make of generated images, in numbers and in pictures."""
+"""Evaluation of the pseudo-labels of generated images: scores and panels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,153 +12,187 @@ from torch import Tensor
 
 from clouds import comm
 from clouds.d2 import CfgNode
-from clouds.data.datasets import DatasetSpec, generated, get_dataset
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.datasets import DatasetSpec, generated, get_dataset, training_label_space
+from clouds.data.label_space import LabelSpace
 from clouds.data.reading import read_image
 from clouds.data.structures import Record
 from clouds.evaluation.confusion import ConfusionMatrix
-from clouds.visualizer import Tile, mark_points, side_by_side
-
-if TYPE_CHECKING:
-    from clouds.modeling.meta_arch.clouds import CLOUDS
+from clouds.modeling.meta_arch.clouds import CLOUDS
+from clouds.visualizer import Tile, draw_points, legend_of, present_ids, side_by_side
 
 UInt8Array = npt.NDArray[np.uint8]
 
 SCORED = ("teacher", "refined", "teacher-where-refined", "student")
-"""What is scored: the teacher's label; the refined one where a refined mask covers the picture; the
-teacher's on those same pixels; the student's prediction of the clean picture."""
+"""The scored label maps: of the teacher; of the refiner, on the pixels that a refined mask covers;
+of the teacher on the same pixels; the student's prediction for the clean image."""
 
 
 @dataclass(frozen=True)
 class PseudoLabelResult:
-    """Scores on the generated images whose true labels are known, in percent, and panels.
+    """Scores on generated images whose true labels are known, in percent, and panels.
 
     Attributes:
-        name: the generated dataset.
-        miou: by the names in `SCORED`; nan where no true label is known.
-        covered: share of the pixels that a refined mask covers.
-        images: how many were looked at.
-        pictures: panels, (H, W, 3) RGB; part of no comparison.
+        name: name of the generated dataset.
+        miou: by the names in `SCORED`; nan if no true label is known.
+        covered: fraction of the pixels that a refined mask covers.
+        images: number of images.
+        panels: (H, W, 3) RGB; not compared by `==`.
     """
 
     name: str
     miou: dict[str, float]
     covered: float
     images: int
-    pictures: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
+    panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     def flat(self) -> dict[str, float]:
-        """`<dataset>/<what>-mIoU`, and `<dataset>/refined-covered`."""
-        scores = {f"{self.name}/{what}-mIoU": value for what, value in self.miou.items()}
+        """`<dataset>/<label map>-mIoU`, and `<dataset>/refined-covered`."""
+        scores = {f"{self.name}/{name}-mIoU": value for name, value in self.miou.items()}
         return {**scores, f"{self.name}/refined-covered": self.covered}
 
 
-def inspect_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResult, ...]:
-    """Label some images of each generated dataset of DATASETS.TRAIN anew, score and draw them.
+def evaluate_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResult, ...]:
+    """Predict pseudo-labels for images of each generated dataset in DATASETS.TRAIN, score them.
 
-    To be called by every process, with the model in evaluation mode; the images are shared out.
-    Evenly spaced images are taken: TEST.GENERATED_IMAGES of those that have a true label are
-    scored, the first TEST.PICTURES of all are drawn.
+    A collective operation: every process must call it, with the model in evaluation mode; the
+    images are distributed among the processes. Of each dataset TEST.GENERATED_IMAGES images with a
+    true label are scored, at equal distances in the list of images, and a panel is drawn for the
+    first TEST.PICTURES of them. Without true labels TEST.PICTURES images are drawn.
+
+    Raises:
+        FileNotFoundError, ValueError: a dataset or one of its files is missing or broken, or a true
+            label has values outside of the label space of the training data.
     """
+    names = generated(cfg.DATASETS.TRAIN)
+    if not names:
+        return ()
+    label_space = training_label_space(cfg.DATASETS.TRAIN)
+    counts = cfg.TEST.GENERATED_IMAGES, cfg.TEST.PICTURES
     return tuple(
-        _inspect(get_dataset(name), model, cfg.TEST.GENERATED_IMAGES, cfg.TEST.PICTURES)
-        for name in generated(cfg.DATASETS.TRAIN)
+        _evaluate_dataset(get_dataset(name), label_space, model, *counts) for name in names
     )
 
 
-def _inspect(dataset: DatasetSpec, model: CLOUDS, scored: int, drawn: int) -> PseudoLabelResult:
+def _evaluate_dataset(
+    dataset: DatasetSpec, label_space: LabelSpace, model: CLOUDS, num_scored: int, num_panels: int
+) -> PseudoLabelResult:
     records = dataset.records()
-    labelled = [record for record in records if record.label is not None]
-    chosen = _spread(labelled, scored) or _spread(records, drawn)
-    counts = {what: ConfusionMatrix(CITYSCAPES_19.num_classes) for what in SCORED}
-    covered = torch.zeros(2, dtype=torch.float64)
-    pictures: dict[int, UInt8Array] = {}
-    for number in range(comm.get_rank(), len(chosen), comm.get_world_size()):
-        seen = _look(model, dataset, chosen[number], number)
-        seen.count(counts)
-        covered += torch.tensor([float(np.sum(seen.refined != IGNORE)), seen.refined.size])
-        if number < drawn:
-            pictures[number] = seen.panel()
-    shares = comm.all_gather((covered, pictures))
-    inside, pixels = torch.stack([share for share, _ in shares]).sum(0).tolist()
+    labeled = [record for record in records if record.label is not None]
+    selected = evenly_spaced(labeled, num_scored) or evenly_spaced(records, num_panels)
+    matrices = {
+        name: ConfusionMatrix(label_space.num_classes, label_space.ignore) for name in SCORED
+    }
+    covered = torch.zeros(2, dtype=torch.float64)  # covered pixels, all pixels
+    panels: dict[int, UInt8Array] = {}
+    for i in range(comm.get_rank(), len(selected), comm.get_world_size()):
+        maps = _predict(model, dataset, selected[i], label_space.ignore, seed=i)
+        _update(matrices, maps, selected[i], label_space.ignore)
+        covered += torch.tensor([float(np.sum(maps.covered)), maps.covered.size])
+        if i < num_panels:
+            title = f"{dataset.name} · {selected[i].image.name}"
+            panels[i] = _panel(maps, label_space, title)
+    gathered = comm.all_gather((covered, panels))
+    num_covered, num_pixels = torch.stack([counts for counts, _ in gathered]).sum(0).tolist()
     return PseudoLabelResult(
         name=dataset.name,
-        miou={
-            what: 100 * matrix.all_reduce().mean_iou(dataset.classes_present)
-            for what, matrix in counts.items()
-        },
-        covered=100 * inside / max(pixels, 1),
-        images=len(chosen),
-        pictures=tuple(
-            picture for _, picture in sorted(p for _, part in shares for p in part.items())
-        ),
+        miou={name: 100 * matrix.all_reduce().mean_iou() for name, matrix in matrices.items()},
+        covered=100 * num_covered / max(num_pixels, 1),
+        images=len(selected),
+        panels=merge_by_number([panels for _, panels in gathered]),
     )
 
 
-def _spread(records: Sequence[Record], wanted: int) -> list[Record]:
-    """Evenly spaced ones."""
-    count = min(wanted, len(records))
+def evenly_spaced(records: Sequence[Record], count: int) -> list[Record]:
+    """At most `count` records, at equal distances in the list."""
+    count = min(count, len(records))
     return [records[(2 * i + 1) * len(records) // (2 * count)] for i in range(count)]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """One picture and all its labels: (H, W) train ids, 255 where there is none."""
+def merge_by_number(parts: Sequence[Mapping[int, UInt8Array]]) -> tuple[UInt8Array, ...]:
+    """The panels of all processes, in the order of their numbers."""
+    panels = {number: panel for part in parts for number, panel in part.items()}
+    return tuple(panels[number] for number in sorted(panels))
 
-    title: str
+
+@dataclass(frozen=True)
+class _LabelMaps:
+    """A generated image and its label maps, (H, W) uint8 train ids.
+
+    Attributes:
+        image: (H, W, 3) RGB, without augmentation.
+        teacher: pseudo-label of the teacher.
+        refined: pseudo-label of the refiner; the ignore value outside of `covered`.
+        covered: bool (H, W), pixels in a refined mask.
+        student: prediction of the student.
+        truth: true label; None: not known.
+        points: (M, 2), point prompts of the refiner, (x, y) in pixels; None: it uses none.
+    """
+
     image: UInt8Array
     teacher: UInt8Array
     refined: UInt8Array
+    covered: npt.NDArray[np.bool_]
     student: UInt8Array
     truth: UInt8Array | None
     points: npt.NDArray[np.float32] | None
 
-    def count(self, counts: dict[str, ConfusionMatrix]) -> None:
-        """Add its pixels to the counts of everything in `SCORED`."""
-        if self.truth is None:
-            return
-        where_refined = np.where(self.refined == IGNORE, np.uint8(IGNORE), self.truth)
-        refined = np.where(self.refined == IGNORE, np.uint8(0), self.refined)
-        pairs = {
-            "teacher": (self.teacher, self.truth),
-            "refined": (refined, where_refined),
-            "teacher-where-refined": (self.teacher, where_refined),
-            "student": (self.student, self.truth),
-        }
-        for what, (prediction, label) in pairs.items():
-            counts[what].update(torch.from_numpy(prediction), torch.from_numpy(label))
 
-    def panel(self) -> UInt8Array:
-        """Clean picture with points, teacher's, refined, student's and true label in a row."""
-        image = self.image if self.points is None else mark_points(self.image, self.points)
-        maps = {"teacher": self.teacher, "refined": self.refined, "student": self.student}
-        if self.truth is not None:
-            maps["true label"] = self.truth
-        caption = "clean image" if self.points is None else "clean image, points"
-        tiles = [Tile(caption, image)]
-        tiles += [Tile(name, CITYSCAPES_19.colorize(classes)) for name, classes in maps.items()]
-        present = np.unique(np.concatenate([np.unique(classes) for classes in maps.values()]))
-        return side_by_side(tiles, title=self.title, legend=present.tolist(), tile_width=360)
-
-
-def _look(model: CLOUDS, dataset: DatasetSpec, record: Record, seed: int) -> _Seen:
-    """Label one picture in every way."""
-    assert model.self_training is not None
+def _predict(
+    model: CLOUDS, dataset: DatasetSpec, record: Record, ignore: int, seed: int
+) -> _LabelMaps:
+    """The label maps of teacher, refiner and student for one image."""
+    assert model.pseudo_labeler is not None
     image = read_image(record.image)
     clean = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    label = model.teach([clean])[0]
-    refined = model.self_training.refine([clean], [label], [seed])[0]
-    points = refined.points
-    return _Seen(
-        title=f"{dataset.name} · {record.image.name}",
+    teacher = model.predict_pseudo_labels([clean])[0]
+    refined = model.pseudo_labeler.refine([clean], [teacher], [seed])[0]
+    covered, points = refined.covered, refined.points
+    return _LabelMaps(
         image=image,
-        teacher=_map(label.classes),
-        refined=_map(refined.class_map()),
-        student=_map(model.segment([{"image": clean}])[0]),
+        teacher=_to_array(teacher.classes),
+        refined=_to_array(refined.class_map().masked_fill(~covered, ignore)),
+        covered=covered.cpu().numpy(),
+        student=_to_array(model.segment([{"image": clean}])[0]),
         truth=None if record.label is None else dataset.read_label(record),
         points=None if points is None else points.flatten(0, 1).cpu().numpy(),
     )
 
 
-def _map(classes: Tensor) -> UInt8Array:
-    return classes.cpu().numpy().astype(np.uint8)
+def _update(
+    matrices: Mapping[str, ConfusionMatrix], maps: _LabelMaps, record: Record, ignore: int
+) -> None:
+    """Add the pixels of one image to the confusion matrix of each label map in `SCORED`."""
+    if maps.truth is None:
+        return
+    truth_where_refined = np.where(maps.covered, maps.truth, np.uint8(ignore))
+    pairs = {
+        "teacher": (maps.teacher, maps.truth),
+        # uncovered pixels are not counted; any valid class will do
+        "refined": (np.where(maps.covered, maps.refined, np.uint8(0)), truth_where_refined),
+        "teacher-where-refined": (maps.teacher, truth_where_refined),
+        "student": (maps.student, maps.truth),
+    }
+    for name, (prediction, label) in pairs.items():
+        try:
+            matrices[name].update(torch.from_numpy(prediction), torch.from_numpy(label))
+        except ValueError as error:
+            raise ValueError(f"{record.image}: {error}") from error
+
+
+def _panel(maps: _LabelMaps, label_space: LabelSpace, title: str) -> UInt8Array:
+    """Image with point prompts; labels of teacher, refiner and student; true label if known."""
+    label_maps = {"teacher": maps.teacher, "refined": maps.refined, "student": maps.student}
+    if maps.truth is not None:
+        label_maps["true label"] = maps.truth
+    tiles = [
+        Tile("clean image", maps.image)
+        if maps.points is None
+        else Tile("clean image, points", draw_points(maps.image, maps.points))
+    ]
+    tiles += [Tile(name, label_space.colorize(label)) for name, label in label_maps.items()]
+    legend = legend_of(label_space, present_ids(label_maps.values()))
+    return side_by_side(tiles, title=title, legend=legend, tile_width=360)
+
+
+def _to_array(label_map: Tensor) -> UInt8Array:
+    return label_map.cpu().numpy().astype(np.uint8)

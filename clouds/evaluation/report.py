@@ -1,8 +1,8 @@
-"""Results of an evaluation: numbers, a table to read, and a file that says where they come from.
+"""Results of an evaluation: scores, a table, and results.json with their provenance.
 
-All scores here are in percent. nan means that there is no such score: a class that the dataset
-does not have, or that is neither labelled nor predicted in it. It is left out of means over
-classes, but never of the mean over datasets.
+All scores are in percent. nan: the score is not defined, because the class is not in the dataset's
+label set or is neither labeled nor predicted. Means over classes are taken without nan; the mean
+over datasets is nan if the score of any dataset is.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from tabulate import tabulate
 from torch import nn
 
 from clouds.d2 import CfgNode
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.label_space import LabelSpace
 from clouds.environment import provenance
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
-from clouds.files import written_whole
+from clouds.files import atomic_write, file_sha256, raw_bytes
 
 UInt8Array = npt.NDArray[np.uint8]
 
 PACKAGES = ("torchvision", "open_clip_torch", "timm", "numpy", "pillow", "opencv-python-headless")
-"""Packages with a part in the numbers, whose versions are written down beside torch's."""
+"""Packages that affect the scores; results.json has their versions besides that of torch."""
+
+VISUALIZATIONS = "visualizations"
+"""Folder of the panels, in OUTPUT_DIR."""
 
 
 @dataclass(frozen=True)
@@ -43,89 +46,116 @@ class DatasetResult:
     """Scores on one dataset, in percent.
 
     Attributes:
-        name: the dataset.
-        iou: intersection over union of each of the 19 classes, in the order of their train ids;
-            nan for classes that the dataset does not have.
+        name: name of the dataset.
+        class_names: of the dataset's label space, by train id.
+        iou: intersection over union of each class, by train id; nan for classes that are not in
+            the dataset's label set.
         miou: mean of `iou`.
-        miou16: mean over SYNTHIA's 16 classes alone, where that is asked for. Published tables mix
-            the two means; they are different numbers.
-        pixel_accuracy: share of the scored pixels that is right.
-        mean_accuracy: mean over the classes of the share of their pixels that is right.
-        images: how many were scored.
-        seconds: wall-clock time that took, loading and scoring included.
-        pictures: panels of image, label and prediction, (H, W, 3) RGB; part of no comparison.
+        subset_miou: additional means over a subset of the classes, by the number of classes in
+            the subset: 16 for the classes of SYNTHIA. None: not requested for this evaluation.
+            Published tables use either mean; their numbers are not comparable.
+        pixel_accuracy: fraction of the counted pixels that is predicted correctly.
+        mean_accuracy: mean over the classes of the fraction of their pixels that is predicted
+            correctly.
+        images: number of images.
+        seconds: wall-clock time of the evaluation, including data loading and scoring.
+        panels: image, label and prediction side by side, (H, W, 3) RGB; not compared by `==`.
     """
 
     name: str
+    class_names: tuple[str, ...]
     iou: tuple[float, ...]
     miou: float
-    miou16: float | None
+    subset_miou: dict[int, float | None]
     pixel_accuracy: float
     mean_accuracy: float
     images: int
     seconds: float
-    pictures: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
+    panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
     def from_confusion(
         cls,
         name: str,
+        label_space: LabelSpace,
         confusion: ConfusionMatrix,
         classes: Sequence[int],
         *,
-        sixteen: Sequence[int] | None = None,
+        subsets: Mapping[int, Sequence[int] | None] | None = None,
         images: int = 0,
         seconds: float = 0.0,
-        pictures: Sequence[UInt8Array] = (),
+        panels: Sequence[UInt8Array] = (),
     ) -> DatasetResult:
-        """Scores that follow from counts.
+        """Compute the scores from the counts over all images of a dataset.
 
         Args:
-            name: the dataset.
-            confusion: counts over all its images.
             classes: train ids in the dataset's label set.
-            sixteen: train ids for `miou16`; None: none is asked for.
-            images: how many were scored.
-            seconds: how long it took.
-            pictures: panels, (H, W, 3) RGB.
+            subsets: train ids for `subset_miou`, by their number; a value of None: not requested.
         """
         iou = torch.full((confusion.num_classes,), torch.nan, dtype=torch.float64)
         iou[list(classes)] = confusion.iou(classes)
-        shared = None if sixteen is None else [c for c in sixteen if c in classes]
+        subset_miou = {
+            size: None
+            if subset is None
+            else 100 * confusion.mean_iou([c for c in subset if c in classes])
+            for size, subset in (subsets or {}).items()
+        }
         return cls(
             name=name,
+            class_names=label_space.names,
             iou=tuple((100 * iou).tolist()),
             miou=100 * confusion.mean_iou(classes),
-            miou16=None if shared is None else 100 * confusion.mean_iou(shared),
+            subset_miou=subset_miou,
             pixel_accuracy=100 * confusion.pixel_accuracy(),
             mean_accuracy=100 * confusion.mean_accuracy(classes),
             images=images,
             seconds=seconds,
-            pictures=tuple(pictures),
+            panels=tuple(panels),
         )
 
     @property
     def images_per_second(self) -> float:
-        """Images scored in a second, nan when no time passed."""
+        """Images per second; nan if `seconds` is 0."""
         return self.images / self.seconds if self.seconds > 0 else math.nan
 
+    @cached_property
+    def class_iou(self) -> dict[str, float]:
+        """Intersection over union by class name."""
+        return dict(zip(self.class_names, self.iou, strict=True))
+
     def scores(self) -> dict[str, float]:
-        """Every score by name: mIoU, mIoU-16 (if any), accuracies, IoU-<class> for each class."""
-        named = {"mIoU": self.miou}
-        if self.miou16 is not None:
-            named["mIoU-16"] = self.miou16
-        named["pixel-accuracy"] = self.pixel_accuracy
-        named["mean-accuracy"] = self.mean_accuracy
-        return named | {f"IoU-{c}": v for c, v in zip(CITYSCAPES_19.names, self.iou, strict=True)}
+        """All scores by name: mIoU, mIoU-16 (if requested), accuracies, IoU-<class>."""
+        subsets = {
+            f"mIoU-{size}": value for size, value in self.subset_miou.items() if value is not None
+        }
+        accuracies = {"pixel-accuracy": self.pixel_accuracy, "mean-accuracy": self.mean_accuracy}
+        per_class = {f"IoU-{name}": value for name, value in self.class_iou.items()}
+        return {"mIoU": self.miou, **subsets, **accuracies, **per_class}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers and strings for JSON; None in place of nan."""
+        plain: dict[str, Any] = _plain(
+            {
+                "mIoU": self.miou,
+                **{f"mIoU-{size}": value for size, value in self.subset_miou.items()},
+                "pixel-accuracy": self.pixel_accuracy,
+                "mean-accuracy": self.mean_accuracy,
+                "IoU": self.class_iou,
+                "images": self.images,
+                "seconds": self.seconds,
+                "images-per-second": self.images_per_second,
+            }
+        )
+        return plain
 
 
 @dataclass(frozen=True)
 class Results:
-    """Scores on several datasets by one protocol.
+    """Scores on several datasets under one protocol.
 
     Attributes:
         protocol: name of the protocol (TEST.PROTOCOL).
-        datasets: in the order in which they were asked for.
+        datasets: in the order of the evaluation.
         pseudo_labels: in joint training, one for each generated dataset.
     """
 
@@ -135,67 +165,54 @@ class Results:
 
     @property
     def mean_miou(self) -> float:
-        """Mean of the datasets' mIoU; nan when that of any of them is."""
+        """Mean of the datasets' mIoU; nan if any of them is nan."""
         return _mean([result.miou for result in self.datasets])
 
     @property
-    def mean_miou16(self) -> float | None:
-        """Mean of their 16-class mIoU; None where that was not asked for."""
-        values = [r.miou16 for r in self.datasets if r.miou16 is not None]
-        return _mean(values) if values and len(values) == len(self.datasets) else None
+    def mean_subset_miou(self) -> dict[int, float | None]:
+        """Mean of the datasets' `subset_miou`, by size; None if a dataset has no such score."""
+        sizes = dict.fromkeys(size for result in self.datasets for size in result.subset_miou)
+        means: dict[int, float | None] = {}
+        for size in sizes:
+            values = [result.subset_miou.get(size) for result in self.datasets]
+            numbers = [value for value in values if value is not None]
+            means[size] = _mean(numbers) if len(numbers) == len(values) else None
+        return means
 
     @cached_property
-    def pictures(self) -> dict[str, UInt8Array]:
+    def panels(self) -> dict[str, UInt8Array]:
         """Panels by name, `<dataset>/<number>`."""
-        panels = {result.name: result.pictures for result in self.datasets}
-        panels |= {result.name: result.pictures for result in self.pseudo_labels}
-        return {
-            f"{name}/{i}": picture
-            for name, pictures in panels.items()
-            for i, picture in enumerate(pictures)
-        }
+        results: list[DatasetResult | PseudoLabelResult] = [*self.datasets, *self.pseudo_labels]
+        return {f"{r.name}/{i}": panel for r in results for i, panel in enumerate(r.panels)}
 
     def without_score(self) -> list[str]:
         """Names of the datasets whose mIoU is nan."""
         return [result.name for result in self.datasets if math.isnan(result.miou)]
 
     def flat(self) -> dict[str, float]:
-        """Every score by one name: `<dataset>/mIoU`, `<dataset>/IoU-road`, …, `mean/mIoU`.
+        """All scores by name: `<dataset>/mIoU`, `<dataset>/IoU-road`, …, `mean/mIoU`.
 
-        Scores that are nan are in it, so that a name is there at each evaluation or at none.
+        Includes scores that are nan, so that the names are the same at each evaluation of a run.
         """
-        flat = {
-            f"{r.name}/{name}": value for r in self.datasets for name, value in r.scores().items()
-        }
+        flat = {f"{r.name}/{k}": value for r in self.datasets for k, value in r.scores().items()}
+        means = self.mean_subset_miou.items()
         flat["mean/mIoU"] = self.mean_miou
-        if self.mean_miou16 is not None:
-            flat["mean/mIoU-16"] = self.mean_miou16
+        flat |= {f"mean/mIoU-{size}": value for size, value in means if value is not None}
         for labels in self.pseudo_labels:
             flat |= labels.flat()
         return flat
 
     def table(self) -> str:
-        """Classes as rows, datasets as columns, in percent; says which dataset has no score."""
-        per_class = [
-            [name, *(_percent(result.iou[i]) for result in self.datasets)]
-            for i, name in enumerate(CITYSCAPES_19.names)
-        ]
-        several = len(self.datasets) > 1
-        means: dict[str, list[float | None]] = {
-            "mIoU": [*(r.miou for r in self.datasets), self.mean_miou],
-            "mIoU (16 classes)": [*(r.miou16 for r in self.datasets), self.mean_miou16],
-            "pixel accuracy": [r.pixel_accuracy for r in self.datasets],
-            "mean accuracy": [r.mean_accuracy for r in self.datasets],
-        }
-        if all(value is None for value in means["mIoU (16 classes)"]):
-            del means["mIoU (16 classes)"]
-        summary = [[name, *map(_percent, values)] for name, values in means.items()]
-        summary.append(["images", *(str(r.images) for r in self.datasets)])
+        """Classes as rows, datasets as columns, in percent; notes on scores that are nan.
+
+        Classes of different label spaces that have the same name share a row. A cell is empty if
+        the class is not in the label space of the dataset.
+        """
+        class_rows, summary_rows = self._class_rows(), self._summary_rows()
         header = ["IoU in %", *(r.name for r in self.datasets), "mean"]
-        columns = len(header) if several else len(header) - 1
-        rows = [row[:columns] for row in [*per_class, *summary]]
+        columns = len(header) if len(self.datasets) > 1 else len(header) - 1
         text = tabulate(
-            rows,
+            [row[:columns] for row in [*class_rows, *summary_rows]],
             header[:columns],
             "simple",
             stralign="right",
@@ -203,38 +220,43 @@ class Results:
             colalign=("left",),
         )
         lines = text.split("\n")
-        lines.insert(2 + len(per_class), lines[1])  # a rule between the classes and their means
+        lines.insert(2 + len(class_rows), lines[1])  # a rule between the classes and their means
         for name in self.without_score():
-            lines.append(f"{name} has no mIoU: none of its classes is labelled or predicted in it.")
+            lines.append(f"{name} has no mIoU: none of its classes is labeled or predicted in it.")
         for labels in self.pseudo_labels:
-            scores = ", ".join(f"{what} {_percent(v)}" for what, v in labels.miou.items())
+            scores = ", ".join(f"{name} {_percent(v)}" for name, v in labels.miou.items())
             lines.append(
                 f"{labels.name} ({labels.images} images), mIoU: {scores}; "
                 f"{_percent(labels.covered)} % of the pixels are in refined masks."
             )
         return "\n".join(lines)
 
+    def _class_rows(self) -> list[list[str]]:
+        names = dict.fromkeys(name for result in self.datasets for name in result.class_names)
+        columns = [{n: _percent(v) for n, v in r.class_iou.items()} for r in self.datasets]
+        return [[name, *(column.get(name, "") for column in columns)] for name in names]
+
+    def _summary_rows(self) -> list[list[str]]:
+        rows: dict[str, list[float | None]] = {
+            "mIoU": [*(r.miou for r in self.datasets), self.mean_miou]
+        }
+        for size, mean in self.mean_subset_miou.items():
+            values = [r.subset_miou.get(size) for r in self.datasets]
+            if any(value is not None for value in values):
+                rows[f"mIoU ({size} classes)"] = [*values, mean]
+        rows["pixel accuracy"] = [r.pixel_accuracy for r in self.datasets]
+        rows["mean accuracy"] = [r.mean_accuracy for r in self.datasets]
+        images = ["images", *(str(r.images) for r in self.datasets)]
+        return [*([name, *map(_percent, values)] for name, values in rows.items()), images]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON; None stands for nan."""
+        """Numbers and strings for JSON; None in place of nan."""
+        means = {f"mIoU-{size}": value for size, value in self.mean_subset_miou.items()}
         return {
             "unit": "percent",
             "protocol": self.protocol,
-            "mean": _plain({"mIoU": self.mean_miou, "mIoU-16": self.mean_miou16}),
-            "datasets": {
-                r.name: _plain(
-                    {
-                        "mIoU": r.miou,
-                        "mIoU-16": r.miou16,
-                        "pixel-accuracy": r.pixel_accuracy,
-                        "mean-accuracy": r.mean_accuracy,
-                        "IoU": dict(zip(CITYSCAPES_19.names, r.iou, strict=True)),
-                        "images": r.images,
-                        "seconds": r.seconds,
-                        "images-per-second": r.images_per_second,
-                    }
-                )
-                for r in self.datasets
-            },
+            "mean": _plain({"mIoU": self.mean_miou, **means}),
+            "datasets": {result.name: result.to_dict() for result in self.datasets},
             "pseudo-labels": {
                 r.name: _plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
                 for r in self.pseudo_labels
@@ -245,14 +267,14 @@ class Results:
 def describe_run(
     cfg: CfgNode, model: nn.Module, *, weights: str | None = None, iteration: int | None = None
 ) -> dict[str, Any]:
-    """Where numbers come from, as plain values for JSON.
+    """The provenance of results, for JSON.
 
     Args:
-        cfg: the run's config.
-        model: what was evaluated; its parameters and buffers are hashed.
-        weights: file that its weights were read from; None: MODEL.WEIGHTS, which a run that
-            trained has only started from.
-        iteration: training iteration after which it was evaluated, if it is in training.
+        cfg: config of the run.
+        model: the evaluated model; its parameters and buffers are hashed.
+        weights: file of the evaluated weights; None: MODEL.WEIGHTS, which for a run that trained
+            is the file of the initial weights.
+        iteration: training iteration after which the model was evaluated; None: not in training.
     """
     file = cfg.MODEL.WEIGHTS if weights is None else weights
     return {
@@ -270,33 +292,31 @@ def describe_run(
 
 
 def write_results(results: Results, run: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write results.json and the panels, each file whole or not at all.
+    """Write results.json and `visualizations/<dataset>/<number>.png`, each file atomically.
 
     Args:
-        results: what was measured.
-        run: of `describe_run`.
-        folder: is made when it is not there; panels go to its `pictures/<dataset>/<number>.png`.
+        run: as returned by `describe_run`.
+        folder: output folder, created if it does not exist.
 
     Returns:
-        The JSON file.
+        Path of results.json.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder = Path(folder)
-    for name, picture in results.pictures.items():
-        path = folder / "pictures" / f"{name}.png"
-        with written_whole(path, "wb") as file:
-            Image.fromarray(picture).save(file, "PNG")
-    content = {**results.to_dict(), **run}
+    for name, panel in results.panels.items():
+        path = folder / VISUALIZATIONS / f"{name}.png"
+        with atomic_write(path, "wb") as file:
+            Image.fromarray(panel).save(file, "PNG")
     path = folder / "results.json"
-    with written_whole(path, "w") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
+    with atomic_write(path, "w") as file:
+        json.dump({**results.to_dict(), **run}, file, indent=2, allow_nan=False)
     return path
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; kept until the file changes."""
+    """SHA-256 of a file in hexadecimal; cached until its size or modification time changes."""
     path = Path(path).resolve()
     status = path.stat()
     return _hash_file(path, status.st_mtime_ns, status.st_size)
@@ -304,19 +324,15 @@ def hash_file(path: str | Path) -> str:
 
 @lru_cache(maxsize=16)
 def _hash_file(path: Path, modified: int, size: int) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return file_sha256(path)
 
 
 def hash_model(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of a model's state, in hexadecimal."""
+    """SHA-256 in hexadecimal of the names, types, shapes and values in a model's state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(raw_bytes(value))
     return digest.hexdigest()
 
 
@@ -336,7 +352,7 @@ def _version(package: str) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    """Dicts, lists, strings and finite numbers in place of config nodes, tuples and nan."""
+    """Convert config nodes to dicts, tuples to lists, and nan and infinity to None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -5,10 +5,9 @@
     manifest.jsonl          one line per finished image
     generation.json         the settings that all images of the folder have in common
 
-An image is finished when it has a line in the manifest. Label, image and line are written in this
-order, each file under a temporary name first, so files of an interrupted run are either complete
-or ignored. The seed of an image is a function of its number, so images do not depend on
-interruptions or on the process that generates them.
+Label, image and line are written in this order, each file under a temporary name first, so files of
+an interrupted run are either complete or ignored. The seed of an image is a function of its number,
+so images do not depend on interruptions or on the process that generates them.
 """
 
 from __future__ import annotations
@@ -25,19 +24,13 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clouds.data.datasets.manifest import (
-    MANIFEST_NAME,
-    Entry,
-    append_entry,
-    file_sha256,
-    read_manifest,
-)
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.datasets.builtin import generated_description
+from clouds.data.datasets.manifest import MANIFEST_NAME, Entry, append_entry, read_manifest
 from clouds.data.reading import read_image, read_label
-from clouds.files import unfinished, written_whole
+from clouds.files import atomic_write, file_sha256, partial_files
 from clouds.generation.generators import GeneratedImage, Generator
 from clouds.version import __version__
-from clouds.visualizer import Tile, side_by_side
+from clouds.visualizer import Tile, legend_of, side_by_side
 
 RECORD = "generation.json"
 SHEET = "contact_sheet.png"
@@ -50,11 +43,9 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """The images to generate into one folder.
+    """The images to generate into the folder `output`.
 
     Attributes:
-        output: the folder.
-        generator: generates the images.
         prompts: used in turn.
         count: number of images.
         seed: image k is a function of this seed, k, its prompt and the generator.
@@ -83,15 +74,12 @@ class GenerationJob:
         return self.output / MANIFEST_NAME
 
     def image_path(self, number: int) -> Path:
-        """The file of an image."""
         return self.output / "images" / image_name(number)
 
     def label_path(self, number: int) -> Path:
-        """The file of an image's label."""
         return self.output / "labels" / image_name(number)
 
     def prompt(self, number: int) -> str:
-        """The prompt of an image."""
         return str(self.prompts[number % len(self.prompts)])
 
     def record(self) -> Record:
@@ -138,20 +126,28 @@ def prepare(job: GenerationJob, overwrite: bool = False, verify: bool = False) -
         _check_empty(job)
     elif overwrite:
         _clear(job.output)
-    else:
-        _check_same(job, record)
+    elif found := differences(record, job.record()):
+        raise FileExistsError(
+            f"{job.output} was started with other settings: {'; '.join(found)}. Use the same "
+            "settings to resume, another --output, or --overwrite to delete its images."
+        )
     with _explain_write_errors(job.output):
         for folder in ["images", "labels"][: 1 + job.generator.has_labels]:
             (job.output / folder).mkdir(parents=True, exist_ok=True)
         entries = _finished(job)
-        _check_count(job, len(entries), max((int(name[:-4]) for name in entries), default=-1))
+        last = max((int(name[:-4]) for name in entries), default=-1)
+        if last >= job.count:
+            raise FileExistsError(
+                f"{job.output} has {len(entries)} images, up to {image_name(last)}, and --count is "
+                f"{job.count}. Use --count {last + 1} or more, another --output, or --overwrite."
+            )
         _drop_unfinished(job, entries)
         if verify:
             for name, entry in entries.items():
                 image = job.output / "images" / name
                 if image.is_file() and file_sha256(image) != entry.sha256:
                     image.unlink()
-        with written_whole(job.output / RECORD, "w") as file:
+        with atomic_write(job.output / RECORD, "w") as file:
             written = {"clouds": __version__} | job.record()
             file.write(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
 
@@ -211,23 +207,6 @@ def _check_empty(job: GenerationJob) -> None:
             )
 
 
-def _check_same(job: GenerationJob, record: Record) -> None:
-    found = differences(record, job.record())
-    if found:
-        raise FileExistsError(
-            f"{job.output} was started with other settings: {'; '.join(found)}. Use the same "
-            "settings to resume, another --output, or --overwrite to delete its images."
-        )
-
-
-def _check_count(job: GenerationJob, finished: int, last: int) -> None:
-    if last >= job.count:
-        raise FileExistsError(
-            f"{job.output} has {finished} images, up to {image_name(last)}, and --count is "
-            f"{job.count}. Use --count {last + 1} or more, another --output, or --overwrite."
-        )
-
-
 def _clear(output: Path) -> None:
     """Delete the files that this module has written, the manifest first."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
@@ -242,7 +221,7 @@ def _drop_unfinished(job: GenerationJob, entries: dict[str, Entry]) -> None:
         if path.name not in entries:
             path.unlink()
     for folder in (job.output, job.output / "images", job.output / "labels"):
-        for path in unfinished(folder):
+        for path in partial_files(folder):
             path.unlink(missing_ok=True)
 
 
@@ -308,12 +287,11 @@ def _write_png(path: Path, image: npt.NDArray[np.generic]) -> None:
     """Write an image, (H, W) or (H, W, 3) BGR."""
     done, data = cv2.imencode(".png", image)
     assert done, "OpenCV cannot encode PNG"
-    with written_whole(path, parents=False) as file:
+    with atomic_write(path, parents=False) as file:
         file.write(data)
 
 
 def _finished(job: GenerationJob) -> dict[str, Entry]:
-    """The manifest's entries by file name."""
     return read_manifest(job.manifest) if job.manifest.is_file() else {}
 
 
@@ -339,17 +317,12 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
 def write_contact_sheet(
     job: GenerationJob, columns: int = 6, rows: int = 4, tile_width: int = 256
 ) -> Path:
-    """Write an overview of evenly spaced images with the start of their prompts as captions.
-
-    If the generator has labels, they are shown below the images in class colors.
-
-    Returns:
-        The file.
-    """
+    """Write an overview of evenly spaced images, their prompts and labels; returns its file."""
     shown = min(job.count, columns * rows)
     numbers = np.linspace(0, job.count - 1, shown).round().astype(int).tolist()
     columns = min(columns, shown)
     title = f"{job.output.name}: {job.count} images, {job.generator.name} {job.generator.model}"
+    label_space = generated_description(job.output.name).label_space
     panels: list[UInt8Array] = []
     for start in range(0, shown, columns):
         tiles = [_tile(job, number, tile_width) for number in numbers[start : start + columns]]
@@ -359,7 +332,7 @@ def write_contact_sheet(
             side_by_side(
                 tiles,
                 title="" if panels else title.strip(),
-                legend=tuple(range(CITYSCAPES_19.num_classes)) if last else (),
+                legend=legend_of(label_space, range(label_space.num_classes)) if last else (),
                 tile_width=tile_width,
             )
         )
@@ -377,7 +350,14 @@ def _tile(job: GenerationJob, number: int, width: int) -> Tile:
     if job.generator.has_labels:
         label = read_label(job.label_path(number)).astype(np.uint8)
         small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-        tile = np.vstack([tile, CITYSCAPES_19.colorize(np.asarray(small, np.uint8))])
+        tile = np.vstack(
+            [
+                tile,
+                generated_description(job.output.name).label_space.colorize(
+                    np.asarray(small, np.uint8)
+                ),
+            ]
+        )
     prompt, max_length = job.prompt(number), width // 7  # 7 pixels per character
     caption = prompt if len(prompt) <= max_length else prompt[: max_length - 1].rstrip() + "…"
     return Tile(caption, np.asarray(tile, np.uint8))

@@ -91,7 +91,6 @@ def load_language_model(
     """Load a model from a folder, or by its id on the Hugging Face hub.
 
     Args:
-        model: id or folder.
         dtype: one of `DTYPES`; 'auto' means bfloat16 on a GPU and float32 on a CPU.
         device: 'auto', 'cpu', 'cuda' or 'cuda:<number>'.
         offline: use the local cache only.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clouds.files import unfinished, written_whole
+from clouds.files import atomic_write, partial_files
 from clouds.generation.prompts import parse_prompts
 
 _SETTINGS_PREFIX = "# written by tools/write_prompts.py: "
@@ -30,7 +30,7 @@ class PromptFile:
 
     def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
         self.path = path
-        for leftover in unfinished(path.parent, path.name):
+        for leftover in partial_files(path.parent, path.name):
             leftover.unlink(missing_ok=True)
         before, stored, body = _split_file(_read(path))
         self._head = before + _SETTINGS_PREFIX + json.dumps(settings) + "\n"
@@ -63,7 +63,7 @@ class PromptFile:
 
     def _write(self, body: str) -> None:
         """Replace the whole file."""
-        with written_whole(self.path, "w") as stream:
+        with atomic_write(self.path, "w") as stream:
             stream.write(self._head + body)
 
     def append(self, prompts: Sequence[str], round_number: int | None) -> None:

@@ -1,9 +1,8 @@
 """Prompts written by a language model, filtered and balanced over the classes.
 
-The work is done in rounds. Round k asks for the classes that the file still lacks, with random
-numbers that are a function of the seed and k alone. Its prompts and a comment line that ends the
-round are written together, so an interrupted run resumes after its last complete round and
-produces the same file as an uninterrupted one.
+Round k asks for the classes that the file still lacks, with random numbers that are a function of
+the seed and k alone. Its prompts and a comment line that ends the round are written together, so an
+interrupted run resumes after its last complete round and produces the same file.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-from clouds.data.label_space import CITYSCAPES_19
 from clouds.generation.prompt_file import PromptFile
-from clouds.generation.prompts import clip_tokens
+from clouds.generation.prompts import cut_by_clip
 from clouds.generation.words import content_words
 
 NamedClasses = Callable[[str], frozenset[str]]
@@ -100,13 +98,12 @@ def write_prompts(
     """Fill a prompt file with a language model; resumes an earlier run.
 
     Args:
-        model: answers the instructions.
         output: the file; it is created with its folder. Its existing prompts are kept, count for
             the quota, and are not repeated.
         settings: all other values that the answers depend on (model, temperature, ...); written
             to the file.
         named_classes: which classes a prompt names.
-        avoid: prompts of other files that must not be repeated.
+        avoid: prompts of other files, not to be repeated.
         show: called after each round, and once before the first.
 
     Raises:
@@ -201,7 +198,7 @@ def instruction(rng: np.random.Generator, per_answer: int, lacking: Mapping[str,
             probabilities proportional to the number of missing prompts.
         lacking: class -> number of missing prompts; if empty, all classes are equally likely.
     """
-    names = list(lacking) or list(CITYSCAPES_19.names)
+    names = list(lacking or CLASS_DESCRIPTIONS)
     weights = np.array([lacking.get(name, 1) for name in names], dtype=np.float64)
     share = weights / weights.sum()
     chosen = rng.choice(len(names), size=min(3, len(names)), replace=False, p=share)
@@ -263,7 +260,7 @@ def rejection_reason(line: str, named_classes: NamedClasses) -> str | None:
     if len(named_classes(line)) < MIN_CLASSES:
         return "no street scene"
     # A token has at least one byte: a text of up to 75 bytes always fits.
-    if len(line.encode()) > 75 and clip_tokens(line).cut:
+    if len(line.encode()) > 75 and cut_by_clip(line):
         return "too long"
     return None
 
@@ -333,7 +330,7 @@ class _State:
 
     def _update_lacking(self) -> None:
         missing = {
-            name: self.options.quota - self.class_counts[name] for name in CITYSCAPES_19.names
+            name: self.options.quota - self.class_counts[name] for name in CLASS_DESCRIPTIONS
         }
         self.progress.lacking = {name: lack for name, lack in missing.items() if lack > 0}
 

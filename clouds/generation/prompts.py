@@ -6,7 +6,6 @@ Blank lines and lines that start with '#' are skipped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,16 +82,15 @@ def parse_prompts(lines: Iterable[str]) -> list[Prompt]:
 
 # ---------------------------------------------------------------------- repetition
 def near_duplicates(prompts: Sequence[str], threshold: float = 0.5) -> list[tuple[int, int, float]]:
-    """Find pairs of prompts with nearly the same words.
+    """Find pairs of prompts with nearly the same words; memory grows with pairs that share a word.
 
     Args:
-        prompts: memory grows with the number of pairs that share a word.
-        threshold: smallest similarity that is reported, above 0 and at most 1. The similarity is
-            the intersection over union (Jaccard index) of the prompts' `content_words`.
+        prompts: the prompts.
+        threshold: smallest similarity that is reported, in (0, 1]. The similarity is the
+            intersection over union (Jaccard index) of the prompts' `content_words`.
 
     Returns:
-        (first, second, similarity) with indices first < second into `prompts`, the most similar
-        pair first.
+        (first, second, similarity), indices first < second, the most similar pair first.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"the threshold is {threshold}; it must be above 0 and at most 1")
@@ -118,34 +116,17 @@ def near_duplicates(prompts: Sequence[str], threshold: float = 0.5) -> list[tupl
 
 
 # ---------------------------------------------------------------------- length
-@dataclass(frozen=True)
-class ClipLength:
-    """Length of a text in tokens of a text encoder.
+def cut_by_clip(text: str) -> str:
+    """The part of a text beyond CLIP's context, from the first word that does not fit completely.
 
-    Attributes:
-        tokens: of the whole text, including start and end token.
-        cut: the part of the text beyond the context length, from the first word that does not
-            fit completely; empty if the text fits.
+    It is empty if the text fits.
     """
-
-    tokens: int
-    cut: str
+    return _cut(text, CLIP_CONTEXT, _count_clip_tokens)
 
 
-def clip_tokens(text: str, context_length: int = CLIP_CONTEXT) -> ClipLength:
-    """Length of a text in CLIP tokens, and the part beyond the context length."""
-    encode = _clip_encoder()
-    return _length(text, context_length, lambda part: len(encode(part)) + 2)
-
-
-def over_long(prompts: Iterable[str], context_length: int = CLIP_CONTEXT) -> list[str]:
+def over_long(prompts: Iterable[str]) -> list[str]:
     """One warning for each prompt that is longer than CLIP's context."""
-    warnings = []
-    for number, prompt in enumerate(prompts, start=1):
-        cut = clip_tokens(prompt, context_length).cut
-        if cut:
-            warnings.append(_warning(prompt, number, context_length, cut))
-    return warnings
+    return _warnings(prompts, CLIP_CONTEXT, _count_clip_tokens)
 
 
 def cut_prompts(prompts: Iterable[str], tokenizers: Sequence[Any]) -> list[str]:
@@ -160,19 +141,23 @@ def cut_prompts(prompts: Iterable[str], tokenizers: Sequence[Any]) -> list[str]:
         return []
     limit = max(limits)
     tokenizer = tokenizers[limits.index(limit)]
+    return _warnings(prompts, limit, lambda text: len(tokenizer(text)["input_ids"]))
+
+
+def _warnings(prompts: Iterable[str], limit: int, count: Callable[[str], int]) -> list[str]:
     warnings = []
     for number, prompt in enumerate(prompts, start=1):
-        cut = _length(str(prompt), limit, lambda part: len(tokenizer(part)["input_ids"])).cut
+        cut = _cut(str(prompt), limit, count)
         if cut:
-            warnings.append(_warning(prompt, number, limit, cut))
+            where = f"line {prompt.line}" if isinstance(prompt, Prompt) else f"prompt {number}"
+            warnings.append(f"{where}: tokens beyond {limit} are cut: {cut!r}")
     return warnings
 
 
-def _length(text: str, limit: int, count: Callable[[str], int]) -> ClipLength:
-    """Compare a text with a limit. No token contains a space, so the text is cut between words."""
-    tokens = count(text)
-    if tokens <= limit:
-        return ClipLength(tokens, "")
+def _cut(text: str, limit: int, count: Callable[[str], int]) -> str:
+    """The words beyond `limit` tokens. No token contains a space."""
+    if count(text) <= limit:
+        return ""
     words = text.split()
     low, high = 0, len(words)  # the first `low` words fit, the first `high` do not
     while high - low > 1:
@@ -181,12 +166,11 @@ def _length(text: str, limit: int, count: Callable[[str], int]) -> ClipLength:
             low = middle
         else:
             high = middle
-    return ClipLength(tokens, " ".join(words[low:]))
+    return " ".join(words[low:])
 
 
-def _warning(prompt: str, number: int, limit: int, cut: str) -> str:
-    where = f"line {prompt.line}" if isinstance(prompt, Prompt) else f"prompt {number}"
-    return f"{where}: tokens beyond {limit} are cut: {cut!r}"
+def _count_clip_tokens(text: str) -> int:
+    return len(_clip_encoder()(text)) + 2  # with start and end token
 
 
 @cache

@@ -1,4 +1,4 @@
-"""From a config to a model on its device; the same on both sides of the seam."""
+"""From a config to a model on its device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
 
     Raises:
         KeyError: no such meta-architecture is registered; the message lists those that are.
-        ValueError: MODEL.DEVICE cannot be had.
+        ValueError: MODEL.DEVICE is not available.
     """
     name = cfg.MODEL.META_ARCHITECTURE
     if name not in META_ARCH_REGISTRY:

@@ -12,29 +12,31 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from clouds.comm import mean_over_ranks
+from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
 from clouds.modeling.matcher import CostWeights, Match, match, matching_costs
 from clouds.modeling.points import (
     Generator,
-    Points,
     PointSampler,
-    generators_from,
-    pair_losses,
-    sample_at,
-    weights_at,
+    SampledPoints,
+    mask_losses,
+    point_sample,
+    sample_weights,
 )
 from clouds.modeling.transformer_decoder.decoder import Predictions
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """M pairs in each of L predictions of N images with Q queries, image after image.
+class MatchedPairs:
+    """The matched pairs of L predictions of N images with Q queries, image after image.
+
+    An image has m pairs in each prediction; M is the sum of m over the images.
 
     Attributes:
-        queries: (L, M), among the N * Q of a prediction.
-        targets: per image (L, m), among its own targets.
-        by_target: per image, the order (L * m,) that sorts its pairs of all predictions by target.
-        counts: m, per image.
+        queries: (L, M), indices among the N * Q queries of a prediction.
+        targets: per image (L, m), indices among its own targets.
+        by_target: per image (L * m,), the order that sorts its pairs of all predictions by target.
+        counts: m of each image.
     """
 
     queries: Tensor
@@ -43,13 +45,10 @@ class Pairs:
     counts: list[int]
 
     @classmethod
-    def of(cls, matches: Sequence[Sequence[Match]], queries: int, device: torch.device) -> Pairs:
-        """
-        Args:
-            matches: per prediction, per image.
-            queries: Q.
-            device: all indices travel there together.
-        """
+    def from_matches(
+        cls, matches: Sequence[Sequence[Match]], num_queries: int, device: torch.device
+    ) -> MatchedPairs:
+        """From the matches of each prediction and image, all copied to the device together."""
         images = [
             (torch.stack([q for q, _ in image]), torch.stack([t for _, t in image]))
             for image in zip(*matches, strict=True)
@@ -58,36 +57,36 @@ class Pairs:
         orders = torch.cat([t.flatten().argsort(stable=True) for _, t in images])
         on_host = torch.stack(
             [
-                torch.cat([q + i * queries for i, (q, _) in enumerate(images)], dim=1),
+                torch.cat([q + i * num_queries for i, (q, _) in enumerate(images)], dim=1),
                 torch.cat([t for _, t in images], dim=1),
                 orders.view(len(matches), sum(sizes) // len(matches)),
             ]
         )
-        every_query, targets, orders = on_host.to(device, non_blocking=True)
+        queries, targets, orders = on_host.to(device, non_blocking=True)
         counts = [t.shape[1] for _, t in images]
         by_target = orders.flatten().split(sizes)
-        return cls(every_query, targets.split(counts, dim=1), by_target, counts)
+        return cls(queries, targets.split(counts, dim=1), by_target, counts)
 
-    def queries_of_images(self, queries: int) -> list[Tensor]:
-        """Per image (L, m), among its own Q queries."""
+    def queries_per_image(self, num_queries: int) -> list[Tensor]:
+        """Per image (L, m), indices among its own Q queries."""
         images = torch.split(self.queries, self.counts, dim=1)
-        return [image - i * queries for i, image in enumerate(images)]
+        return [image - i * num_queries for i, image in enumerate(images)]
 
 
 class SetCriterion(nn.Module):
-    """Matches predictions with targets and takes class, mask and dice losses of the pairs.
+    """Hungarian matching of queries and targets, and class, mask and dice losses of the pairs.
 
-    Weights of pixels (`Targets.weights`) reach the mask and the dice loss, and the same terms of
-    matching, as `mask_losses` says. The class loss does not know them: a query that is matched with
-    no target should say void, even if it covers only pixels that do not count, and a target should
-    be found, even if none of its pixels counts.
+    Pixel weights (`Targets.weights`) apply to the mask losses and to the mask terms of matching,
+    see `clouds.modeling.points`. They do not apply to the class loss: an unmatched query should
+    predict no_object even if its mask covers only pixels of weight 0, and every target is matched,
+    even if all its pixels have weight 0.
 
     Args:
-        classes: the void class not counted.
+        num_classes: without no_object.
         weights: of the losses, and of the same terms in matching.
-        no_object_weight: of void in the class loss.
-        sampler: the points at which masks are compared.
-        deep_supervision: take losses of every layer's prediction, not of the last alone.
+        no_object_weight: weight of no_object in the class loss.
+        sampler: of the points at which masks are compared.
+        deep_supervision: losses of every layer's prediction, not of the last only.
         normalize_class_loss_over: 'batch' or 'rank', see MODEL.MASK_FORMER.CLASS_NORMALIZER.
     """
 
@@ -95,7 +94,7 @@ class SetCriterion(nn.Module):
 
     def __init__(
         self,
-        classes: int,
+        num_classes: int,
         weights: CostWeights,
         no_object_weight: float,
         sampler: PointSampler,
@@ -103,14 +102,29 @@ class SetCriterion(nn.Module):
         normalize_class_loss_over: str = "batch",
     ) -> None:
         super().__init__()
-        self.classes = classes
+        self.num_classes = num_classes
         self.weights = weights
         self.sampler = sampler
         self.deep_supervision = deep_supervision
         self.normalize_class_loss_over = normalize_class_loss_over
-        empty_weight = torch.ones(classes + 1)
+        empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> SetCriterion:
+        """From MODEL.MASK_FORMER."""
+        former = cfg.MODEL.MASK_FORMER
+        return cls(
+            num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            weights=CostWeights(former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT),
+            no_object_weight=former.NO_OBJECT_WEIGHT,
+            sampler=PointSampler(
+                former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO, former.IMPORTANCE_SAMPLE_RATIO
+            ),
+            deep_supervision=former.DEEP_SUPERVISION,
+            normalize_class_loss_over=former.CLASS_NORMALIZER,
+        )
 
     def forward(
         self,
@@ -121,12 +135,12 @@ class SetCriterion(nn.Module):
         """
         Args:
             predictions: of N images; masks at any resolution.
-            targets: of the same images; their masks cover the padded image.
-            seeds: one per image, from which its points are drawn; None: torch's global generator.
+            targets: of the same images; their masks have the size of the padded image.
+            seeds: one per image, for sampling its points; None: torch's global generator.
 
         Returns:
             weighted losses, scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction,
-            `loss_ce_0`, … of the earlier ones (0: of the raw queries).
+            `loss_ce_0`, … of the earlier ones (0: of the initial queries).
         """
         with torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
             return self._losses(predictions, targets, seeds)
@@ -137,32 +151,37 @@ class SetCriterion(nn.Module):
         layers = self._supervised_layers(len(predictions.class_logits))
         class_logits = torch.stack([predictions.class_logits[i].float() for i in layers.values()])
         mask_logits = [predictions.mask_logits[i].float() for i in layers.values()]
-        device, queries = class_logits.device, class_logits.shape[2]
-        counts = [min(len(t.labels), queries) for t in targets]
-        generators: Sequence[Generator] = (
-            [None] * len(targets) if seeds is None else generators_from(seeds, device)
-        )
-        points = self.sampler.draw(len(layers), counts, generators, device)
-        masks = [_weighed_masks(t) for t in targets]
+        device, num_queries = class_logits.device, class_logits.shape[2]
+        counts = [min(len(t.labels), num_queries) for t in targets]
+        generators: list[Generator] = [None] * len(targets)
+        if seeds is not None:
+            generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        points = self.sampler.sample(len(layers), counts, generators, device)
+        masks = [_weighted_masks(t) for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
-        pairs = Pairs.of(matches, queries, device)
-        void = math.fsum((queries - c) * t.void for c, t in zip(counts, targets, strict=True))
-        masks_norm, class_norm = self._normalizers(sum(counts), void)
-        classes = self._class_losses(class_logits, targets, pairs) / class_norm
-        chosen = predictions.chosen_masks(list(layers.values()), pairs.queries_of_images(queries))
-        bce, dice = self._mask_losses(chosen, targets, masks, pairs, points) / masks_norm
+        pairs = MatchedPairs.from_matches(matches, num_queries, device)
+        unmatched = math.fsum(
+            (num_queries - c) * t.no_object_weight for c, t in zip(counts, targets, strict=True)
+        )
+        mask_normalizer, class_normalizer = self._normalizers(sum(counts), unmatched)
+        cross_entropy = self._class_losses(class_logits, targets, pairs) / class_normalizer
+        matched_mask_logits = predictions.matched_mask_logits(
+            list(layers.values()), pairs.queries_per_image(num_queries)
+        )
+        sums = self._mask_losses(matched_mask_logits, targets, masks, pairs, points)
+        bce, dice = sums / mask_normalizer
         losses = {}
         for i, suffix in enumerate(layers):
-            losses["loss_ce" + suffix] = self.weights.classes * classes[i]
-            losses["loss_mask" + suffix] = self.weights.mask * bce[i]
-            losses["loss_dice" + suffix] = self.weights.dice * dice[i]
+            losses["loss_ce" + suffix] = self.weights.class_weight * cross_entropy[i]
+            losses["loss_mask" + suffix] = self.weights.mask_weight * bce[i]
+            losses["loss_dice" + suffix] = self.weights.dice_weight * dice[i]
         return losses
 
-    def _supervised_layers(self, count: int) -> dict[str, int]:
-        """Loss suffix -> prediction, the last first: the order in which points are drawn."""
-        layers = {"": count - 1}
+    def _supervised_layers(self, num_predictions: int) -> dict[str, int]:
+        """Loss suffix -> prediction, the last first: the order in which points are sampled."""
+        layers = {"": num_predictions - 1}
         if self.deep_supervision:
-            layers |= {f"_{i}": i for i in range(count - 1)}
+            layers |= {f"_{i}": i for i in range(num_predictions - 1)}
         return layers
 
     @torch.no_grad()
@@ -172,124 +191,128 @@ class SetCriterion(nn.Module):
         mask_logits: list[Tensor],
         targets: Sequence[Targets],
         masks: list[Tensor],
-        points: list[Points],
+        points: list[SampledPoints],
     ) -> list[list[Match]]:
-        places = torch.stack([p.matching for p in points])  # (N, L, P, 2)
-        n, layers, count, _ = places.shape
-        at_points = [
-            sample_at(m[None], p.reshape(1, -1, 2))[0] for m, p in zip(masks, places, strict=True)
+        """Per prediction, per image.
+
+        class_logits (L, N, Q, C + 1); mask_logits: L tensors (N, Q, h, w); masks: per image
+        (K, H, W), times the pixel weights.
+        """
+        matching_points = torch.stack([p.matching for p in points])  # (N, L, P, 2)
+        n, num_predictions, num_points, _ = matching_points.shape
+        sampled = [
+            point_sample(m[None], p.reshape(1, -1, 2))[0]
+            for m, p in zip(masks, matching_points, strict=True)
         ]
-        target_masks = pad_sequence(at_points, batch_first=True)  # (N, K, L * P)
-        target_masks = target_masks.view(n, -1, layers, count)
+        target_masks = pad_sequence(sampled, batch_first=True)  # (N, K, L * P)
+        target_masks = target_masks.view(n, -1, num_predictions, num_points)
         labels = pad_sequence([t.labels for t in targets], batch_first=True)
-        weights = _matching_weights(targets, places)
-        # What a CPU works on stays in its cache.
-        images = [slice(i, i + 1) for i in range(n)] if places.is_cpu else [slice(n)]
+        weights = _matching_weights(targets, matching_points)
+        # Image by image on a CPU, as the tensors of one image fit into its cache.
+        chunks = [slice(i, i + 1) for i in range(n)] if matching_points.is_cpu else [slice(n)]
         costs = [
             torch.cat(
                 [
                     matching_costs(
-                        class_logits[i, some],
-                        sample_at(mask_logits[i][some], places[some, i]),
-                        labels[some],
-                        target_masks[some, :, i],
+                        class_logits[i, chunk],
+                        point_sample(mask_logits[i][chunk], matching_points[chunk, i]),
+                        labels[chunk],
+                        target_masks[chunk, :, i],
                         self.weights,
-                        weights[some, i],
+                        weights[chunk, i],
                     )
-                    for some in images
+                    for chunk in chunks
                 ]
             )
-            for i in range(layers)
+            for i in range(num_predictions)
         ]
         return match(torch.stack(costs), [len(t.labels) for t in targets])
 
-    def _normalizers(self, matched: int, void: float) -> tuple[Tensor, Tensor]:
+    def _normalizers(self, num_matched: int, unmatched: float) -> tuple[Tensor, Tensor]:
         """Number of matched masks and total weight in the class loss, averaged over ranks.
 
-        `void` is the number of unmatched queries, each as `Targets.void` counts it.
-
         DistributedDataParallel averages gradients over ranks, so these averages make the sum over
-        all ranks a mean over the whole batch.
+        all ranks a mean over the whole batch. `unmatched` is the number of unmatched queries, each
+        counted as `Targets.no_object_weight` says.
         """
         device = self.empty_weight.device
-        total = matched + void * self.empty_weight[-1]
-        totals = torch.stack([torch.full((), float(matched), device=device), total])
-        over_ranks = mean_over_ranks(totals)
-        class_norm = (over_ranks if self.normalize_class_loss_over == "batch" else totals)[1]
-        return over_ranks[0].clamp(min=1), class_norm
+        total = num_matched + unmatched * self.empty_weight[-1]
+        totals = torch.stack([torch.full((), float(num_matched), device=device), total])
+        averages = mean_over_ranks(totals)
+        class_normalizer = (averages if self.normalize_class_loss_over == "batch" else totals)[1]
+        return averages[0].clamp(min=1), class_normalizer
 
-    def _class_losses(self, logits: Tensor, targets: Sequence[Targets], pairs: Pairs) -> Tensor:
-        """Weighted sums of the cross-entropies of all queries; unmatched ones should say void.
-
-        Args:
-            logits: (L, N, Q, C + 1)
-
-        Returns:
-            (L,)
-        """
-        layers, n, queries, _ = logits.shape
+    def _class_losses(
+        self, logits: Tensor, targets: Sequence[Targets], pairs: MatchedPairs
+    ) -> Tensor:
+        """Weighted sums of the cross-entropies of all queries, (L, N, Q, C + 1) -> (L,)."""
+        num_predictions, n, num_queries, _ = logits.shape
         labels = [t.labels[index] for t, index in zip(targets, pairs.targets, strict=True)]
-        wanted = torch.full((layers, n * queries), self.classes, device=logits.device)
-        wanted.scatter_(1, pairs.queries, torch.cat(labels, dim=1))
-        entropy = F.cross_entropy(
-            logits.flatten(0, 2), wanted.flatten(), self.empty_weight, reduction="none"
+        target_classes = torch.full(
+            (num_predictions, n * num_queries), self.num_classes, device=logits.device
         )
-        entropy = entropy.view(layers, -1)
-        if any(t.void != 1 for t in targets):
-            factor = torch.cat([entropy.new_full((queries,), t.void) for t in targets])
-            entropy = torch.where(wanted == self.classes, entropy * factor, entropy)
+        target_classes.scatter_(1, pairs.queries, torch.cat(labels, dim=1))
+        entropy = F.cross_entropy(
+            logits.flatten(0, 2), target_classes.flatten(), self.empty_weight, reduction="none"
+        )
+        entropy = entropy.view(num_predictions, -1)
+        if any(t.no_object_weight != 1 for t in targets):
+            factors = [entropy.new_full((num_queries,), t.no_object_weight) for t in targets]
+            factor = torch.cat(factors)
+            entropy = torch.where(target_classes == self.num_classes, entropy * factor, entropy)
         return entropy.sum(1)
 
     def _mask_losses(
         self,
-        matched: Sequence[Tensor],
+        matched_mask_logits: Sequence[Tensor],
         targets: Sequence[Targets],
         masks: list[Tensor],
-        pairs: Pairs,
-        points: list[Points],
+        pairs: MatchedPairs,
+        points: list[SampledPoints],
     ) -> Tensor:
         """Sums over the matched masks of binary cross-entropy and of dice loss: (2, L).
 
-        Args:
-            matched: per image the logits of matched queries (L, m, h, w).
+        Per image matched_mask_logits (L, m, h, w); masks (K, H, W), times the pixel weights.
         """
-        if not sum(pairs.counts):  # nothing but void: zero, with a gradient of zero
-            return torch.stack([m.flatten(1).sum(1) for m in matched]).sum(0).expand(2, -1)
-        images = enumerate(zip([m.float() for m in matched], targets, masks, points, strict=True))
+        if not sum(pairs.counts):  # only no_object: a loss of 0 with a gradient of 0
+            zeros = torch.stack([m.flatten(1).sum(1) for m in matched_mask_logits]).sum(0)
+            return zeros.expand(2, -1)
         losses = []
-        for i, (predicted, target, whole, drawn) in images:
-            chosen = self.sampler.choose(predicted, drawn, target.weights)
-            of_image = pair_losses(
-                sample_at(predicted.flatten(0, 1)[:, None], chosen)[:, 0],
-                _read_matched(whole, chosen, pairs.targets[i], pairs.by_target[i]),
-                None if target.weights is None else weights_at(target.weights, chosen),
+        for i, (logits, target) in enumerate(zip(matched_mask_logits, targets, strict=True)):
+            logits = logits.float()
+            selected = self.sampler.select_uncertain(logits, points[i], target.weights)
+            image_losses = mask_losses(
+                point_sample(logits.flatten(0, 1)[:, None], selected)[:, 0],
+                _sample_matched(masks[i], selected, pairs.targets[i], pairs.by_target[i]),
+                None if target.weights is None else sample_weights(target.weights, selected),
             )
-            losses.append(of_image.view(2, *pairs.targets[i].shape).sum(2))
+            losses.append(image_losses.view(2, *pairs.targets[i].shape).sum(2))
         return torch.stack(losses).sum(0)
 
 
 @torch.no_grad()
-def _read_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: Tensor) -> Tensor:
+def _sample_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: Tensor) -> Tensor:
     """Masks of targets (L, m) among (K, H, W) at points (L * m, P, 2) of each: (L * m, P)."""
-    layers, matched = targets.shape
-    if matched < len(masks):  # more targets than queries: other ones in each prediction
-        return sample_at(masks.index_select(0, targets.flatten())[:, None], points)[:, 0]
-    # All places at which a mask is needed are read at once, and it is never copied.
-    sorted_points = points.index_select(0, by_target).view(matched, layers * points.shape[1], 2)
-    read = sample_at(masks[:, None], sorted_points).view(points.shape[:2])
-    return torch.empty_like(read).index_copy_(0, by_target, read)
+    num_predictions, num_matched = targets.shape
+    if num_matched < len(masks):  # more targets than queries: each prediction has other pairs
+        return point_sample(masks.index_select(0, targets.flatten())[:, None], points)[:, 0]
+    # Each mask is sampled once at the points of all predictions, so no mask is copied.
+    sorted_points = points.index_select(0, by_target)
+    sorted_points = sorted_points.view(num_matched, num_predictions * points.shape[1], 2)
+    sampled = point_sample(masks[:, None], sorted_points).view(points.shape[:2])
+    return torch.empty_like(sampled).index_copy_(0, by_target, sampled)
 
 
-def _weighed_masks(target: Targets) -> Tensor:
+def _weighted_masks(target: Targets) -> Tensor:
     masks = target.masks.float()
     return masks if target.weights is None else masks * target.weights
 
 
-def _matching_weights(targets: Sequence[Targets], places: Tensor) -> Tensor:
-    """Weights of pixels at points (N, L, P, 2) of all images."""
+def _matching_weights(targets: Sequence[Targets], points: Tensor) -> Tensor:
+    """Pixel weights at points (N, L, P, 2) of all images: (N, L, P)."""
     return torch.stack(
         [
-            torch.ones_like(p[..., 0]) if t.weights is None else weights_at(t.weights, p)
-            for t, p in zip(targets, places, strict=True)
+            torch.ones_like(p[..., 0]) if t.weights is None else sample_weights(t.weights, p)
+            for t, p in zip(targets, points, strict=True)
         ]
     )

@@ -1,4 +1,4 @@
-"""Which query answers for which target: Hungarian matching (Mask2Former, section 3.1)."""
+"""Hungarian matching of queries and targets (Mask2Former, section 3.1)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,17 @@ Match = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class CostWeights:
-    """Weights of the class cost, the mask's binary cross-entropy and its dice cost."""
+    """Weights of the three costs of matching, and of the losses of the same terms.
 
-    classes: float
-    mask: float
-    dice: float
+    Attributes:
+        class_weight: of the class probability (matching) and the cross-entropy (loss).
+        mask_weight: of the binary cross-entropy of masks.
+        dice_weight: of the dice loss of masks.
+    """
+
+    class_weight: float
+    mask_weight: float
+    dice_weight: float
 
 
 def matching_costs(
@@ -33,7 +39,7 @@ def matching_costs(
     weights: CostWeights,
     pixel_weights: Tensor,
 ) -> Tensor:
-    """The cost of giving each target to each query.
+    """The cost of matching each query with each target.
 
     Args:
         class_logits: (N, Q, C + 1)
@@ -41,38 +47,38 @@ def matching_costs(
         labels: (N, K) classes of the targets.
         masks: at the same points (N, K, P), in [0, 1], times `pixel_weights`.
         weights: of the three costs.
-        pixel_weights: at the same points (N, P). See `mask_losses`.
+        pixel_weights: at the same points (N, P), see `clouds.modeling.points`.
 
     Returns:
         (N, Q, K)
     """
     probability = class_logits.softmax(-1)
     labels = labels[:, None].expand(-1, class_logits.shape[1], -1)
-    cost = -weights.classes * probability.gather(-1, labels)
-    strength = pixel_weights.mean(-1)[:, None, None]
-    # The matrix of few rows stands in front: on a CPU such products are the faster ones.
-    inside = mask_logits.sigmoid()
-    sums = (torch.cat((masks, pixel_weights[:, None]), dim=1) @ inside.mT).mT
-    # BCE of a pair: sum softplus(x) - x t, over points.
+    cost = -weights.class_weight * probability.gather(-1, labels)
+    mean_weight = pixel_weights.mean(-1)[:, None, None]
+    # The matrix with few rows is the left factor: on a CPU such products are faster.
+    mask_probability = mask_logits.sigmoid()
+    sums = (torch.cat((masks, pixel_weights[:, None]), dim=1) @ mask_probability.mT).mT
+    # Binary cross-entropy of a pair: sum of softplus(x) - x t over the points.
     softplus = (pixel_weights[:, None] @ F.softplus(mask_logits).mT).mT
     entropy = softplus - (masks @ mask_logits.mT).mT
-    cost = cost + weights.mask * entropy / mask_logits.shape[-1]
+    cost = cost + weights.mask_weight * entropy / mask_logits.shape[-1]
     sizes = sums[..., -1:] + masks.sum(-1)[:, None]
-    return cost + weights.dice * dice_loss(sums[..., :-1], sizes, strength)
+    return cost + weights.dice_weight * dice_loss(sums[..., :-1], sizes, mean_weight)
 
 
 def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
-    """Solve every assignment of a step; the costs travel to the host once.
+    """Solve all assignments of a training step; the costs are copied to the host once.
 
     Args:
-        costs: (L, N, Q, K), of L predictions of N images, K the largest number of targets.
-        counts: how many targets each image has; columns behind them are padding.
+        costs: (L, N, Q, K), of L predictions of N images.
+        counts: number of targets of each image; further columns are padding.
 
     Returns:
-        per prediction, per image, the pairs, on the host.
+        per prediction, per image, the matched pairs, on the host.
     """
-    # Predictions that are not finite match anyhow: their losses are not finite either, and the
-    # trainer stops at them and names the images.
+    # Costs that are not finite must not raise here: the losses are then not finite either, and the
+    # trainer stops with an error that names the images.
     on_host = costs.float().nan_to_num().cpu()
     return [
         [_assign(image[:, :count]) for image, count in zip(layer, counts, strict=True)]

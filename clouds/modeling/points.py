@@ -1,18 +1,20 @@
-"""Random points on masks, and the mask losses there (Mask2Former, section 3.3).
+"""Mask losses at randomly sampled points (Mask2Former, section 3.3), with weights of pixels.
 
-Points are drawn per image, so that they do not depend on how a batch is split. Pixels may count
-less than fully. Let w be the weights of the points, from 0 to 1, and s their mean. A loss of a mask
-is s times the published loss of points with the relative weights w / s, whose mean is 1:
+Points are sampled per image, so they do not depend on how a batch is split.
+
+Pixels may have weights (`Targets.weights`). Let w be the weights of the points, from 0 to 1, and s
+their mean. The losses of a mask are
 
     cross-entropy = sum(w * bce) / P
     dice loss     = s * (1 - (2 * sum(w p t) + s) / (sum(w p) + sum(w t) + s))
 
-Where all pixels have the weight c it is c times the published loss, and the published loss itself
-for c = 1; where all weights are 0 it is 0. Dividing by sum(w) instead of the number P of points
-would give an uncertain image as much weight as a certain one.
+which is s times the published loss of points with the relative weights w / s, whose mean is 1. If
+all pixels have the weight c it is c times the published loss; for c = 1 the published loss itself.
+Dividing by sum(w) instead of the number P of points would give an image of uncertain pixels as
+large a loss as one of certain pixels.
 
-Masks are multiplied with the weights before they are sampled, so a mask's value at a pixel of
-weight 0 reaches no point beside it.
+Masks are multiplied by the weights before they are sampled, so the mask at a pixel of weight 0 does
+not influence points in neighboring pixels.
 """
 
 from __future__ import annotations
@@ -25,51 +27,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+MASKS_PER_CHUNK = 4
+"""Masks whose candidates are computed at a time on a CPU: as many as fit into its cache."""
+
 Generator = torch.Generator | None
 """None is torch's global generator."""
 
-_MASKS_AT_ONCE = 4
-"""Whose candidates a CPU looks at together: as many as its cache holds."""
-
-_MASKS_AT_ONCE = 4
-"""Whose candidates a CPU looks at together: as many as its cache holds."""
-
-
-def generators_from(seeds: Sequence[int], device: torch.device) -> list[Generator]:
-    """One generator per image."""
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def sample_at(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
-    """Read maps bilinearly at points.
-
-    Args:
-        maps: (N, C, H, W)
-        points: (N, P, 2) as (x, y), -1 the left or upper edge and 1 the opposite one.
-        padding: what is blended in outside of the outermost pixel centers: 'zeros', or 'border' for
-            the outermost pixels themselves.
-
-    Returns:
-        (N, C, P)
-    """
-    if not len(maps):
-        return maps.new_zeros(0, maps.shape[1], points.shape[1])
-    if maps.shape[1] > 1:  # all channels of a pixel side by side: several times faster on a CPU
-        maps = maps.contiguous(memory_format=torch.channels_last)
-    grid = points[:, None]
-    return F.grid_sample(maps, grid, padding_mode=padding, align_corners=False)[:, :, 0]
-
 
 @dataclass(frozen=True)
-class Points:
+class SampledPoints:
     """The points of L predictions of an image that has M matched masks in each.
 
-    (x, y) in [-1, 1], as `sample_at` wants them.
+    (x, y) in [-1, 1], see `point_sample`.
 
     Attributes:
-        matching: (L, P, 2), shared by all masks of a prediction.
-        candidates: (L, M, P * oversample, 2), of which the least certain are taken.
-        random: (L, M, P - the number taken, 2), added to them.
+        matching: (L, num_points, 2), shared by all masks of a prediction.
+        candidates: (L, M, num_points * oversample_ratio, 2), of which the most uncertain are taken.
+        random: (L, M, num_points - num_uncertain, 2), taken in addition.
     """
 
     matching: Tensor
@@ -79,57 +53,56 @@ class Points:
 
 @dataclass(frozen=True)
 class PointSampler:
-    """How many points the criterion looks at (Mask2Former, section 3.3).
+    """Samples the points of the matcher and of the mask losses (Mask2Former, section 3.3).
 
     Attributes:
-        points: per mask.
-        oversample: candidates per point.
-        importance: share of the points taken where the prediction is least certain.
+        num_points: per mask.
+        oversample_ratio: candidates per point.
+        importance_sample_ratio: share of the points taken where the prediction is most uncertain.
     """
 
-    points: int
-    oversample: float
-    importance: float
+    num_points: int
+    oversample_ratio: float
+    importance_sample_ratio: float
 
     @property
-    def uncertain(self) -> int:
-        return int(self.importance * self.points)
+    def num_uncertain(self) -> int:
+        return int(self.importance_sample_ratio * self.num_points)
 
-    def draw(
+    def sample(
         self,
-        layers: int,
-        matched: Sequence[int],
+        num_predictions: int,
+        num_matched: Sequence[int],
         generators: Sequence[Generator],
         device: torch.device,
-    ) -> list[Points]:
-        """Draw the points of a step, of every image.
+    ) -> list[SampledPoints]:
+        """The points of every image, of which `num_matched` masks will be matched, in one step.
 
-        The order, on which reproducing published numbers depends: prediction after prediction; of
-        each the matching points of all images, then all candidates, then all random points.
-
-        Args:
-            layers: how many predictions there are.
-            matched: how many masks of each image will be matched.
-            generators: one per image; the same one may stand for several.
+        Published numbers depend on the order: prediction after prediction; of each the matching
+        points of all images, then all candidates, then all random points. Images may share a
+        generator.
         """
-        candidates = int(self.points * self.oversample)
+        num_candidates = int(self.num_points * self.oversample_ratio)
+        num_random = self.num_points - self.num_uncertain
         images = [
-            Points(
-                torch.empty(layers, self.points, 2, device=device),
-                torch.empty(layers, masks, candidates, 2, device=device),
-                torch.empty(layers, masks, self.points - self.uncertain, 2, device=device),
+            SampledPoints(
+                torch.empty(num_predictions, self.num_points, 2, device=device),
+                torch.empty(num_predictions, num_masks, num_candidates, 2, device=device),
+                torch.empty(num_predictions, num_masks, num_random, 2, device=device),
             )
-            for masks in matched
+            for num_masks in num_matched
         ]
-        for layer in range(layers):
-            for kind in ("matching", "candidates", "random"):
+        for prediction in range(num_predictions):
+            for field in ("matching", "candidates", "random"):
                 for image, generator in zip(images, generators, strict=True):
-                    getattr(image, kind)[layer].uniform_(-1, 1, generator=generator)
+                    getattr(image, field)[prediction].uniform_(-1, 1, generator=generator)
         return images
 
     @torch.no_grad()
-    def choose(self, mask_logits: Tensor, points: Points, weights: Tensor | None = None) -> Tensor:
-        """The candidates nearest to each mask's outline, and the random points.
+    def select_uncertain(
+        self, mask_logits: Tensor, points: SampledPoints, weights: Tensor | None = None
+    ) -> Tensor:
+        """The candidates whose logits are nearest to 0, and the random points.
 
         Args:
             mask_logits: (L, M, h, w)
@@ -137,71 +110,98 @@ class PointSampler:
             weights: (H, W), of the image's pixels. Candidates of weight 0 are taken last.
 
         Returns:
-            (L * M, P, 2)
+            (L * M, num_points, 2)
         """
         masks = mask_logits.flatten(0, 1)[:, None]
         candidates, random = points.candidates.flatten(0, 1), points.random.flatten(0, 1)
-        chosen = random.new_empty(len(masks), self.points, 2)
-        as_numbers = torch.view_as_complex  # a point is moved as one number
-        at_once = max(len(masks), 1) if masks.is_cuda else _MASKS_AT_ONCE
-        for first in range(0, len(masks), at_once):
-            some = slice(first, first + at_once)
-            certainty = sample_at(masks[some], candidates[some])[:, 0].abs_()
+        selected = random.new_empty(len(masks), self.num_points, 2)
+        as_complex = torch.view_as_complex  # copies x and y of a point as one number
+        step = max(len(masks), 1) if masks.is_cuda else MASKS_PER_CHUNK
+        for first in range(0, len(masks), step):
+            chunk = slice(first, first + step)
+            certainty = point_sample(masks[chunk], candidates[chunk])[:, 0].abs_()
             if weights is not None:
-                certainty.masked_fill_(weights_at(weights, candidates[some]) == 0, torch.inf)
-            nearest = as_numbers(candidates[some]).gather(1, _smallest(certainty, self.uncertain))
-            parts = (nearest, as_numbers(random[some]))
-            torch.cat(parts, dim=1, out=as_numbers(chosen[some]))
-        return chosen
+                ignored = sample_weights(weights, candidates[chunk]) == 0
+                certainty.masked_fill_(ignored, torch.inf)
+            index = _indices_of_smallest(certainty, self.num_uncertain)
+            uncertain = as_complex(candidates[chunk]).gather(1, index)
+            parts = (uncertain, as_complex(random[chunk]))
+            torch.cat(parts, dim=1, out=as_complex(selected[chunk]))
+        return selected
 
 
-def weights_at(weights: Tensor, points: Tensor) -> Tensor:
-    """Weights of pixels (H, W) at points (..., P, 2), as (..., P); 1 everywhere stays 1."""
-    flat = points.reshape(1, -1, 2)
-    return sample_at(weights[None, None], flat, padding="border").view(points.shape[:-1])
-
-
-def _smallest(values: Tensor, count: int) -> Tensor:
-    """Where the `count` smallest values of each row (N, P) are, in any order: (N, count)."""
-    if values.is_cuda or not 0 < count < values.shape[1]:
-        return values.topk(count, dim=1, largest=False, sorted=False).indices
-    # numpy selects with the CPU's vector instructions: 7 times faster than topk.
-    order = np.argpartition(values.numpy(), count - 1, axis=1)
-    return torch.from_numpy(order[:, :count])
-
-
-def dice_loss(overlap: Tensor, sizes: Tensor, strength: Tensor | None = None) -> Tensor:
-    """1 - (2 overlap + 1) / (sizes + 1), and the same of weighed points.
+def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
+    """Sample maps bilinearly at points.
 
     Args:
-        overlap: sum of w p t, over points.
-        sizes: sum of w p + w t.
-        strength: s; None: 1, where w is 1.
+        maps: (N, C, H, W)
+        points: (N, P, 2) as (x, y), -1 the left or upper edge and 1 the opposite one.
+        padding: values outside of the map: 'zeros', or 'border' for those of the outermost pixels.
+
+    Returns:
+        (N, C, P)
     """
-    if strength is None:
+    if not len(maps):
+        return maps.new_zeros(0, maps.shape[1], points.shape[1])
+    if maps.shape[1] > 1:  # channels last: several times as fast on a CPU
+        maps = maps.contiguous(memory_format=torch.channels_last)
+    grid = points[:, None]
+    return F.grid_sample(maps, grid, padding_mode=padding, align_corners=False)[:, :, 0]
+
+
+def sample_weights(weights: Tensor, points: Tensor) -> Tensor:
+    """Weights of pixels (H, W) at points (..., P, 2): (..., P).
+
+    With border padding, so that a weight of 1 everywhere is 1 at every point.
+    """
+    flat = points.reshape(1, -1, 2)
+    return point_sample(weights[None, None], flat, padding="border").view(points.shape[:-1])
+
+
+def dice_loss(overlap: Tensor, sizes: Tensor, mean_weight: Tensor | None = None) -> Tensor:
+    """The dice loss of the module docstring, from sums over the points.
+
+    Args:
+        overlap: sum of w p t.
+        sizes: sum of w p + w t.
+        mean_weight: s; None: 1, where all weights are 1.
+    """
+    if mean_weight is None:
         return 1 - (2 * overlap + 1) / (sizes + 1)
-    least = torch.finfo(strength.dtype).eps  # where nothing counts: 0 * (1 - 0 / least)
-    return strength * (1 - (2 * overlap + strength) / (sizes + strength.clamp(min=least)))
+    # All weights 0: s = overlap = sizes = 0, and the clamp makes it 0 * (1 - 0 / eps) = 0.
+    smallest = torch.finfo(mean_weight.dtype).eps
+    return mean_weight * (
+        1 - (2 * overlap + mean_weight) / (sizes + mean_weight.clamp(min=smallest))
+    )
 
 
-def pair_losses(logits: Tensor, wanted: Tensor, weights: Tensor | None) -> Tensor:
-    """Binary cross-entropy and dice loss of matched pairs.
+def mask_losses(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Binary cross-entropy and dice loss of matched pairs, see the module docstring.
 
     Args:
         logits: predictions at the points of each pair (M, P).
-        wanted: the targets there in [0, 1], times weights.
-        weights: at the same points; None: 1.
+        target: target masks there in [0, 1], times `weights`.
+        weights: of the same points; None: 1.
 
     Returns:
         (2, M)
     """
-    inside = logits.sigmoid()
-    overlap = (inside * wanted).sum(1)
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum(1)
     if weights is None:
-        bce = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        dice = dice_loss(overlap, inside.sum(1) + wanted.sum(1))
+        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        dice = dice_loss(overlap, probability.sum(1) + target.sum(1))
     else:
-        bce = weights * F.softplus(logits) - logits * wanted
-        sizes = (inside * weights).sum(1) + wanted.sum(1)
+        bce = weights * F.softplus(logits) - logits * target
+        sizes = (probability * weights).sum(1) + target.sum(1)
         dice = dice_loss(overlap, sizes, weights.mean(1))
     return torch.stack((bce.mean(1), dice))
+
+
+def _indices_of_smallest(values: Tensor, count: int) -> Tensor:
+    """Indices of the `count` smallest values of each row (N, P), in any order: (N, count)."""
+    if values.is_cuda or not 0 < count < values.shape[1]:
+        return values.topk(count, dim=1, largest=False, sorted=False).indices
+    # NumPy's partition uses the CPU's vector instructions: 7 times as fast as topk.
+    order = np.argpartition(values.numpy(), count - 1, axis=1)
+    return torch.from_numpy(order[:, :count])

@@ -1,4 +1,4 @@
-"""A classifier made of words: one row per synonym of each class (paper section 3.1)."""
+"""A classifier from class names, through the backbone's text encoder (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clouds.modeling.backbone.clip import CLIP
-from clouds.modeling.backbone.open_clip_models import get_tokenizer
+from clouds.modeling.backbone.base import TextEncoder
 
 TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -28,32 +27,26 @@ TEMPLATES: tuple[str, ...] = (
     "There is a medium {} in the scene.",
     "There is a large {} in the scene.",
 )
-
-
-PROMPTS_AT_ONCE = 128  # bounds the text encoder's memory; the result does not depend on it
+"""Prompt templates for class names (those of ViLD, as in FC-CLIP and CLOUDS)."""
 
 
 @dataclass(frozen=True)
-class TextRows:
-    """Text features to compare with, the synonyms of class 0 first, void last.
+class TextEmbeddings:
+    """Rows that embeddings are compared with: synonyms of class 0 first, no-object last.
 
     Attributes:
         rows: (S + 1, D), of unit length.
-        counts: synonyms of each class; they sum to S.
+        counts: number of synonyms of each class; they sum to S.
     """
 
     rows: Tensor
     counts: tuple[int, ...]
 
     def logits(self, embeddings: Tensor, scale: Tensor) -> Tensor:
-        """Similarity of embeddings with every class.
-
-        Args:
-            embeddings: (N, Q, D), of any length.
-            scale: factor on the cosine similarity, shape ().
+        """Cosine similarities of embeddings (N, Q, D) with every class, times `scale`, shape ().
 
         Returns:
-            (N, Q, C + 1): per class the maximum over its synonyms, void last.
+            (N, Q, num_classes + 1): per class the maximum over its synonyms, no-object last.
         """
         # The scale is up to 100, and half precision would round the cosines to half a percent.
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -63,52 +56,51 @@ class TextRows:
 
 
 class TextClassifier:
-    """The text features of class names, computed when first asked for.
+    """Text embeddings of class names, computed at the first use and kept.
 
-    `reset` when the backbone's weights have changed.
+    Call `reset` when the weights of the text encoder have changed.
 
     Args:
-        synonyms: per class, its words.
+        synonyms: per class, its names.
     """
 
     def __init__(self, synonyms: Sequence[Sequence[str]]) -> None:
         self.synonyms = tuple(tuple(names) for names in synonyms)
-        self._features: Tensor | None = None
+        self._rows: Tensor | None = None
 
     def reset(self) -> None:
-        """Forget the features."""
-        self._features = None
+        """Forget the embeddings, so that the next use computes them again."""
+        self._rows = None
 
     @torch.no_grad()
-    def features(self, backbone: CLIP) -> Tensor:
-        """(S, D): one unit-length row per synonym, on the backbone's device."""
-        device = backbone.logit_scale.device
-        if self._features is None or self._features.device != device:
-            if not self.synonyms:
-                raise ValueError(
-                    "the text classifier has no words for the classes: DATASETS.TRAIN names a "
-                    "dataset whose classes are not known. Use a class head that needs no text, "
-                    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME linear or pooled."
-                )
-            tokens = get_tokenizer(backbone.model_name)(prompts_for(self.synonyms))
-            self._features = self._compute(backbone, tokens)
-        return self._features
+    def synonym_embeddings(self, encoder: TextEncoder) -> Tensor:
+        """(S, D): one row of unit length per synonym, on the encoder's device.
 
-    def _compute(self, backbone: CLIP, tokens: Tensor) -> Tensor:
-        device = backbone.logit_scale.device
-        chunks = torch.split(tokens.to(device), PROMPTS_AT_ONCE)
-        with torch.autocast(device.type, enabled=False):  # once for all: in full precision
-            rows = torch.cat([backbone.encode_text(chunk) for chunk in chunks])
-        rows = F.normalize(rows.float(), dim=-1)
-        rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
-        return F.normalize(rows, dim=-1)
+        The embeddings of a synonym in all templates are normalized, averaged and normalized again.
 
-    def rows(self, backbone: CLIP, void: Tensor) -> TextRows:
-        """The features with the void embedding (1, D), which is normalized here, appended."""
-        rows = torch.cat((self.features(backbone), F.normalize(void, dim=-1)))
-        return TextRows(rows, tuple(len(names) for names in self.synonyms))
+        Raises:
+            ValueError: the classes have no names.
+        """
+        if not self.synonyms:
+            raise ValueError(
+                "the text classifier has no names of classes: DATASETS.TRAIN names a dataset "
+                "whose label space is not known. Use a class head without text encoder, "
+                "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME linear or pooled."
+            )
+        device = encoder.logit_scale.device
+        if self._rows is None or self._rows.device != device:
+            prompts = encoder.encode_text(prompts_for(self.synonyms))
+            rows = F.normalize(prompts, dim=-1)
+            rows = rows.view(-1, len(TEMPLATES), rows.shape[-1]).mean(1)
+            self._rows = F.normalize(rows, dim=-1)
+        return self._rows
+
+    def embeddings(self, encoder: TextEncoder, no_object: Tensor) -> TextEmbeddings:
+        """The rows of all synonyms and, normalized, the no-object embedding (1, D)."""
+        rows = torch.cat((self.synonym_embeddings(encoder), F.normalize(no_object, dim=-1)))
+        return TextEmbeddings(rows, tuple(len(names) for names in self.synonyms))
 
 
 def prompts_for(synonyms: Sequence[Sequence[str]]) -> list[str]:
-    """Every synonym in every template: class by class, synonym by synonym."""
+    """Every synonym in every template, ordered by class, synonym, template."""
     return [t.format(name) for names in synonyms for name in names for t in TEMPLATES]

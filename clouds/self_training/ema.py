@@ -1,8 +1,10 @@
-"""The teacher: an exponential moving average of the head (paper section 3.4)."""
+"""The teacher: an exponential moving average of everything that trains (paper section 3.4)."""
 
 from __future__ import annotations
 
 import copy
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,44 +12,44 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from clouds.d2 import CfgNode
-from clouds.self_training.refiners.base import PseudoLabel
+
+logger = logging.getLogger(__name__)
 
 
 class EMATeacher:
-    """Averages a student's weights over time, in a copy of it that labels but never trains.
+    """A network whose trainable parameters are moving averages of a student's.
 
-    It is no `nn.Module`, so nothing of it is in the state dict, the optimizer or `train()` of a
-    model that holds it; its own `state_dict` goes into checkpoints beside the model's.
+    The teacher has the student's parts by name. A part without a parameter that trains (a frozen
+    backbone) is the student's own module; of other parts the teacher has a copy, which shares the
+    student's frozen parameters.
+
+    It is no `nn.Module`: nothing of it is in the state dict, the optimizer or `train()` of a model
+    that holds it. Its own `state_dict` is saved in checkpoints beside the model's.
 
     Args:
-        student: the head that trains.
-        momentum: share of the teacher's weights that stays at an update.
+        student: parts of the network that trains, by name: `backbone`, `sem_seg_head`, ….
+        momentum: factor of the teacher's parameters at an update.
         interval: iterations between updates.
+
+    Attributes:
+        parts: the teacher's parts by name, on the student's device; empty before `reset`.
     """
 
-    def __init__(self, student: nn.Module, momentum: float, interval: int) -> None:
-        self.student = student
+    def __init__(self, student: Mapping[str, nn.Module], momentum: float, interval: int) -> None:
+        self.student = dict(student)
         self.momentum = momentum
         self.interval = interval
-        self._head: nn.Module | None = None
+        self.parts: dict[str, nn.Module] = {}
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, student: nn.Module) -> EMATeacher:
+    def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> EMATeacher:
         """Momentum MODEL.CLOUDS.SAM.ALPHA_EMA every MODEL.CLOUDS.ITERATION_UPDATE iterations."""
         options = cfg.MODEL.CLOUDS
         return cls(student, options.SAM.ALPHA_EMA, options.ITERATION_UPDATE)
 
-    @property
-    def head(self) -> nn.Module:
-        """The averaged head, on the student's device; a copy of the student when first asked."""
-        if self._head is None:
-            self.restart()
-        assert self._head is not None
-        return self._head
-
-    def restart(self) -> None:
-        """Begin anew as a copy of the student."""
-        self._head = copy.deepcopy(self.student).requires_grad_(False).eval()
+    def reset(self) -> None:
+        """Set the teacher to the student's present parameters."""
+        self.parts = {name: averaged_copy(part) for name, part in self.student.items()}
 
     def due(self, iteration: int) -> bool:
         """Whether an update follows iteration number `iteration`, counted from 0."""
@@ -57,30 +59,70 @@ class EMATeacher:
     def update(self) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student; buffers are copied."""
         average = get_ema_multi_avg_fn(self.momentum)  # type: ignore[no-untyped-call]
-        average(list(self.head.parameters()), list(self.student.parameters()), 0)
-        for ours, theirs in zip(self.head.buffers(), self.student.buffers(), strict=True):
-            ours.copy_(theirs)
+        for name, teacher in self._averaged_parts().items():
+            student = self.student[name]
+            pairs = [
+                (ours, theirs)
+                for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
+                if ours is not theirs
+            ]
+            average([ours for ours, _ in pairs], [theirs for _, theirs in pairs], 0)
+            for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+                ours.copy_(theirs)
+
+    def _averaged_parts(self) -> dict[str, nn.Module]:
+        if not self.parts:
+            self.reset()
+        return {name: part for name, part in self.parts.items() if part is not self.student[name]}
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights."""
-        return dict(self.head.state_dict())
+        """Averaged parameters and copied buffers, by `<part>.<name>`; shared ones are left out."""
+        state: dict[str, Any] = {}
+        for name, part in self._averaged_parts().items():
+            parameters = dict(self.student[name].named_parameters())
+            shared = {key for key, p in part.named_parameters() if p is parameters[key]}
+            values = part.state_dict().items()
+            state |= {f"{name}.{key}": value for key, value in values if key not in shared}
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        self.head.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned.
+
+        States of earlier versions hold the head alone, its names without `sem_seg_head.`; other
+        averaged parts then start as copies of the student, with a warning.
+
+        Raises:
+            ValueError: names or shapes are not those of this teacher.
+        """
+        expected = self.state_dict()
+        if state and not any(
+            name.startswith(f"{part}.") for part in self.student for name in state
+        ):
+            state = {f"sem_seg_head.{name}": value for name, value in state.items()}
+            missing = sorted({name.split(".")[0] for name in expected.keys() - state.keys()})
+            if missing:
+                logger.warning(
+                    "the checkpoint's teacher averages the head alone; its %s starts as a copy of "
+                    "the student's",
+                    " and ".join(missing),
+                )
+            state = {**{name: expected[name] for name in expected.keys() - state.keys()}, **state}
+        problems = sorted(expected.keys() ^ state.keys())
+        problems += [n for n in expected if n in state and expected[n].shape != state[n].shape]
+        if problems:
+            raise ValueError(
+                f"the teacher's state in the checkpoint is of another network: {len(problems)} "
+                f"names or shapes differ, such as {problems[0]}. Was the backbone frozen or "
+                "unfrozen (MODEL.BACKBONE.FREEZE)?"
+            )
+        with torch.no_grad():
+            for name, value in expected.items():
+                value.copy_(state[name])
 
 
-def label_from_scores(scores: Tensor) -> PseudoLabel:
-    """The best class of every pixel, and how sure that is.
-
-    Args:
-        scores: (C, H, W), the semantic map: per class the sum over queries of class probability
-            times mask probability, which may exceed 1 where queries overlap.
-
-    Returns:
-        Classes of the largest score; the confidence is its share in the sum of all scores, or the
-        score itself where that sum is below 1, so that a pixel which no query claims is doubtful.
-    """
-    best, classes = scores.max(0)
-    confidence = best / scores.sum(0).clamp(min=1)
-    return PseudoLabel(classes.to(torch.uint8), confidence.float())
+def averaged_copy(part: nn.Module) -> nn.Module:
+    """The part itself if nothing of it trains, else a frozen copy that shares frozen parameters."""
+    if not any(parameter.requires_grad for parameter in part.parameters()):
+        return part
+    frozen = {id(p): p for p in part.parameters() if not p.requires_grad}
+    return copy.deepcopy(part, memo=dict(frozen)).requires_grad_(False).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,116 +10,23 @@ from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
 from clouds.data.datasets import generated
+from clouds.data.label_space import IGNORE
 from clouds.data.structures import Targets, masks_from_label
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.refiners import Refiner, build_refiner
-from clouds.self_training.refiners.base import NO_CLASS, PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
 
 
-@dataclass(frozen=True)
-class PseudoLabelOptions:
-    """How far a pseudo-label is trusted.
+class PseudoLabeler:
+    """Turns the teacher's scores of clean generated images into targets for the student.
 
-    Attributes:
-        uncovered: pixels that no refined mask covers are outside every mask ('negative', as
-            published), do not count ('ignore'), or get the teacher's class ('teacher').
-        min_confidence: pixels of which the teacher is less sure do not count; 0: all do.
-        min_agreement: covered pixels with less agreement do not count; 0: all do.
-        weight: how much the others count: 'none' (fully), by 'confidence', by 'agreement' (an
-            uncovered pixel has none, and counts fully), or by 'both' (the product).
-        void: see `Targets.void`; 1: as published.
-    """
-
-    uncovered: str = "negative"
-    min_confidence: float = 0.0
-    min_agreement: float = 0.0
-    weight: str = "none"
-    void: float = 1.0
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> PseudoLabelOptions:
-        """From MODEL.CLOUDS.UNCOVERED and MODEL.CLOUDS.PSEUDO_LABEL."""
-        node = cfg.MODEL.CLOUDS
-        return cls(
-            uncovered=node.UNCOVERED,
-            min_confidence=node.PSEUDO_LABEL.MIN_CONFIDENCE,
-            min_agreement=node.PSEUDO_LABEL.MIN_AGREEMENT,
-            weight=node.PSEUDO_LABEL.WEIGHT,
-            void=node.PSEUDO_LABEL.NO_OBJECT_WEIGHT,
-        )
-
-
-def targets(
-    teacher: PseudoLabel, refined: RefinedLabel, options: PseudoLabelOptions | None = None
-) -> Targets:
-    """What the student trains on for one generated image.
+    It is no `nn.Module`: teacher and refiner are not in the model's state dict, optimizer or
+    `train()`. The teacher's network is run by the model, which gives its scores to this object.
 
     Args:
-        teacher: the teacher's label, (H, W).
-        refined: what the refiner made of it, on the same device and of the same size.
-        options: None: the published ones, where every pixel counts.
-
-    Returns:
-        Classes ascending. `weights` is None where every pixel counts fully; otherwise a pixel
-        that is dropped has weight 0, and a class without any pixel of positive weight is left
-        out. K = 0 when nothing is left.
-    """
-    options = options or PseudoLabelOptions()
-    labels, masks = refined.labels, refined.masks
-    if options.uncovered == "teacher":
-        labels, masks = _with_teacher(teacher, refined)
-    weights = _weights(teacher, refined, options)
-    if weights is None:
-        return Targets(labels, masks, void=options.void)
-    counts = (masks & (weights > 0)).flatten(1).any(1)
-    return Targets(labels[counts], masks[counts], weights, options.void)
-
-
-def _with_teacher(teacher: PseudoLabel, refined: RefinedLabel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels and masks with uncovered pixels in the mask of the teacher's class there."""
-    rest = masks_from_label(teacher.classes.masked_fill(refined.covered, NO_CLASS), NO_CLASS)
-    both = torch.cat([refined.labels, rest.labels])
-    labels, place = torch.unique(both, return_inverse=True)
-    masks = refined.masks.new_zeros(len(labels), *refined.masks.shape[1:])
-    # A class stands at most once in each of the two lists, so neither line meets a place twice.
-    known = len(refined.labels)
-    masks[place[:known]] = refined.masks
-    masks[place[known:]] |= rest.masks
-    return labels, masks
-
-
-def _weights(
-    teacher: PseudoLabel, refined: RefinedLabel, options: PseudoLabelOptions
-) -> torch.Tensor | None:
-    """float32 (H, W), how much each pixel counts; None: all of them fully."""
-    by_confidence = options.weight in ("confidence", "both")
-    by_agreement = options.weight in ("agreement", "both")
-    drops = options.uncovered == "ignore" or options.min_confidence > 0 or options.min_agreement > 0
-    if not (by_confidence or by_agreement or drops):
-        return None
-    covered = refined.covered
-    weights = torch.ones_like(teacher.confidence)
-    if by_confidence:
-        weights = weights * teacher.confidence
-    if by_agreement:
-        weights = torch.where(covered, weights * refined.agreement, weights)
-    dropped = teacher.confidence < options.min_confidence
-    dropped |= covered & (refined.agreement < options.min_agreement)
-    if options.uncovered == "ignore":
-        dropped |= ~covered
-    return weights.masked_fill(dropped, 0.0)
-
-
-class SelfTraining:
-    """What joint training has beside the model; no `nn.Module`, see `EMATeacher`.
-
-    Args:
-        teacher: of the model's head.
-        make_refiner: builds the refiner on a device; called in `prepare`, or for the first label.
-        options: what becomes of uncovered and of doubtful pixels.
-
-    Attributes:
-        teacher: see there.
+        teacher: the moving average of the model.
+        make_refiner: builds the refiner on a device; called in `prepare`, or at the first use.
+        options: how uncovered and uncertain pixels count.
     """
 
     def __init__(
@@ -134,42 +41,161 @@ class SelfTraining:
         self._options = options
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, head: nn.Module) -> SelfTraining | None:
-        """None when no dataset of DATASETS.TRAIN is a generated one."""
+    def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> PseudoLabeler | None:
+        """None if no dataset of DATASETS.TRAIN is generated; for `student` see `EMATeacher`."""
         if not generated(cfg.DATASETS.TRAIN):
             return None
         return cls(
-            EMATeacher.from_config(cfg, head),
+            EMATeacher.from_config(cfg, student),
             lambda device: build_refiner(cfg, device),
             PseudoLabelOptions.from_config(cfg),
         )
 
-    def prepare(self, device: torch.device) -> None:
-        """Build the refiner now, so that weights which are not there are told before training."""
-        if self._refiner is None:
-            self._refiner = self._make_refiner(device)
+    def __call__(
+        self, images: Sequence[Tensor], scores: Iterable[Tensor], seeds: Sequence[int]
+    ) -> list[Targets]:
+        """Targets of generated images.
+
+        Args:
+            images: clean images, uint8 (3, H, W) RGB.
+            scores: the teacher's semantic map of each, float32 (C, H, W).
+            seeds: one per image; random points are drawn from it.
+        """
+        labels = self.labels(scores)
+        refined = self.refine(images, labels, seeds)
+        return [
+            pseudo_targets(label, better, self._options)
+            for label, better in zip(labels, refined, strict=True)
+        ]
+
+    def labels(self, scores: Iterable[Tensor]) -> list[PseudoLabel]:
+        """The teacher's labels, from its semantic maps, float32 (C, H, W) each."""
+        labels = []
+        for image_scores in scores:
+            refiner = self.prepare(image_scores.device)
+            labels.append(label_from_scores(image_scores, keep_scores=refiner.needs_scores))
+        return labels
 
     @torch.no_grad()
     def refine(
         self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
     ) -> list[RefinedLabel]:
-        """The refiner's labels.
+        """The refiner's labels of clean images, from the teacher's; see `Refiner.refine`."""
+        return self.prepare(labels[0].classes.device).refine(images, labels, seeds)
 
-        Args:
-            images: clean pictures, uint8 (3, H, W) RGB.
-            labels: the teacher's labels of them, on the device to work on.
-            seeds: one per picture; random points are drawn from it.
-        """
-        self.prepare(labels[0].classes.device)
-        assert self._refiner is not None
-        return self._refiner.refine(images, labels, seeds)
+    def prepare(self, device: torch.device) -> Refiner:
+        """The refiner, built at the first call; before training, so that errors come early."""
+        if self._refiner is None:
+            self._refiner = self._make_refiner(device)
+        return self._refiner
 
-    def targets(
-        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
-    ) -> list[Targets]:
-        """What the student learns of each picture; arguments as of `refine`."""
-        refined = self.refine(images, labels, seeds)
-        return [
-            targets(label, better, self._options)
-            for label, better in zip(labels, refined, strict=True)
-        ]
+    @property
+    def teacher_parts(self) -> dict[str, nn.Module]:
+        """The teacher's network; a copy of the student at the first use."""
+        if not self.teacher.parts:
+            self.teacher.reset()
+        return self.teacher.parts
+
+
+def label_from_scores(scores: Tensor, keep_scores: bool = False) -> PseudoLabel:
+    """The class of the largest score of every pixel, and its confidence.
+
+    Args:
+        scores: (C, H, W), the semantic map: per class the sum over queries of class probability
+            times mask probability, which may exceed 1 where queries overlap.
+        keep_scores: keep them in the label.
+
+    Returns:
+        The confidence is the largest score's share in the sum of all scores, or the score itself
+        where that sum is below 1, so that a pixel without a query has a low confidence.
+    """
+    best, classes = scores.max(0)
+    confidence = best / scores.sum(0).clamp(min=1)
+    return PseudoLabel(classes.to(torch.uint8), confidence.float(), scores if keep_scores else None)
+
+
+@dataclass(frozen=True)
+class PseudoLabelOptions:
+    """How the pixels of a pseudo-label count.
+
+    Attributes:
+        uncovered: pixels that no refined mask covers are negatives of every mask ('negative', as
+            published), are ignored ('ignore'), or get the teacher's class ('teacher').
+        min_confidence: pixels with a lower confidence of the teacher are ignored; 0: none.
+        min_agreement: covered pixels with a lower agreement are ignored; 0: none.
+        weight: weight of the other pixels: 'none' (1), 'confidence', 'agreement' (1 where a pixel
+            is uncovered), or 'both' (the product).
+        no_object_weight: see `Targets`; 1: as published.
+    """
+
+    uncovered: str = "negative"
+    min_confidence: float = 0.0
+    min_agreement: float = 0.0
+    weight: str = "none"
+    no_object_weight: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PseudoLabelOptions:
+        """From MODEL.CLOUDS.UNCOVERED and MODEL.CLOUDS.PSEUDO_LABEL."""
+        node = cfg.MODEL.CLOUDS
+        options = {key.lower(): value for key, value in node.PSEUDO_LABEL.items()}
+        return cls(uncovered=node.UNCOVERED, **options)
+
+
+def pseudo_targets(
+    teacher: PseudoLabel, refined: RefinedLabel, options: PseudoLabelOptions | None = None
+) -> Targets:
+    """The student's targets of one generated image from teacher's and refiner's label, (H, W).
+
+    Args:
+        options: None: as published, where every pixel counts.
+
+    Returns:
+        Classes ascending. `weights` is None where every pixel has weight 1; otherwise ignored
+        pixels have weight 0, and a class without a pixel of positive weight is left out. K = 0 if
+        no class is left.
+    """
+    options = options or PseudoLabelOptions()
+    labels, masks = refined.labels, refined.masks
+    if options.uncovered == "teacher":
+        labels, masks = _fill_with_teacher(teacher, refined)
+    weights = _pixel_weights(teacher, refined, options)
+    if weights is None:
+        return Targets(labels, masks, no_object_weight=options.no_object_weight)
+    counts = (masks & (weights > 0)).flatten(1).any(1)
+    return Targets(labels[counts], masks[counts], weights, options.no_object_weight)
+
+
+def _fill_with_teacher(teacher: PseudoLabel, refined: RefinedLabel) -> tuple[Tensor, Tensor]:
+    """Labels (K,) and masks (K, H, W), uncovered pixels in the mask of the teacher's class."""
+    rest = masks_from_label(teacher.classes.masked_fill(refined.covered, IGNORE), IGNORE)
+    both = torch.cat([refined.labels, rest.labels])
+    labels, index = torch.unique(both, return_inverse=True)
+    masks = refined.masks.new_zeros(len(labels), *refined.masks.shape[1:])
+    # A class occurs at most once in each of the two lists, so no index occurs twice in a line.
+    num_refined = len(refined.labels)
+    masks[index[:num_refined]] = refined.masks
+    masks[index[num_refined:]] |= rest.masks
+    return labels, masks
+
+
+def _pixel_weights(
+    teacher: PseudoLabel, refined: RefinedLabel, options: PseudoLabelOptions
+) -> Tensor | None:
+    """float32 (H, W), the weight of each pixel; None: 1 everywhere."""
+    by_confidence = options.weight in ("confidence", "both")
+    by_agreement = options.weight in ("agreement", "both")
+    thresholds = options.min_confidence > 0 or options.min_agreement > 0
+    if not (by_confidence or by_agreement or thresholds or options.uncovered == "ignore"):
+        return None
+    covered = refined.covered
+    weights = torch.ones_like(teacher.confidence)
+    if by_confidence:
+        weights = weights * teacher.confidence
+    if by_agreement:
+        weights = torch.where(covered, weights * refined.agreement, weights)
+    ignored = teacher.confidence < options.min_confidence
+    ignored |= covered & (refined.agreement < options.min_agreement)
+    if options.uncovered == "ignore":
+        ignored |= ~covered
+    return weights.masked_fill(ignored, 0.0)

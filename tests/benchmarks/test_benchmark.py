@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -13,18 +14,24 @@ import dataset_files
 import numpy as np
 import pytest
 import torch
-from engine_toy import loggers_as_before
+from engine_toy import restored_loggers
 from tiny_model import tiny_config, tiny_model
 from torch import nn
 
 from clouds.config.defaults import KEYS
 from clouds.data.structures import Domain
-from clouds.engine import Trainer, benchmark
-from clouds.engine.benchmark import PartClock, PeakMemory, measure_evaluation, measure_training
-from clouds.self_training.pseudo_labeler import PseudoLabelOptions, SelfTraining
-from clouds.self_training.refiners.base import as_it_is
+from clouds.engine import Trainer
+from clouds.self_training.pseudo_labeler import PseudoLabeler, PseudoLabelOptions
+from clouds.self_training.refiners.base import RefinedLabel
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import part_clock  # noqa: E402
+import profiler  # noqa: E402
+import profiler_data  # noqa: E402
+from part_clock import PartClock, PeakMemory  # noqa: E402
+from profiler import measure_evaluation, measure_training  # noqa: E402
+
 TOOL = ROOT / "tools" / "benchmark.py"
 BASE = ROOT / "configs" / "base.yaml"
 
@@ -62,7 +69,7 @@ def small_config(**settings):
 
 
 class HandClock:
-    """Time that passes only when somebody says so."""
+    """Time that passes only in `wait`."""
 
     def __init__(self):
         self.time = 100.0
@@ -77,7 +84,7 @@ class HandClock:
 # ---------------------------------------------------------------- the clock
 
 
-def test_every_moment_belongs_to_the_innermost_part():
+def test_time_counts_for_the_innermost_part():
     hand, waits = HandClock(), []
     clock = PartClock(lambda: waits.append(hand.time), hand)
     hand.wait(50)  # nothing is open
@@ -98,7 +105,7 @@ def test_every_moment_belongs_to_the_innermost_part():
     with clock.part("inner"):
         hand.wait(64)
     assert clock.seconds == {"outer": 33, "inner": 74, "innermost": 4, "after": 16}
-    # what was queued before a border has to be done at it
+    # synchronized at each border
     assert waits == [150, 151, 153, 157, 165, 165, 181, 213, 263, 327]
 
 
@@ -106,7 +113,7 @@ def test_every_moment_belongs_to_the_innermost_part():
 
 
 class Waits(nn.Module):
-    """Takes a given time, forward and backward."""
+    """Takes a given time in the forward and in the backward pass."""
 
     def __init__(self, hand, forward, backward=0.0):
         super().__init__()
@@ -131,7 +138,7 @@ class Waits(nn.Module):
 
 
 class Sketch(nn.Module):
-    """The model's parts, at their places, each of a known duration."""
+    """A model with the modules of CLOUDS, each of a known duration."""
 
     def __init__(self, hand):
         super().__init__()
@@ -158,31 +165,30 @@ class Sketch(nn.Module):
 
 
 def hooks_of(model, optimizer=None):
-    found = [m._forward_hooks | m._forward_pre_hooks for m in model.modules()]
+    hooks = [m._forward_hooks | m._forward_pre_hooks for m in model.modules()]
     if optimizer is not None:
-        # torch itself keeps hooks of state dicts elsewhere
-        found += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
-    return [hook for hooks in found for hook in hooks.values()]
+        hooks += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    return [hook for by_id in hooks for hook in by_id.values()]
 
 
 def test_parts_of_a_training_step(tmp_path):
     hand = HandClock()
     cfg = small_config(OUTPUT_DIR=str(tmp_path))
     trainer = Trainer(cfg, model=Sketch(hand), loader=lambda start: iter(()))
-    clip, step = trainer.iteration.clip, trainer.optimizer.step
+    clip, step = trainer.train_step.clip, trainer.optimizer.step
 
     def slow_clip():
         hand.wait(64)
         return clip()
 
-    trainer.iteration.clip = slow_clip
+    trainer.train_step.clip = slow_clip
     trainer.optimizer.register_step_pre_hook(lambda *_: hand.wait(128))
     before = hooks_of(trainer.model, trainer.optimizer)
     clock = PartClock(lambda: None, hand)
-    with benchmark.probes(trainer, clock) as iteration, clock.part(benchmark.REST):
-        # a hook that comes after the probes' own, so inside of what they time
+    with profiler.profiled_step(trainer, clock) as train_step, clock.part(profiler.REST):
+        # this hook is called after that of the profiler, so within the measured time
         inside = trainer.optimizer.register_step_pre_hook(lambda *_: hand.wait(256))
-        iteration(0, [{}, {}], time.perf_counter())
+        train_step(0, [{}, {}], time.perf_counter())
         inside.remove()
     assert trainer.optimizer.step == step
     assert hooks_of(trainer.model, trainer.optimizer) == before
@@ -198,14 +204,16 @@ def test_parts_of_a_training_step(tmp_path):
 
 
 class SlowRefiner:
-    """As `refiners.none`, in eight seconds."""
+    """Returns the teacher's labels in eight seconds."""
+
+    needs_scores = False
 
     def __init__(self, hand):
         self.hand = hand
 
     def refine(self, images, labels, seeds):
         self.hand.wait(8)
-        return [as_it_is(label) for label in labels]
+        return [RefinedLabel.from_teacher(label) for label in labels]
 
 
 def joint_config(**settings):
@@ -216,27 +224,28 @@ def test_teacher_and_refiner_are_parts_of_a_joint_step(tmp_path):
     hand = HandClock()
     cfg = joint_config(OUTPUT_DIR=str(tmp_path))
     trainer = Trainer(cfg, loader=lambda start: iter(()))
-    teacher = trainer.self_training.teacher
-    teaching = SelfTraining(teacher, lambda device: SlowRefiner(hand), PseudoLabelOptions())
-    trainer.model.self_training = teaching
-    teacher.head.predictor.register_forward_pre_hook(lambda *_: hand.wait(4))
+    teacher = trainer.pseudo_labeler.teacher
+    labeler = PseudoLabeler(teacher, lambda device: SlowRefiner(hand), PseudoLabelOptions())
+    trainer.model.pseudo_labeler = labeler
+    head = labeler.teacher_parts["sem_seg_head"]
+    head.predictor.register_forward_pre_hook(lambda *_: hand.wait(4))
     trainer.model.criterion.register_forward_pre_hook(lambda *_: hand.wait(16))
-    teaching.prepare(trainer.device)
-    before = vars(teaching).copy()
+    labeler.prepare(trainer.device)
+    before = vars(labeler).copy()
     clock = PartClock(lambda: None, hand)
-    batch = next(iter(benchmark.random_batches(cfg)(0)))
-    with benchmark.probes(trainer, clock) as iteration, clock.part(benchmark.REST):
-        iteration(0, batch, time.perf_counter())
+    batch = next(iter(profiler_data.random_batches(cfg)(0)))
+    with profiler.profiled_step(trainer, clock) as train_step, clock.part(profiler.REST):
+        train_step(0, batch, time.perf_counter())
     found = {name: seconds for name, seconds in clock.seconds.items() if seconds}
-    # the criterion's hook was there before the probes' and runs before them
+    # the criterion's hook is called before that of the profiler
     assert found == {"teacher": 4, "refiner": 8, "everything else": 16}
-    assert vars(teaching) == before and not teacher.head._forward_pre_hooks
+    assert vars(labeler) == before and not head._forward_pre_hooks
 
 
 def test_a_measured_joint_step(tmp_path):
     cfg = joint_config(OUTPUT_DIR=str(tmp_path), SOLVER__IMS_PER_BATCH=3)
-    trainer = Trainer(cfg, loader=benchmark.random_batches(cfg))
-    trainer.prepare()
+    trainer = Trainer(cfg, loader=profiler_data.random_batches(cfg))
+    trainer.resume_or_load(resume=False)
     found = measure_training(trainer, iterations=1, warmup=0)
     names = [part.name for part in found.parts]
     assert names == [*TRAIN_PARTS[:2], "teacher", "refiner", *TRAIN_PARTS[2:]]
@@ -247,7 +256,7 @@ def test_parts_of_a_prediction():
     hand = HandClock()
     model = Sketch(hand)
     clock = PartClock(lambda: None, hand)
-    with benchmark.probed_inference(model, clock), clock.part(benchmark.INPUT):
+    with profiler.profiled_inference(model, clock), clock.part(profiler.INPUT):
         model.segment([{"height": 2, "width": 3}])
     assert hooks_of(model) == []
     assert clock.seconds == {
@@ -266,11 +275,11 @@ def weights_of(model):
 def test_measured_steps_are_training_steps(tmp_path):
     """Weights after 1 + 2 x 2 measured steps are those after five iterations of training."""
     cfg = small_config(OUTPUT_DIR=str(tmp_path), SOLVER__MAX_ITER=5, SOLVER__BASE_LR=0.01)
-    measured = Trainer(cfg, loader=benchmark.random_batches(cfg))
+    measured = Trainer(cfg, loader=profiler_data.random_batches(cfg))
     start = weights_of(measured.model)
-    measured.prepare()
+    measured.resume_or_load(resume=False)
     found = measure_training(measured, iterations=2, warmup=1)
-    trained = Trainer(cfg, loader=benchmark.random_batches(cfg))
+    trained = Trainer(cfg, loader=profiler_data.random_batches(cfg))
     trained.train()
     for name, value in weights_of(trained.model).items():
         assert torch.equal(value, measured.model.get_parameter(name)), name
@@ -285,7 +294,7 @@ def test_measured_steps_are_training_steps(tmp_path):
     assert found.total.seconds == pytest.approx(
         [sum(part.seconds[i] for part in found.parts) for i in range(2)]
     )
-    # five steps on a machine that does other things too
+    # other processes may run on the machine
     assert 0.2 < found.total.median / found.whole.median < 5
     assert 0.1 < found.peak_gib < 16
 
@@ -297,7 +306,7 @@ def test_measured_evaluation(tmp_path):
     found = measure_evaluation(
         cfg,
         model,
-        benchmark.random_images(cfg, (64, 128)),
+        profiler_data.random_images(cfg, (64, 128)),
         iterations=3,
         warmup=2,
         progress=lambda r, name: rounds.append((name, len(r))) or r,
@@ -320,34 +329,35 @@ def test_images_without_a_label_are_not_scored():
 # ---------------------------------------------------------------- memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts anew")
-def test_peak_memory_counts_anew():
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
+def test_peak_memory_can_be_reset():
+    gc.collect()  # models of other tests are not to be freed in between
     memory = PeakMemory(torch.device("cpu"))
-    memory.restart()
+    memory.reset()
     before = memory.gib()
     block = np.ones(400 << 20, np.uint8)
     during = memory.gib()
     del block
-    # the kernel gathers its counts per thread, so they may be off by some pages
+    # the kernel counts per thread, with an error of some pages
     assert memory.gib() == pytest.approx(during, abs=0.01)
     assert 0.35 < during - before < 0.6
-    memory.restart()
+    memory.reset()
     assert memory.gib() - before < 0.2
 
 
-def test_peak_memory_that_cannot_count_anew_is_told(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(benchmark, "RESET_PEAK", tmp_path)  # a folder: it cannot be written
+def test_peak_memory_that_cannot_be_reset_is_reported(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(part_clock, "RESET_PEAK", tmp_path)  # a folder: it cannot be written
     memory = PeakMemory(torch.device("cpu"))
-    memory.restart()
-    assert "since the process began" in caplog.text
+    memory.reset()
+    assert "since the start of the process" in caplog.text
     assert memory.gib() > 0.1
 
 
-# ---------------------------------------------------------------- random pictures
+# ---------------------------------------------------------------- random images
 
 
 def test_random_samples_are_like_a_crop():
-    sample = benchmark.random_sample((96, 128), 3, Domain.SOURCE)
+    sample = profiler_data.random_sample((96, 128), 3, Domain.SOURCE)
     image, label = sample["image"], sample["sem_seg"]
     assert image.shape == (3, 96, 128) and image.dtype == torch.uint8
     assert label.shape == (96, 128) and label.dtype == torch.uint8
@@ -357,13 +367,13 @@ def test_random_samples_are_like_a_crop():
     # blocks of an eighth of the shorter side
     assert torch.equal(label[:12, :12], label[0, 0].expand(12, 12))
     assert 20 < image.float().std() < 110
-    assert torch.equal(image, benchmark.random_sample((96, 128), 3, Domain.SOURCE)["image"])
-    assert not torch.equal(image, benchmark.random_sample((96, 128), 4, Domain.SOURCE)["image"])
+    assert torch.equal(image, profiler_data.random_sample((96, 128), 3, Domain.SOURCE)["image"])
+    assert not torch.equal(image, profiler_data.random_sample((96, 128), 4, Domain.SOURCE)["image"])
 
 
-def test_random_batches_are_what_the_config_asks_for():
+def test_random_batches_of_a_config():
     cfg = small_config(SOLVER__IMS_PER_BATCH=3, INPUT__CROP__SIZE=(32, 64))
-    batches = iter(benchmark.random_batches(cfg)(0))
+    batches = iter(profiler_data.random_batches(cfg)(0))
     first, second, third = (next(batches) for _ in range(3))
     assert [len(batch) for batch in (first, second, third)] == [3, 3, 3]
     assert len({sample["seed"] for sample in first + second}) == 6
@@ -371,7 +381,7 @@ def test_random_batches_are_what_the_config_asks_for():
     assert all(sample["image"].shape == (3, 32, 64) for sample in first + second)
     assert all("sem_seg" in sample for sample in first + second)
     cfg.DATASETS.TRAIN = ("gta5", "sd_x")
-    batch = next(iter(benchmark.random_batches(cfg)(0)))
+    batch = next(iter(profiler_data.random_batches(cfg)(0)))
     assert [sample["domain"].value for sample in batch] == ["source", "source", "generated"]
     assert ["sem_seg" in sample for sample in batch] == [True, True, False]
     assert batch[2]["clean_image"].shape == (3, 32, 64)
@@ -386,14 +396,14 @@ def tool():
     module = importlib.util.module_from_spec(spec)
     sys.modules["benchmark_tool"] = module
     spec.loader.exec_module(module)
-    with loggers_as_before():
+    with restored_loggers():
         yield module
     del sys.modules["benchmark_tool"]
 
 
 @pytest.fixture
 def run(tool, capsys):
-    """Runs the command with a tiny model; returns exit code, output and error output."""
+    """Runs the command with a tiny model; returns exit code, stdout and stderr."""
 
     def run(*words, **settings):
         flags = [str(word) for word in words]
@@ -409,7 +419,7 @@ def run(tool, capsys):
 
 
 def overrides(cfg):
-    """KEY VALUE words that make the base config `cfg`."""
+    """KEY VALUE words that turn the base config into `cfg`."""
     words = []
     for key in KEYS:
         value = cfg
@@ -442,8 +452,8 @@ def test_the_tool_on_random_data(run, tmp_path):
         assert measured["peak_memory_gib"] > 0.1 and measured["peak_memory_of"] == "process"
         assert measured["besides"] == []
     assert found["eval"]["subject"].endswith("input 64x96 scored at 64x96")
-    assert found["data"] == {"train": "random pictures", "eval": "random picture"}
-    assert "batch of 2, crop 64x64; data: random pictures" in done.out
+    assert found["data"] == {"train": "random images", "eval": "random image"}
+    assert "batch of 2, crop 64x64; data: random images" in done.out
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"] == torch.__version__
     assert found["machine"]["device"] == "cpu" and found["machine"]["cores"] >= 1
@@ -470,7 +480,7 @@ def test_the_tool_on_datasets(run, tmp_path, monkeypatch):
     assert not (tmp_path / "o").exists()
 
 
-def test_one_part_alone(run, tmp_path):
+def test_one_part_only(run, tmp_path):
     path = tmp_path / "numbers.json"
     flags = ["--parts", "train", "--iterations", "1", "--warmup", "0", "--json", path]
     done = run("--random-data", *flags)
@@ -482,7 +492,7 @@ def test_one_part_alone(run, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--parts", "train,test"], "'test' is none of train, eval"),
+        (["--parts", "train,test"], "'test' is not one of train, eval"),
         (["--iterations", "0"], "--iterations is 0; it must be at least 1"),
         (["--warmup", "-1"], "--warmup is -1; it must be at least 0"),
         (["--eval-size", "0", "64"], "--eval-size 0 64: both must be at least 1"),
@@ -491,7 +501,7 @@ def test_one_part_alone(run, tmp_path):
         (["--random-data", "--json", "/dev/null/a.json"], "--json /dev/null/a.json cannot be"),
     ],
 )
-def test_wrong_command_lines(run, flags, text):
+def test_invalid_command_lines(run, flags, text):
     done = run(*flags)
     assert done.code == 2
     assert text in done.err and "Traceback" not in done.err
@@ -503,15 +513,15 @@ def test_flags_after_overrides(run):
     assert "--random-data comes after KEY VALUE overrides" in done.err
 
 
-def test_a_dataset_that_is_not_there(run, tmp_path, monkeypatch):
+def test_missing_dataset(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     done = run("--parts", "train")
     assert done.code == 2
     assert str(tmp_path / "gta5") in done.err
-    assert "--random-data measures without datasets" in done.err
+    assert "--random-data needs no datasets" in done.err
 
 
-def test_weights_that_are_not_there(run):
+def test_missing_weights(run):
     done = run("--random-data", MODEL__WEIGHTS="no_such.pth")
     assert done.code == 2
     assert "no_such.pth" in done.err and "Traceback" not in done.err

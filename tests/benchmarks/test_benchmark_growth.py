@@ -1,4 +1,4 @@
-"""benchmarks/growth.py: a row differs from others in what its table is about."""
+"""benchmarks/growth.py: rows of a table differ in one quantity."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ TINY += ["--generated", "1", "--untimed", "0", *SETTINGS]
 
 
 @pytest.mark.parametrize(("rows", "columns"), growth.COMPONENTS)
-def test_rectangles_are_so_many_components(rows, columns):
+def test_number_of_rectangles(rows, columns):
     label = growth.rectangles(384, rows, columns)
-    square = np.ones((3, 3))  # joined at corners, too
-    found = [ndimage.label(label == kind, square)[1] for kind in np.unique(label)]
+    square = np.ones((3, 3))  # connected at corners, too
+    counts = [ndimage.label(label == kind, square)[1] for kind in np.unique(label)]
     assert label.shape == (384, 384)
-    assert sum(found) == rows * columns
-    sizes = [(label == kind).sum() / n for kind, n in zip(np.unique(label), found, strict=True)]
+    assert sum(counts) == rows * columns
+    sizes = [(label == kind).sum() / n for kind, n in zip(np.unique(label), counts, strict=True)]
     assert max(sizes) < 1.1 * min(sizes)
 
 
 def test_tables(monkeypatch, capsys):
-    """What is done is counted where it is done: images of the student, and components of SAM."""
+    """Rows and their order, and that only generated images need teacher and refiner."""
     for name, values in {
         "SIZES": (1, 2),
         "IMAGES": (1, 2),
@@ -64,6 +64,6 @@ def test_tables(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("words", [["--phase", "warmup"], ["--only=published"]])
-def test_options_that_the_tables_set_are_refused(words):
+def test_options_that_the_script_sets_are_refused(words):
     with pytest.raises(SystemExit, match="leave out --"):
         growth.main([*TINY, *words])

@@ -1,4 +1,4 @@
-"""benchmarks/in_turns.py: what a measurement says is what happened."""
+"""benchmarks/in_turns.py: measurements equal known durations and amounts of memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import in_turns  # noqa: E402
 
 CPU = torch.device("cpu")
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a peak anew")
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux can reset the peak")
 
 
 class HandClock:
-    """Shows what it was set to."""
+    """A clock that is set by hand."""
 
     def __init__(self):
         self.shown = 100.0
@@ -31,23 +31,23 @@ class HandClock:
 
 
 @pytest.mark.parametrize(("device", "counted"), [("cpu", 2.0), ("meta", 7.0)])
-def test_a_span_has_both_clocks_and_the_device_says_which_counts(device, counted):
+def test_seconds_of_a_span_depend_on_the_device(device, counted):
     cpu, wall = HandClock(), HandClock()
     with in_turns.Span(torch.device(device), cpu, wall) as span:
         cpu.shown += 2
         wall.shown += 7
-    cpu.shown = wall.shown = 1000.0  # what comes later does not count
+    cpu.shown = wall.shown = 1000.0  # no effect after the context
     assert (span.cpu, span.wall, span.seconds) == (2.0, 7.0, counted)
 
 
-def test_waiting_is_no_time_of_the_processor():
+def test_sleeping_takes_no_processor_time():
     with in_turns.Span(CPU) as span:
         time.sleep(0.2)
     assert span.wall >= 0.2
     assert span.seconds == span.cpu < 0.1
 
 
-def test_ways_take_turns_and_the_first_rounds_do_not_count():
+def test_implementations_alternate_and_untimed_rounds_are_dropped():
     called = []
 
     def take(way):
@@ -59,7 +59,7 @@ def test_ways_take_turns_and_the_first_rounds_do_not_count():
     assert taken == {"a": ["A3", "A5"], "b": ["B4", "B6"]}
 
 
-def test_timed_gives_the_seconds_of_every_round(monkeypatch):
+def test_timed_returns_the_seconds_of_each_round(monkeypatch):
     clock = HandClock()
 
     def lasting(*seconds):
@@ -83,12 +83,12 @@ def test_a_report_has_median_spread_and_ratio_to_the_first():
 
 
 def mebibytes(count):
-    """Ones of so many MiB: their pages are written, so they are resident."""
+    """An array of `count` MiB, whose pages are resident since they are written."""
     return np.ones(count * 2**20, np.uint8)
 
 
 @LINUX
-def test_a_peak_is_what_was_added_and_freed_again():
+def test_peak_of_arrays_that_are_freed():
     with in_turns.Peak(CPU) as peak:
         ones = mebibytes(200)
         del ones
@@ -99,7 +99,7 @@ def test_a_peak_is_what_was_added_and_freed_again():
 
 
 @LINUX
-def test_a_larger_peak_before_hides_nothing():
+def test_a_larger_earlier_peak_has_no_effect():
     ones = mebibytes(500)
     del ones
     with in_turns.Peak(CPU) as peak:
@@ -108,7 +108,7 @@ def test_a_larger_peak_before_hides_nothing():
 
 
 @LINUX
-def test_what_is_held_already_does_not_count():
+def test_memory_allocated_before_is_not_included():
     held = mebibytes(200)
     with in_turns.Peak(CPU) as peak:
         mebibytes(50)
@@ -118,10 +118,12 @@ def test_what_is_held_already_does_not_count():
 
 
 @LINUX
-def test_small_pieces_freed_before_hide_nothing():
-    """The allocator keeps such for itself, where it is not asked to give them back."""
+def test_small_blocks_freed_before_have_no_effect():
+    """The allocator keeps such blocks unless it is told to return them."""
     pieces = many_pieces()
-    last = pieces.pop()  # at the heap's end, so what lies before it is not given back by itself
+    last = (
+        pieces.pop()
+    )  # at the end of the heap, so the memory before it is not returned automatically
     del pieces
     with in_turns.Peak(CPU) as peak:
         pieces = many_pieces()
@@ -134,19 +136,19 @@ def many_pieces():
     return [b"x" * (20_000 + i % 2) for i in range(10_000)]
 
 
-def test_without_warnings_of_weights_but_with_those_of_a_peak():
-    names = ("clouds", "clouds.engine.benchmark")
+def test_only_warnings_of_peaks_are_enabled():
+    names = ("clouds", "part_clock")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         in_turns.silence_all_but_peaks()
         assert not logging.getLogger("clouds.modeling").isEnabledFor(logging.WARNING)
-        assert logging.getLogger("clouds.engine.benchmark").isEnabledFor(logging.WARNING)
+        assert logging.getLogger("part_clock").isEnabledFor(logging.WARNING)
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
 
 
-def test_the_machine_is_named():
+def test_description_of_the_machine():
     assert in_turns.machine(CPU) == f"cpu, {torch.get_num_threads()} threads, torch " + str(
         torch.__version__
     )

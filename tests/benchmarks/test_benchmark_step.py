@@ -10,14 +10,13 @@ import pytest
 import torch
 from transformers_weights import randomize
 
-from clouds.engine.benchmark import PartClock
-
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("transformers")
 pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import published_step  # noqa: E402
 import step  # noqa: E402
+from part_clock import PartClock  # noqa: E402
 
 HEAD = {
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
@@ -35,7 +34,7 @@ WORDS += ["--generated", "1", "--untimed", "0"]
 SETTINGS = [str(word) for pair in HEAD.items() for word in pair]
 
 
-def made(folder):
+def build(folder):
     args = step.parse([*WORDS, *SETTINGS])
     return step.Parts(args, step.config(args, folder), torch.device("cpu"))
 
@@ -43,13 +42,13 @@ def made(folder):
 @pytest.fixture
 def fresh(tmp_path):
     torch.manual_seed(0)
-    return made(tmp_path)
+    return build(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """For tests that do not mind what others made of the weights."""
-    return made(tmp_path_factory.mktemp("parts"))
+    """For tests that do not depend on the weights, which other tests change."""
+    return build(tmp_path_factory.mktemp("parts"))
 
 
 def losses_of(parts, phase):
@@ -59,7 +58,7 @@ def losses_of(parts, phase):
 
 
 @pytest.mark.parametrize("phase", ["warmup", "joint"])
-def test_both_ways_have_the_same_losses_but_for_the_random_points(fresh, phase):
+def test_both_have_the_same_losses_except_for_random_points(fresh, phase):
     published, ours = losses_of(fresh, phase)
     assert set(published) == set(ours) and len(ours) == 3 * HEAD["MODEL.MASK_FORMER.DEC_LAYERS"]
     for name, loss in ours.items():
@@ -67,7 +66,7 @@ def test_both_ways_have_the_same_losses_but_for_the_random_points(fresh, phase):
     assert sum(published.values()) == pytest.approx(sum(ours.values()), rel=0.01)
 
 
-def test_both_ways_step_alike(fresh):
+def test_both_steps_change_weights_equally(fresh):
     """AdamW's first step is the learning rate times the gradient's sign."""
     before = fresh.published.head.class_embed.weight.detach().clone()
     losses_of(fresh, "warmup")
@@ -77,21 +76,21 @@ def test_both_ways_step_alike(fresh):
     assert (theirs.sign() == ours.sign()).float().mean() > 0.9
 
 
-def test_both_ways_refine_a_label_alike(parts):
-    (sample,), (given,) = parts.painted, parts.given
+def test_both_refine_a_label_equally(parts):
+    (sample,), (given,) = parts.generated, parts.given
     labels, masks = parts.published.refine(sample["clean_image"], given, sample["seed"])
     teacher = [step.PseudoLabel(torch.zeros(given.shape, dtype=torch.uint8), torch.ones(1))]
-    (refined,) = parts.ours.teaching.refine([sample["clean_image"]], teacher, [sample["seed"]])
+    (refined,) = parts.ours.refiner.refine([sample["clean_image"]], teacher, [sample["seed"]])
     assert len(labels) > 5
     assert labels.tolist() == refined.labels.tolist()
     assert masks.sum() > 100
-    differ = (masks.bool() != refined.masks).sum()  # one has its embeddings in half precision
+    differ = (masks.bool() != refined.masks).sum()  # our embeddings are in half precision
     assert differ < 0.05 * masks.sum()
 
 
-def test_ours_starts_without_an_embedding_and_then_has_one(parts):
+def test_ours_computes_an_embedding_only_with_an_empty_cache(parts):
     ways = parts.ways("joint")
-    embed = parts.ours.teaching.refiner.embed
+    embed = parts.ours.refiner.refiner.embed
     computed = []
     for name in (step.COLD, step.WARM, step.WARM, step.COLD):
         before = embed.computed
@@ -100,25 +99,25 @@ def test_ours_starts_without_an_embedding_and_then_has_one(parts):
     assert computed == [1, 0, 0, 1]
 
 
-def test_the_teacher_of_both_gives_the_same_label(parts):
-    images = [parts.painted[0]["clean_image"]]
+def test_the_teachers_of_both_predict_the_same_label(parts):
+    images = [parts.generated[0]["clean_image"]]
     published, model = parts.published, parts.ours.trainer.model
-    head = randomize(model.self_training.teacher.head)
-    with torch.no_grad():  # queries that stay apart, in their classes and in their masks
+    head = randomize(model.pseudo_labeler.teacher_parts["sem_seg_head"])
+    with torch.no_grad():  # queries differ in their classes and masks
         head.predictor.query_feat.weight.mul_(10)
         for layer in head.predictor.transformer_self_attention_layers:
             layer.self_attn.out_proj.weight.mul_(0.1)
         head.predictor.class_embed.weight.mul_(20)
         head.predictor.class_embed.bias.zero_()
         head.predictor.mask_embed.layers[-1].weight.mul_(20)
-    published.teacher.take_weights(head)
-    (theirs,) = published.teach(published.features(images), images[0].shape[-2:])
-    (ours,) = model.teach(images)
+    published.teacher.load_weights(head)
+    (theirs,) = published.predict_labels(published.features(images), images[0].shape[-2:])
+    (ours,) = model.predict_pseudo_labels(images)
     assert len(np.unique(theirs)) > 2
     assert (ours.classes.numpy() == theirs).mean() > 0.999
 
 
-def test_every_part_is_told_of_and_adds_up_to_the_whole(parts):
+def test_parts_are_measured_and_sum_to_the_whole(parts):
     ways = parts.ways("joint")
     taken = step.measure(ways, 0, 1, torch.device("cpu"))
     for name, (one,) in taken.items():
@@ -127,16 +126,16 @@ def test_every_part_is_told_of_and_adds_up_to_the_whole(parts):
         assert sum(one.parts.values()) == pytest.approx(one.cpu, rel=0.05)
 
 
-def test_pixels_without_a_class_get_the_nearest_one():
+def test_ignored_pixels_get_the_nearest_class():
     label = np.array([[3, 255, 255, 7], [3, 3, 255, 255]], np.uint8)
     assert step.without_ignore(label).tolist() == [[3, 3, 7, 7], [3, 3, 3, 7]]
 
 
 def test_the_script_prints_both_phases(capsys):
     step.main([*WORDS, *SETTINGS])
-    told = capsys.readouterr().out
-    assert told.count(published_step.LOSSES) == 2
+    output = capsys.readouterr().out
+    assert output.count(published_step.LOSSES) == 2
     for words in ("warmup step, 2 labelled", "joint step, 1 labelled", step.COLD, step.WARM):
-        assert words in told
+        assert words in output
     step.main([*WORDS, "--only", "ours", "--phase", "warmup", *SETTINGS])
     assert step.PUBLISHED not in capsys.readouterr().out

@@ -144,7 +144,7 @@ def test_fp16_and_triton_are_allowed_where_auto_is_a_gpu(monkeypatch):
 
 
 def test_checks_read_keys_of_the_table_and_cover_a_wrong_type():
-    assert {name for cross in CROSS_CHECKS for name in cross.keys} <= set(NAMES)
+    assert {name for names, _ in CROSS_CHECKS for name in names} <= set(NAMES)
     cfg = get_cfg()
     cfg.SOLVER.STEPS = "soon"
     assert [line.split(" ")[0] for line in problems(cfg)] == ["SOLVER.STEPS"]
@@ -154,7 +154,8 @@ def test_num_classes_follow_from_the_label_space(monkeypatch):
     """With another label space of a dataset, as nothing in the config says 19."""
     space = LabelSpace("two", ("a", "b"), ((0, 0, 0), (1, 1, 1)), (("a",), ("b",)))
     for name in ("camvid_train", "camvid_val"):
-        monkeypatch.setitem(builtin.ROWS, name, replace(builtin.ROWS[name], label_space=space))
+        description = replace(builtin.BUILTIN_DATASETS[name], label_space=space)
+        monkeypatch.setitem(builtin.BUILTIN_DATASETS, name, description)
     camvid = ["DATASETS.TRAIN", "('camvid_train',)"]
     assert load_config(None, camvid).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None, [*camvid, NUM_CLASSES, "2"]).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2

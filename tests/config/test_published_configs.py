@@ -14,7 +14,14 @@ from reference_files import REFERENCE
 
 import clouds
 from clouds.config import KEYS, ConfigError, load_config
-from clouds.config.compat import COMPAT_KEYS, OTHER_NETWORKS, KeyStatus
+from clouds.config.compat import (
+    COMPAT_KEYS,
+    FIXED,
+    NO_EFFECT,
+    OTHER_NETWORKS,
+    RENAMED,
+    TRANSLATED,
+)
 from clouds.config.config import get_value
 
 FILE = REFERENCE / "published_configs.json"
@@ -144,7 +151,7 @@ def test_one_warning_names_what_changes_nothing(name, tmp_path, caplog):
     words = text.replace(",", " ").replace(":", " ").split()
     for key in FILES[name]:
         if key in COMPAT_KEYS:
-            assert words.count(key) == int(COMPAT_KEYS[key].status is KeyStatus.NO_EFFECT), key
+            assert words.count(key) == int(key in NO_EFFECT), key
 
 
 @needs_files
@@ -192,13 +199,11 @@ def test_no_key_of_the_table_is_invented_or_one_of_ours():
     if FILES:
         there = {key for config in FILES.values() for key in config}
         assert sorted(set(COMPAT_KEYS) - there - ELSEWHERE - EARLIER) == []
-    renamed = [key for key in COMPAT_KEYS.values() if key.status is KeyStatus.RENAMED]
-    assert {key.note for key in renamed} <= OURS.keys()
+    assert len(RENAMED) + len(FIXED) + len(NO_EFFECT) == len(COMPAT_KEYS)
+    assert set(RENAMED.values()) <= OURS.keys()
     assert {name for name, _ in OTHER_NETWORKS} <= OURS.keys()
-    for key in COMPAT_KEYS.values():
-        assert key.note, key.name
-        assert not key.translated or len(key.translated) == len(key.allowed), key.name
-        assert key.allowed or key.status is not KeyStatus.FIXED, key.name
+    assert all(NO_EFFECT.values()) and all(hint for _, hint in FIXED.values())
+    assert TRANSLATED.keys() <= RENAMED.keys() and all(TRANSLATED.values())
 
 
 def test_names_of_fc_clip_are_ours(tmp_path):
@@ -221,12 +226,13 @@ def test_a_wrong_value_of_a_renamed_key_is_an_error():
         load_config(None, ["MODEL.CLOUDS.SAM.MOBILE", "vit_b"])
 
 
-@pytest.mark.parametrize("key", [k for k in COMPAT_KEYS.values() if k.status is KeyStatus.FIXED])
-def test_other_values_of_a_kept_key_are_errors(key):
-    load_config(None, [key.name, str(key.allowed[0])])
-    other = {bool: str(not key.allowed[0]), int: "7", str: "other"}[type(key.allowed[0])]
-    with pytest.raises(ConfigError, match=rf"{key.name} = '{other}' \(override\): allowed is "):
-        load_config(None, [key.name, other])
+@pytest.mark.parametrize("name", FIXED)
+def test_other_values_of_a_kept_key_are_errors(name):
+    value, _ = FIXED[name]
+    load_config(None, [name, str(value)])
+    other = {bool: str(not value), int: "7", str: "other"}[type(value)]
+    with pytest.raises(ConfigError, match=rf"{name} = '{other}' \(override\): allowed is "):
+        load_config(None, [name, other])
 
 
 def test_a_config_of_ours_warns_of_nothing(caplog):
@@ -282,7 +288,7 @@ def test_files_of_another_network_build_with_the_overrides_that_the_error_asks_f
 def test_joint_training_files_have_a_teacher(name, tmp_path):
     overrides = [*SMALL, "MODEL.CLOUDS.CLIP_MODEL_NAME", "clouds_tiny"]
     model = clouds.build(write(tmp_path, name), overrides, weights="")
-    teacher = model.self_training.teacher
+    teacher = model.pseudo_labeler.teacher
     assert (teacher.momentum, teacher.interval) == (0.999, 100)
     warmup = write(tmp_path, name.replace("joint_training", "warmup").replace("_jt", ""))
     assert set(model.state_dict()) == set(clouds.build(warmup, overrides, weights="").state_dict())
@@ -313,7 +319,7 @@ def test_no_key_of_an_earlier_version_is_unknown():
 
     earlier = set(names(yaml.safe_load(DUMP.read_text())))
     assert len(earlier) == 122
-    assert earlier <= OURS.keys() | COMPAT_KEYS.keys()
+    assert earlier <= OURS.keys() | COMPAT_KEYS
     assert earlier >= EARLIER
 
 

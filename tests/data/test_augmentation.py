@@ -1,6 +1,7 @@
+"""Resizing, geometry and lists of augmentations."""
+
 from __future__ import annotations
 
-import colorsys
 from dataclasses import replace
 from fractions import Fraction
 
@@ -8,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fvcore.transforms.transform import Transform, VFlipTransform
 from PIL import Image
 
 from clouds.data.augmentation import (
-    AxisPart,
-    Geometry,
-    GeometryRange,
-    Jitter,
-    JitterRange,
+    Augmentation,
+    AugmentationList,
+    RandomFlip,
+    ResizeCropFlip,
+    ResizeCropFlipTransform,
+    SSDColorJitter,
     resize_image,
     resize_label,
+    resize_range,
 )
-from clouds.data.structures import masks_from_label
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -31,7 +34,12 @@ def blocks(height: int, width: int, seed: int = 0) -> np.ndarray:
     return ids.repeat(8, 0).repeat(8, 1)
 
 
-def far(a: np.ndarray, b: np.ndarray) -> int:
+def blank(size: tuple[int, int]) -> np.ndarray:
+    """An image whose pixels do not matter, without memory for them."""
+    return np.broadcast_to(np.uint8(0), (*size, 3))
+
+
+def max_difference(a: np.ndarray, b: np.ndarray) -> int:
     assert a.shape == b.shape
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
@@ -40,23 +48,25 @@ def far(a: np.ndarray, b: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("size", [(48, 64), (60, 91), (51, 70)])
-def test_enlarging_is_bilinear_at_pixel_centres(size):
+def test_enlarging_is_bilinear_at_pixel_centers(size):
     image = noise(40, 50)
     as_float = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = F.interpolate(as_float, size=size, mode="bilinear", align_corners=False)
-    assert far(resize_image(image, size), expected[0].permute(1, 2, 0).round().numpy()) <= 1
+    assert (
+        max_difference(resize_image(image, size), expected[0].permute(1, 2, 0).round().numpy()) <= 1
+    )
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_shrinking_takes_the_mean_of_what_is_covered(factor):
+def test_shrinking_takes_the_mean_of_the_covered_pixels(factor):
     image = noise(40, 64)
     size = (40 // factor, 64 // factor)
     expected = image.reshape(size[0], factor, size[1], factor, 3).mean((1, 3))
-    assert far(resize_image(image, size), expected) <= 1
+    assert max_difference(resize_image(image, size), expected) <= 1
 
 
-def test_shrinking_by_no_whole_factor_agrees_with_pillow():
-    # Pillow's box filter takes whole pixels only, so it agrees up to pixels cut in two
+def test_shrinking_by_a_fractional_factor_agrees_with_pillow():
+    # Pillow's box filter takes whole pixels only, so the results differ slightly
     y, x = np.mgrid[:80, :100]
     image = (128 + 100 * np.sin(x / 9)[..., None] * np.cos(y / 7)[..., None]).repeat(3, -1)
     image = image.astype(np.uint8)
@@ -65,68 +75,68 @@ def test_shrinking_by_no_whole_factor_agrees_with_pillow():
 
 
 @pytest.mark.parametrize("size", [(48, 64), (61, 91), (23, 31), (37, 47)])
-def test_label_pixels_take_the_id_at_their_centre(size):
+def test_label_pixels_take_the_id_at_their_center(size):
     label = noise(40, 50)[..., 0]
     resized = resize_label(label, size)
     assert resized.shape == size
-    # centres in units of 1 / (2 n) source pixels, so that this is exact
+    # centers in units of 1 / (2 n) source pixels, so that this is exact
     rows, columns = ((2 * np.arange(n) + 1) * m for n, m in zip(size, (40, 50), strict=True))
     expected = label[rows // (2 * size[0])][:, columns // (2 * size[1])]
-    # a centre that falls on the border of two pixels may take either
+    # a center on the border of two pixels may take either
     clear = (rows % (2 * size[0]) != 0)[:, None] & (columns % (2 * size[1]) != 0)
     assert clear.any()
     assert np.array_equal(resized[clear], expected[clear])
 
 
-def test_same_size_is_left_alone():
+def test_the_same_size_changes_nothing():
     image, label = noise(10, 12), blocks(16, 16)
     assert np.array_equal(resize_image(image, (10, 12)), image)
     assert np.array_equal(resize_label(label, (16, 16)), label)
 
 
-# ---------------------------------------------------------------- only what the crop shows
+# ---------------------------------------------------------------- resizing a window
 
 
 def black_and_white(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """The picture in which a displacement shows most."""
+    """An image in which a displacement changes values most."""
     return (noise(height, width, seed) > 127).astype(np.uint8) * 255
 
 
 @pytest.mark.parametrize("scale", [(0.3, 0.99), (1.01, 2.0), (2.0, 5.0)])
-def test_a_crop_is_the_crop_of_the_whole_to_a_grey_level(scale):
+def test_a_crop_differs_from_that_of_the_whole_image_by_one_gray_level_at_most(scale):
     rng = np.random.default_rng(5)
     changed = []
     for i in range(25):
         height, width = int(rng.integers(90, 400)), int(rng.integers(700, 1500))
-        ranges = GeometryRange((0, 0), scale, (48, 80), "uniform", flip=False)
-        geometry = ranges.draw((height, width), rng)
-        top, left = geometry.top, geometry.left
+        augmentation = ResizeCropFlip((0, 0), scale, (48, 80), "uniform", flip=False)
         image = black_and_white(height, width, i)
-        whole = resize_image(image, geometry.resized)[top : top + 48, left : left + 80]
-        crop = geometry.apply_image(image)[: whole.shape[0], : whole.shape[1]]
-        assert far(crop, whole) <= 1, (height, width, geometry)
+        transform = augmentation.get_transform(image, rng)
+        top, left = transform.top, transform.left
+        whole = resize_image(image, transform.resized_size)[top : top + 48, left : left + 80]
+        crop = transform.apply_image(image)[: whole.shape[0], : whole.shape[1]]
+        assert max_difference(crop, whole) <= 1, (height, width, transform)
         changed.append((crop != whole).mean())
-    # where there is no exact part of the whole, not all of the axis is taken
+    # some windows do not begin exactly at a pixel border
     assert 0 < np.mean(changed) < 0.2
 
 
-def test_the_label_of_a_crop_is_the_crop_of_the_whole_label():
+def test_the_label_crop_equals_that_of_the_whole_label():
     rng = np.random.default_rng(6)
     for i in range(200):
         height, width = (int(n) for n in rng.integers(20, 420, 2))
-        ranges = GeometryRange((0, 0), (0.3, 4.0), (48, 80), "uniform", flip=bool(i % 2))
-        geometry = ranges.draw((height, width), rng)
-        top, left = geometry.top, geometry.left
+        augmentation = ResizeCropFlip((0, 0), (0.3, 4.0), (48, 80), "uniform", flip=bool(i % 2))
+        transform = augmentation.get_transform(blank((height, width)), rng)
+        top, left = transform.top, transform.left
         label = noise(height, width, i)[..., 0]
-        whole = resize_label(label, geometry.resized)[top : top + 48, left : left + 80]
-        if geometry.flip:
+        whole = resize_label(label, transform.resized_size)[top : top + 48, left : left + 80]
+        if transform.flip:
             whole = whole[:, ::-1]
-        crop = geometry.apply_label(label)[: whole.shape[0]]
-        crop = crop[:, -whole.shape[1] :] if geometry.flip else crop[:, : whole.shape[1]]
+        crop = transform.apply_segmentation(label)[: whole.shape[0]]
+        crop = crop[:, -whole.shape[1] :] if transform.flip else crop[:, : whole.shape[1]]
         assert np.array_equal(crop, whole)
 
 
-def test_parts_begin_where_pixels_meet_and_hold_what_is_asked_for():
+def test_windows_begin_at_pixel_borders_and_contain_the_requested_range():
     rng = np.random.default_rng(7)
     lengths = []
     for _ in range(500):
@@ -134,23 +144,23 @@ def test_parts_begin_where_pixels_meet_and_hold_what_is_asked_for():
         target = round(source * rng.uniform(0.5, 2.0))
         start = int(rng.integers(0, max(1, target - 768)))
         stop = min(start + 768, target)
-        part = AxisPart.around(source, target, start, stop)
+        window, target_begin = resize_range(source, target, start, stop)
+        begin, end = window.start, window.stop
         per_pixel = Fraction(source, target)
-        assert abs(part.first * per_pixel - part.begin) <= Fraction(1, 600)
-        assert 0 <= part.begin <= start * per_pixel
-        assert stop * per_pixel <= part.end <= source
-        # a pixel of either neighbor, or the border of the image
-        assert part.first == 0 or part.first < start
-        assert part.end == source or part.end >= stop * per_pixel + 1
-        lengths.append((part.end - part.begin) / float(min(source, 768 * per_pixel)))
-    # what is read beyond the window
+        assert abs(target_begin * per_pixel - begin) <= Fraction(1, 600)
+        assert 0 <= begin <= start * per_pixel
+        assert stop * per_pixel <= end <= source
+        # a neighboring pixel at either end, or the border of the image
+        assert target_begin == 0 or target_begin < start
+        assert end == source or end >= stop * per_pixel + 1
+        lengths.append((end - begin) / float(min(source, 768 * per_pixel)))
+    # few pixels are read beyond the window
     assert np.mean(lengths) < 1.4
 
 
-def test_a_crop_at_its_own_size_is_copied():
+def test_a_crop_without_resizing_is_a_copy():
     image = noise(40, 50)
-    geometry = Geometry((40, 50), top=3, left=4, crop=(20, 30), flip=False)
-    crop = geometry.apply_image(image)
+    crop = fixed((40, 50), top=3, left=4, crop_size=(20, 30)).apply_image(image)
     assert np.array_equal(crop, image[3:23, 4:34])
     assert not np.shares_memory(crop, image)
 
@@ -158,28 +168,34 @@ def test_a_crop_at_its_own_size_is_copied():
 # ---------------------------------------------------------------- crop, pad, flip
 
 
+def fixed(size: tuple[int, int], **changes) -> ResizeCropFlipTransform:
+    """A transform without resizing."""
+    values = {"source_size": size, "resized_size": size, "top": 0, "left": 0, "flip": False}
+    return ResizeCropFlipTransform(**{**values, **changes})
+
+
 def test_crop_by_hand():
     image = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
-    geometry = Geometry(resized=(4, 5), top=1, left=2, crop=(2, 3), flip=False)
-    assert np.array_equal(geometry.apply_image(image), image[1:3, 2:5])
-    assert np.array_equal(geometry.apply_label(image[..., 0]), image[1:3, 2:5, 0])
-    mirrored = replace(geometry, flip=True)
+    transform = fixed((4, 5), top=1, left=2, crop_size=(2, 3))
+    assert np.array_equal(transform.apply_image(image), image[1:3, 2:5])
+    assert np.array_equal(transform.apply_segmentation(image[..., 0]), image[1:3, 2:5, 0])
+    mirrored = replace(transform, flip=True)
     assert np.array_equal(mirrored.apply_image(image), image[1:3, 4:1:-1])
-    assert np.array_equal(mirrored.apply_label(image[..., 0]), image[1:3, 4:1:-1, 0])
+    assert np.array_equal(mirrored.apply_segmentation(image[..., 0]), image[1:3, 4:1:-1, 0])
 
 
 def test_padding_by_hand():
     image = np.full((2, 2, 3), 9, np.uint8)
     label = np.array([[1, 2], [3, 4]], np.uint8)
-    geometry = Geometry(resized=(2, 2), top=0, left=0, crop=(3, 4), flip=False)
-    assert geometry.apply_label(label).tolist() == [
+    transform = fixed((2, 2), crop_size=(3, 4))
+    assert transform.apply_segmentation(label).tolist() == [
         [1, 2, 255, 255],
         [3, 4, 255, 255],
         [255, 255, 255, 255],
     ]
-    assert geometry.apply_image(image)[..., 0].tolist() == [[9, 9, 0, 0], [9, 9, 0, 0], [0] * 4]
-    mirrored = replace(geometry, flip=True)
-    assert mirrored.apply_label(label).tolist() == [
+    assert transform.apply_image(image)[..., 0].tolist() == [[9, 9, 0, 0], [9, 9, 0, 0], [0] * 4]
+    mirrored = replace(transform, flip=True)
+    assert mirrored.apply_segmentation(label).tolist() == [
         [255, 255, 2, 1],
         [255, 255, 4, 3],
         [255, 255, 255, 255],
@@ -189,36 +205,50 @@ def test_padding_by_hand():
 def test_image_and_label_stay_together():
     label = blocks(96, 160)
     image = label[..., None].repeat(3, -1) * 10
-    ranges = GeometryRange((0, 0), (0.5, 2.0), (64, 100), "uniform", flip=True)
+    augmentation = ResizeCropFlip((0, 0), (0.5, 2.0), (64, 100), "uniform", flip=True)
     rng = np.random.default_rng(0)
     for _ in range(40):
-        geometry = ranges.draw((96, 160), rng)
-        view, ids = geometry.apply_image(image)[..., 0], geometry.apply_label(label)
+        transform = augmentation.get_transform(image, rng)
+        view, ids = transform.apply_image(image)[..., 0], transform.apply_segmentation(label)
         assert view.shape == ids.shape == (64, 100)
         inside = ids != 255
-        # blocks of one value: only at their borders does bilinear differ from nearest
+        # inside of the blocks, bilinear and nearest interpolation agree
         assert (view[inside] == ids[inside] * 10).mean() > 0.6
         assert not view[~inside].any()
 
 
 def test_a_crop_larger_than_any_image_pads():
-    ranges = GeometryRange((0, 0), (0.5, 1.0), (300, 200), "uniform", flip=False)
-    geometry = ranges.draw((40, 60), np.random.default_rng(0))
-    label = geometry.apply_label(np.full((40, 60), 3, np.uint8))
+    augmentation = ResizeCropFlip((0, 0), (0.5, 1.0), (300, 200), "uniform", flip=False)
+    transform = augmentation.get_transform(blank((40, 60)), np.random.default_rng(0))
+    label = transform.apply_segmentation(np.full((40, 60), 3, np.uint8))
     assert label.shape == (300, 200)
-    height, width = geometry.resized
+    height, width = transform.resized_size
     assert (label[:height, :width] == 3).all()
     assert (label == 3).sum() == height * width
 
 
-def draws(count: int, size=(100, 200), **changes) -> list[Geometry]:
-    ranges = GeometryRange((0, 0), (1.0, 1.0), (40, 60), "uniform", flip=True)
-    ranges = replace(ranges, **changes)
+@pytest.mark.parametrize("flip", [False, True])
+def test_coordinates_follow_the_pixels(flip):
+    # a bright square of 8x8 pixels, by its corners; enlarged by 2 and 1.5, cropped by (10, 6)
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[16:24, 20:28] = 255
+    transform = ResizeCropFlipTransform((40, 60), (80, 90), 10, 6, (60, 70), flip)
+    (left, top), (right, bottom) = transform.apply_coords(np.array([[20.0, 16.0], [28.0, 24.0]]))
+    assert (top, bottom) == (22, 38)
+    assert (left, right) == ((46, 34) if flip else (24, 36))
+    rows, columns = np.nonzero(transform.apply_image(image)[..., 0] > 127)
+    assert (rows.min(), rows.max() + 1) == (top, bottom)
+    assert (columns.min(), columns.max() + 1) == (min(left, right), max(left, right))
+
+
+def draws(count: int, size=(100, 200), **changes) -> list[ResizeCropFlipTransform]:
+    augmentation = ResizeCropFlip((0, 0), (1.0, 1.0), (40, 60), "uniform", flip=True)
+    augmentation = replace(augmentation, **changes)
     rng = np.random.default_rng(0)
-    return [ranges.draw(size, rng) for _ in range(count)]
+    return [augmentation.get_transform(blank(size), rng) for _ in range(count)]
 
 
-def test_uniform_positions_fill_the_room_on_both_axes():
+def test_uniform_positions_cover_both_axes_independently():
     top = np.array([g.top for g in draws(4000)])
     left = np.array([g.left for g in draws(4000)])
     for offsets, room in ((top, 60), (left, 140)):
@@ -228,25 +258,25 @@ def test_uniform_positions_fill_the_room_on_both_axes():
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.05
 
 
-def test_diagonal_positions_come_from_one_number():
+def test_diagonal_positions_share_one_random_number():
     drawn = draws(2000, position="diagonal")
     # the share of the room above equals that on the left, up to rounding
     assert all(abs(g.top / 60 - g.left / 140) <= 0.5 / 60 + 0.5 / 140 for g in drawn)
     assert {0, 30, 60} <= {g.top for g in drawn}
 
 
-def test_half_are_flipped_and_none_when_off():
+def test_half_are_flipped_and_none_without_flip():
     assert abs(np.mean([g.flip for g in draws(4000)]) - 0.5) < 0.03
     assert not any(g.flip for g in draws(200, flip=False))
 
 
 def test_scales_are_uniform_in_their_range_and_keep_the_aspect():
-    drawn = draws(4000, scale=(0.5, 2.0))
-    factors = np.array([g.resized[0] / 100 for g in drawn])
+    drawn = draws(4000, scale_range=(0.5, 2.0))
+    factors = np.array([g.resized_size[0] / 100 for g in drawn])
     assert 0.5 <= factors.min() < 0.52
     assert 1.98 < factors.max() <= 2.0
     assert abs(factors.mean() - 1.25) < 0.03
-    assert all(abs(g.resized[1] - 2 * g.resized[0]) <= 1 for g in drawn)
+    assert all(abs(g.resized_size[1] - 2 * g.resized_size[0]) <= 1 for g in drawn)
 
 
 @pytest.mark.parametrize(
@@ -259,112 +289,96 @@ def test_scales_are_uniform_in_their_range_and_keep_the_aspect():
     ],
 )
 def test_working_size(size, fitted):
-    assert draws(1, size=size, working=(1052, 1914))[0].resized == fitted
+    assert draws(1, size=size, working_size=(1052, 1914))[0].resized_size == fitted
 
 
-def test_same_seed_same_geometry():
-    assert draws(50, scale=(0.5, 2.0)) == draws(50, scale=(0.5, 2.0))
+def test_the_same_seed_gives_the_same_transforms():
+    assert draws(50, scale_range=(0.5, 2.0)) == draws(50, scale_range=(0.5, 2.0))
 
 
-# ---------------------------------------------------------------- color jitter
+# ---------------------------------------------------------------- lists of augmentations
 
 
-def test_brightness_and_contrast_by_formula():
-    image = noise(30, 40).astype(float)
-    bright = Jitter(brightness=-31.5).apply(image.astype(np.uint8))
-    assert far(bright, np.clip(image - 31.5, 0, 255)) <= 1
-    for factor in (0.5, 1.3):
-        changed = Jitter(contrast=factor).apply(image.astype(np.uint8))
-        assert far(changed, np.clip(image * factor, 0, 255)) <= 1
+class RandomVerticalFlip(Augmentation):
+    """fvcore's transform in an augmentation of a user."""
+
+    def get_transform(self, image, rng):
+        rng.random()  # draws of its own
+        return VFlipTransform(image.shape[0])
 
 
-def test_contrast_is_what_torchvision_calls_brightness():
-    functional = pytest.importorskip("torchvision.transforms.functional")
-    image = noise(30, 40)
-    expected = functional.adjust_brightness(torch.from_numpy(image).permute(2, 0, 1), 1.4)
-    assert far(Jitter(contrast=1.4).apply(image), expected.permute(1, 2, 0).numpy()) <= 1
+class GammaTransform(Transform):
+    def __init__(self, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def apply_image(self, img):
+        return (255 * (img / 255) ** self.gamma).round().astype(np.uint8)
+
+    def apply_segmentation(self, segmentation):
+        return segmentation
+
+    def apply_coords(self, coords):
+        return coords
 
 
-@pytest.mark.parametrize("shift", [-18, -5, 11, 18])
-def test_hue_agrees_with_torchvision(shift):
-    functional = pytest.importorskip("torchvision.transforms.functional")
-    image = noise(60, 80)
-    as_float = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-    expected = functional.adjust_hue(as_float, shift / 180).permute(1, 2, 0).numpy() * 255
-    difference = np.abs(Jitter(hue=shift).apply(image) - expected)
-    # 8 bits of hue and saturation cost a few levels where colors are strong
-    assert difference.mean() < 1.5
-    assert difference.max() < 10
+class RandomGamma(Augmentation):
+    def get_transform(self, image, rng):
+        assert image.shape[:2] == (64, 100)  # the image after the augmentations before it
+        return GammaTransform(rng.uniform(0.5, 2.0))
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.5])
-def test_saturation_agrees_with_the_standard_library(factor):
-    image = noise(12, 15)
-    changed = Jitter(saturation=factor).apply(image)
-    for before, after in zip(image.reshape(-1, 3), changed.reshape(-1, 3), strict=True):
-        hue, saturation, value = colorsys.rgb_to_hsv(*(before / 255))
-        expected = colorsys.hsv_to_rgb(hue, min(1.0, saturation * factor), value)
-        assert np.abs(np.array(expected) * 255 - after).max() < 8
+RECIPE = (
+    ResizeCropFlip((0, 0), (0.5, 2.0), (64, 100), "uniform", flip=True),
+    SSDColorJitter(),
+)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_contrast_first_or_last(first):
-    image = noise(30, 40)
-    contrast, rest = Jitter(contrast=1.5), Jitter(saturation=0.6, hue=7)
-    both = Jitter(contrast=1.5, saturation=0.6, hue=7, contrast_first=first)
-    steps = (contrast, rest) if first else (rest, contrast)
-    assert np.array_equal(both.apply(image), steps[1].apply(steps[0].apply(image)))
-    assert not np.array_equal(steps[0].apply(steps[1].apply(image)), both.apply(image))
+def augment(augmentations, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    image, label = noise(96, 160), blocks(96, 160)
+    augmented, transforms = AugmentationList(augmentations)(image, np.random.default_rng(seed))
+    assert np.array_equal(image, noise(96, 160))
+    return augmented, transforms.apply_segmentation(label)
 
 
-def test_no_jitter_changes_nothing():
-    image = noise(30, 40)
-    assert np.array_equal(Jitter().apply(image), image)
+def test_a_list_applies_its_augmentations_in_order():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        image = noise(96, 160)
+        geometry = RECIPE[0].get_transform(image, rng)
+        expected = RECIPE[1].get_transform(image, rng).apply_image(geometry.apply_image(image))
+        augmented, label = augment(RECIPE, seed)
+        assert np.array_equal(augmented, expected)
+        assert np.array_equal(label, geometry.apply_segmentation(blocks(96, 160)))
 
 
-def test_drawn_jitters():
-    rng = np.random.default_rng(0)
-    drawn = [JitterRange().draw(rng) for _ in range(6000)]
-    for values, low, high, off in (
-        ([j.brightness for j in drawn], -32, 32, 0),
-        ([j.contrast for j in drawn], 0.5, 1.5, 1),
-        ([j.saturation for j in drawn], 0.5, 1.5, 1),
-        ([j.hue for j in drawn], -18, 18, 0),
-    ):
-        values = np.array(values)
-        used = values[values != off]
-        # hue's own 37 values include "off"
-        assert abs(len(used) / len(values) - 0.5) < 0.04
-        assert low <= used.min() < low + 0.01 * (high - low)
-        assert high - 0.01 * (high - low) < used.max() <= high
-        assert abs(used.mean() - (low + high) / 2) < 0.02 * (high - low)
-    assert abs(np.mean([j.contrast_first for j in drawn]) - 0.5) < 0.03
+def test_an_appended_flip_changes_image_and_label_and_no_other_draws():
+    for seed in range(20):
+        image, label = augment(RECIPE, seed)
+        flipped_image, flipped_label = augment((*RECIPE, RandomVerticalFlip()), seed)
+        assert np.array_equal(flipped_image, image[::-1])
+        assert np.array_equal(flipped_label, label[::-1])
 
 
-# ---------------------------------------------------------------- targets
+def test_an_appended_gamma_changes_the_image_alone():
+    for seed in range(20):
+        image, label = augment(RECIPE, seed)
+        changed, same_label = augment((*RECIPE, RandomGamma()), seed)
+        assert np.array_equal(same_label, label)
+        table = {tuple(pair) for pair in np.stack([image, changed], -1).reshape(-1, 2).tolist()}
+        assert len(table) == len({value for value, _ in table})  # a function of the value
+        assert not np.array_equal(changed, image)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
-def test_masks_of_a_label(dtype):
-    label = torch.tensor([[3, 3, 255], [0, 18, 3]], dtype=dtype)
-    targets = masks_from_label(label)
-    assert targets.labels.tolist() == [0, 3, 18]
-    assert targets.labels.dtype == torch.int64
-    assert targets.masks.dtype == torch.bool
-    assert targets.masks.int().tolist() == [
-        [[0, 0, 0], [1, 0, 0]],
-        [[1, 1, 0], [0, 0, 1]],
-        [[0, 0, 0], [0, 1, 0]],
-    ]
+def test_an_empty_list_changes_nothing():
+    image, label = augment((), 0)
+    assert np.array_equal(image, noise(96, 160))
+    assert np.array_equal(label, blocks(96, 160))
 
 
-def test_masks_of_a_label_to_be_ignored():
-    targets = masks_from_label(torch.full((5, 7), 255, dtype=torch.uint8))
-    assert targets.labels.shape == (0,)
-    assert targets.labels.dtype == torch.int64
-    assert targets.masks.shape == (0, 5, 7)
-    assert targets.masks.dtype == torch.bool
-
-
-def test_another_ignore_value():
-    assert masks_from_label(torch.tensor([[0, 1]]), ignore=0).labels.tolist() == [1]
+def test_random_flip():
+    image, rng = noise(6, 8), np.random.default_rng(0)
+    results = [RandomFlip().get_transform(image, rng).apply_image(image) for _ in range(400)]
+    flips = [np.array_equal(result, image[:, ::-1]) for result in results]
+    assert 160 <= sum(flips) <= 240  # four standard deviations
+    assert all(f or np.array_equal(r, image) for f, r in zip(flips, results, strict=True))

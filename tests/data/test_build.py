@@ -1,3 +1,5 @@
+"""Training and test loader with labelled datasets."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -7,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from dataset_files import picture, save, save_palette, train_ids, write
+from dataset_files import random_image, save, save_palette, train_ids, write
 
 from clouds.config import get_cfg
 from clouds.data import dataset_mapper
@@ -78,19 +80,19 @@ def test_a_sample(cfg, root):
         assert 0 <= sample["seed"] < 2**63
 
 
-def test_without_randomness_a_sample_is_its_files(cfg, root):
+def test_without_augmentations_a_sample_equals_its_files(cfg, root):
     cfg.INPUT.SCALE_RANGE = (1.0, 1.0)
     cfg.INPUT.CROP.SIZE = (24, 32)
     cfg.INPUT.FLIP = False
     cfg.INPUT.COLOR_AUG_SSD = False
     image, ids = write(root, "gta5", 0)
     sample = SourceMapper.from_config(cfg)(get_dataset("gta5").records()[0], 5)
-    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), picture(0))
+    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), random_image(0))
     assert np.array_equal(sample["sem_seg"].numpy(), ids)
     assert sample["file_name"] == str(image)
 
 
-def test_jitter_leaves_the_geometry_alone(cfg, root):
+def test_color_jitter_does_not_change_the_geometry(cfg, root):
     cfg.INPUT.CROP.SIZE = (64, 90)  # larger than any image
     jittered = batches(cfg, 4)
     cfg.INPUT.COLOR_AUG_SSD = False
@@ -103,7 +105,7 @@ def test_jitter_leaves_the_geometry_alone(cfg, root):
     assert changed > 10
 
 
-def test_every_picture_once_per_epoch(cfg):
+def test_every_image_once_per_epoch(cfg):
     cfg.SOLVER.IMS_PER_BATCH = 7
     first, second = ([sample["file_name"] for sample in batch] for batch in batches(cfg, 2))
     assert len(set(first)) == 7
@@ -111,7 +113,7 @@ def test_every_picture_once_per_epoch(cfg):
     assert first != second  # another order
 
 
-def test_a_batch_may_hold_parts_of_two_epochs(cfg):
+def test_a_batch_may_contain_samples_of_two_epochs(cfg):
     names = [sample["file_name"] for batch in batches(cfg, 7) for sample in batch]
     assert set(Counter(names).values()) == {4}
     for epoch in range(4):
@@ -124,9 +126,9 @@ def test_a_batch_larger_than_the_dataset(cfg):
     assert set(Counter(s["file_name"] for s in batch).values()) == {2, 3}
 
 
-def test_two_visits_of_a_picture_differ(cfg):
-    visits = [s for batch in batches(cfg, 7) for s in batch]
-    one = [s for s in visits if s["file_name"] == visits[0]["file_name"]]
+def test_samples_of_one_image_differ(cfg):
+    samples = [s for batch in batches(cfg, 7) for s in batch]
+    one = [s for s in samples if s["file_name"] == samples[0]["file_name"]]
     assert len({s["seed"] for s in one}) == 4
     assert not torch.equal(one[0]["image"], one[1]["image"])
 
@@ -140,12 +142,12 @@ def test_another_seed_gives_another_stream(cfg):
     assert not {s["seed"] for b in first for s in b} & {s["seed"] for b in second for s in b}
 
 
-def test_sample_seeds_do_not_collide_where_sums_would():
+def test_sample_seeds_with_equal_sums_differ():
     seeds = {
-        sample_seed(seed, epoch, index)
+        sample_seed(seed, epoch, number)
         for seed in range(8)
         for epoch in range(8)
-        for index in range(8)
+        for number in range(8)
     }
     assert len(seeds) == 512
 
@@ -157,7 +159,7 @@ def test_worker_processes_change_nothing(cfg, workers):
     assert all_same(alone, batches(cfg, 6))
 
 
-def test_workers_stay_and_use_one_thread_each(cfg, root):
+def test_workers_are_persistent_and_use_one_thread_each(cfg, root):
     cfg.DATALOADER.NUM_WORKERS = 2
     loader = build_train_loader(cfg)
     assert loader.persistent_workers
@@ -179,7 +181,7 @@ def test_batches_for_a_gpu_are_pinned(cfg, monkeypatch, device, pinned):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_share_out_the_batch_of_one_process(cfg, world_size):
+def test_ranks_share_the_batch_of_one_process(cfg, world_size):
     alone = batches(cfg, 6)
     shares = [batches(cfg, 6, rank=r, world_size=world_size) for r in range(world_size)]
     joined = [list(chain(*parts)) for parts in zip(*shares, strict=True)]
@@ -187,12 +189,12 @@ def test_ranks_share_out_the_batch_of_one_process(cfg, world_size):
 
 
 @pytest.mark.parametrize("start", [1, 4, 5])
-def test_a_later_start_goes_on_as_the_unbroken_run(cfg, start):
-    unbroken = batches(cfg, 8)
-    assert all_same(unbroken[start:], batches(cfg, 8 - start, start_iteration=start))
+def test_a_later_start_continues_the_uninterrupted_run(cfg, start):
+    uninterrupted = batches(cfg, 8)
+    assert all_same(uninterrupted[start:], batches(cfg, 8 - start, start_iteration=start))
 
 
-def test_a_later_start_reads_nothing_of_what_it_skips(cfg, monkeypatch):
+def test_a_later_start_does_not_read_skipped_samples(cfg, monkeypatch):
     read = []
     plain = dataset_mapper.read_image
     monkeypatch.setattr(dataset_mapper, "read_image", lambda path: read.append(path) or plain(path))
@@ -200,7 +202,7 @@ def test_a_later_start_reads_nothing_of_what_it_skips(cfg, monkeypatch):
     assert len(read) == 4
 
 
-def test_the_global_random_state_has_no_part_in_it_and_is_left_alone(cfg):
+def test_the_global_random_state_is_neither_used_nor_changed(cfg):
     torch.manual_seed(1)
     np.random.seed(1)
     first = batches(cfg, 2)
@@ -222,7 +224,7 @@ def test_label_with_only_ignored_pixels(cfg, root):
     assert all((s["sem_seg"] == 255).all() for s in empty)
 
 
-# ---------------------------------------------------------------- training, refused
+# ---------------------------------------------------------------- errors of training
 
 
 def test_no_dataset(cfg):
@@ -237,7 +239,7 @@ def test_unknown_dataset(cfg):
         build_train_loader(cfg)
 
 
-def test_dataset_that_is_not_for_training(cfg):
+def test_a_target_dataset_in_training(cfg):
     cfg.DATASETS.TRAIN = ("gta5", "bdd_val")
     with pytest.raises(ValueError, match="bdd_val, a target dataset"):
         build_train_loader(cfg)
@@ -247,16 +249,16 @@ def test_zero_images(cfg, root):
     for path in (root / "gta5").rglob("*.png"):
         path.unlink()
     cfg.DATASETS.TRAIN = ("gta5",)
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="no usable image"):
         build_train_loader(cfg)
 
 
-def test_batch_that_cannot_be_shared_out(cfg):
+def test_a_batch_that_cannot_be_shared_evenly(cfg):
     with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4.*3 processes.*multiple of 3"):
         build_train_loader(cfg, world_size=3)
 
 
-def test_sizes_that_differ_are_an_error_outside_gta(cfg, root):
+def test_different_sizes_are_an_error_outside_gta(cfg, root):
     write(root, "cityscapes_train", 0)
     (label,) = root.rglob("*_labelIds.png")
     save(label, np.full((24, 33), 7, np.uint8))
@@ -269,7 +271,7 @@ def test_sizes_that_differ_are_an_error_outside_gta(cfg, root):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("half", ["RGB", "GT/LABELS"])
-def test_a_broken_file_is_named(cfg, root, half, workers):
+def test_a_broken_file_is_reported(cfg, root, half, workers):
     cfg.DATASETS.TRAIN = ("synthia",)
     cfg.DATALOADER.NUM_WORKERS = workers
     path = root / "synthia" / half / "0000001.png"
@@ -278,11 +280,17 @@ def test_a_broken_file_is_named(cfg, root, half, workers):
         batches(cfg, 2)
 
 
-def test_record_without_label_is_no_source(cfg, root):
-    image = save(root / "a.png", picture(0))
+def test_a_source_record_without_label(cfg, root):
+    image = save(root / "a.png", random_image(0))
     record = Record(image, None, Domain.SOURCE, "gta5")
     with pytest.raises(ValueError, match=r"a\.png has no label"):
         SourceMapper.from_config(cfg)(record, 0)
+
+
+def test_a_label_without_format_is_no_record(root):
+    image = save(root / "a.png", random_image(0))
+    with pytest.raises(ValueError, match=r"a\.png: .*label_format"):
+        Record(image, image, Domain.SOURCE, "gta5")
 
 
 # ---------------------------------------------------------------- evaluation
@@ -302,14 +310,14 @@ def camvid(root):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_test_loader_gives_what_the_protocol_makes(camvid, root, workers):
+def test_test_samples_are_prepared_by_the_protocol(camvid, root, workers):
     loader = build_test_loader(camvid, halve, workers)
     assert len(loader) == 5
     samples = list(loader)
     assert [s["file_name"] for s in samples] == [str(r.image) for r in camvid.records()]
     for i, sample in enumerate(samples):
         _, ids = write(root, "camvid_val", i)
-        assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), picture(i)[::2, ::2])
+        assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), random_image(i)[::2, ::2])
         assert np.array_equal(sample["label"].numpy(), ids[:, ::4])
         assert sample["label"].dtype == sample["image"].dtype == torch.uint8
         assert (sample["height"], sample["width"]) == (24, 8)
@@ -317,8 +325,8 @@ def test_test_loader_gives_what_the_protocol_makes(camvid, root, workers):
         assert sample["dataset"] == "camvid_val"
 
 
-def test_picture_without_label_is_predicted_at_its_own_size(root):
-    save(root / "stable_diffusion/x/images/a.png", picture(0))
+def test_an_image_without_label_is_predicted_at_its_own_size(root):
+    save(root / "stable_diffusion/x/images/a.png", random_image(0))
     (sample,) = build_test_loader(get_dataset("sd_x"), lambda i, label, n: (i[::2], label))
     assert "label" not in sample
     assert sample["image"].shape == (3, 12, 32)
@@ -326,7 +334,7 @@ def test_picture_without_label_is_predicted_at_its_own_size(root):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
-def test_every_test_picture_goes_to_one_rank(camvid, world_size):
+def test_every_test_image_goes_to_one_rank(camvid, world_size):
     names = [
         sample["file_name"]
         for rank in range(world_size)
@@ -335,7 +343,7 @@ def test_every_test_picture_goes_to_one_rank(camvid, world_size):
     assert sorted(names) == [str(record.image) for record in camvid.records()]
 
 
-def test_test_label_of_another_size(camvid, root):
+def test_a_test_label_of_another_size(camvid, root):
     save(root / "camvid/valannot/0001TP_000002.png", train_ids(0, range(11), (24, 31)))
     with pytest.raises(ValueError, match=r"0001TP_000002\.png: the label is 31x24"):
         list(build_test_loader(camvid, halve))

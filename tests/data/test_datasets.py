@@ -1,20 +1,26 @@
+"""Layouts, listing and label ids of the builtin datasets."""
+
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dataset_files import (
     CITYSCAPES,
-    EVERY,
+    DATASET_NAMES,
     SIZE,
-    picture,
-    raw_of,
+    random_image,
     real_camvid,
     save,
     save_palette,
+    to_raw_ids,
     train_ids,
     write,
 )
@@ -24,12 +30,17 @@ from clouds.data.datasets import (
     dataset_names,
     dataset_root,
     forget_listings,
+    generated,
     get_dataset,
+    is_generated,
     listing,
     register_all,
 )
+from clouds.data.label_space import CITYSCAPES_19
 from clouds.data.reading import read_image
 from clouds.data.structures import Domain
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +48,14 @@ def fresh():
     forget_listings()
 
 
-def test_the_table_has_every_dataset():
-    assert sorted(name for name in dataset_names() if not name.startswith("sd_")) == sorted(EVERY)
+def test_names_of_the_builtin_datasets():
+    assert sorted(name for name in dataset_names() if not name.startswith("sd_")) == sorted(
+        DATASET_NAMES
+    )
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_layout_ids_and_file_kinds(tmp_path, name):
+@pytest.mark.parametrize("name", DATASET_NAMES)
+def test_layouts_ids_and_file_formats(tmp_path, name):
     written = [write(tmp_path, name, i) for i in (3, 0, 2, 1)]
     dataset = get_dataset(name, tmp_path)
     records = dataset.records()
@@ -57,6 +70,21 @@ def test_layout_ids_and_file_kinds(tmp_path, name):
         assert read_image(record.image).shape == (*SIZE, 3)
 
 
+def test_names_of_generated_datasets():
+    names = ("gta5", "sd_a", "sd_", "synthia", "sd_b_c", "anything", "")
+    assert generated(names) == ["sd_a", "sd_b_c"]
+    assert [is_generated(name) for name in names] == [False, True, False, False, True, False, False]
+
+
+def test_dataset_names_do_not_need_torch():
+    code = (
+        "import sys; from clouds.data.datasets import generated, is_generated;"
+        "assert generated(['sd_a']); assert 'torch' not in sys.modules"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
 def test_domains():
     assert get_dataset("gta5").domain is Domain.SOURCE
     assert get_dataset("cityscapes_train").domain is Domain.SOURCE
@@ -65,18 +93,22 @@ def test_domains():
     assert get_dataset("sd_day1").domain is Domain.GENERATED
 
 
+def test_label_spaces_of_the_builtin_datasets():
+    assert {get_dataset(name).label_space for name in DATASET_NAMES} == {CITYSCAPES_19}
+
+
 def test_classes_present():
     synthia = get_dataset("synthia").classes_present
     assert len(synthia) == 16
     assert set(range(19)) - set(synthia) == {9, 14, 16}  # terrain, truck, train
     camvid = get_dataset("camvid_val").classes_present
     assert camvid == (0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13)
-    for name in EVERY:
+    for name in DATASET_NAMES:
         if not name.startswith(("synthia", "camvid")):
             assert get_dataset(name).classes_present == tuple(range(19))
 
 
-def test_root_is_that_of_the_environment(tmp_path, monkeypatch):
+def test_the_root_is_that_of_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
     assert str(dataset_root()) == "datasets"
     write(tmp_path, "gta5", 0)
@@ -87,7 +119,7 @@ def test_root_is_that_of_the_environment(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- other layouts
 
 
-def test_bdd_under_its_other_name(tmp_path):
+def test_bdd_in_its_other_folder(tmp_path):
     image, ids = write(tmp_path, "bdd_val", 0)
     (tmp_path / "bdd100k").rename(tmp_path / "bdd10k")
     dataset = get_dataset("bdd_val", tmp_path)
@@ -96,7 +128,7 @@ def test_bdd_under_its_other_name(tmp_path):
     assert np.array_equal(dataset.read_label(record), ids)
 
 
-def test_mapillary_of_version_two_has_a_folder_of_old_labels(tmp_path):
+def test_mapillary_of_version_two_with_its_folder_of_old_labels(tmp_path):
     _, ids = write(tmp_path, "mapillary_val", 0)
     top = tmp_path / "mapillary_vistas/validation"
     (top / "v1.2").mkdir()
@@ -110,7 +142,7 @@ def test_mapillary_of_version_two_has_a_folder_of_old_labels(tmp_path):
 def test_converted_labels_are_used_as_they_are(tmp_path, name):
     image, ids = write(tmp_path, name, 0)
     write(tmp_path, name, 2)
-    converted = np.roll(ids, 1)  # not what the original says, so it shows which one is read
+    converted = np.roll(ids, 1)  # differs from the original, to show which of them is read
     labels, stem = {
         "gta5": ("gta5/labels", "00000"),
         "synthia": ("synthia/GT/LABELS", "0000000"),
@@ -125,7 +157,7 @@ def test_converted_labels_are_used_as_they_are(tmp_path, name):
 
 
 def test_a_folder_with_converted_labels_only(tmp_path):
-    save(tmp_path / "gta5/images/00001.png", picture(0))
+    save(tmp_path / "gta5/images/00001.png", random_image(0))
     ids = train_ids(0, CITYSCAPES)
     save(tmp_path / "gta5/labels/00001_labelTrainIds.png", ids)
     dataset = get_dataset("gta5", tmp_path)
@@ -133,9 +165,9 @@ def test_a_folder_with_converted_labels_only(tmp_path):
     assert np.array_equal(dataset.read_label(record), ids)
 
 
-def test_hidden_files_and_other_files_are_no_images(tmp_path):
+def test_hidden_files_and_other_files_are_skipped(tmp_path):
     write(tmp_path, "gta5", 0)
-    (tmp_path / "gta5/images/._00000.png").write_bytes(b"left by another system")
+    (tmp_path / "gta5/images/._00000.png").write_bytes(b"metadata of another system")
     (tmp_path / "gta5/images/Thumbs.db").touch()
     (tmp_path / "gta5/labels/.DS_Store").touch()
     assert len(get_dataset("gta5", tmp_path).records()) == 1
@@ -151,8 +183,8 @@ def test_folders_may_be_links(tmp_path):
 
 def test_generated_images(tmp_path):
     folder = tmp_path / "stable_diffusion/first"
-    save(folder / "images/a.png", picture(0))
-    save(folder / "images/b.jpg", picture(1))
+    save(folder / "images/a.png", random_image(0))
+    save(folder / "images/b.jpg", random_image(1))
     save(folder / "labels/a.png", train_ids(0, range(19)))
     (folder / "manifest.jsonl").write_text("{}\n")
     records = get_dataset("sd_first", tmp_path).records()
@@ -164,14 +196,14 @@ def test_generated_images(tmp_path):
     assert len(get_dataset("sd_first", tmp_path).records()) == 2
 
 
-# ---------------------------------------------------------------- what is missing or wrong
+# ---------------------------------------------------------------- missing or wrong files
 
 
 @pytest.mark.parametrize("name", ["", "gta", "sd_", "Cityscapes_val"])
-def test_unknown_name_lists_the_known(name):
+def test_an_unknown_name_lists_the_known_ones(name):
     with pytest.raises(ValueError) as error:
         get_dataset(name)
-    for known in EVERY:
+    for known in DATASET_NAMES:
         assert known in str(error.value)
     assert "sd_<folder>" in str(error.value)
 
@@ -189,7 +221,7 @@ def test_missing_dataset(tmp_path):
 
 
 @pytest.mark.parametrize("half", ["images", "labels"])
-def test_missing_half(tmp_path, half):
+def test_missing_images_or_labels(tmp_path, half):
     write(tmp_path, "gta5", 0)
     shutil.rmtree(tmp_path / "gta5" / half)
     with pytest.raises(FileNotFoundError) as error:
@@ -202,10 +234,10 @@ def test_missing_half(tmp_path, half):
 def test_folders_without_files(tmp_path):
     (tmp_path / "gta5/images").mkdir(parents=True)
     (tmp_path / "gta5/labels").mkdir()
-    with pytest.raises(ValueError, match=r"(?s)gta5: no image \*\.png in .*Expected under"):
+    with pytest.raises(ValueError, match=r"(?s)gta5: no usable image \*\.png in .*Expected under"):
         get_dataset("gta5", tmp_path).records()
     (tmp_path / "stable_diffusion/x/images").mkdir(parents=True)
-    with pytest.raises(ValueError, match="sd_x: no image"):
+    with pytest.raises(ValueError, match="sd_x: no usable image"):
         get_dataset("sd_x", tmp_path).records()
 
 
@@ -230,7 +262,7 @@ def test_labels_without_image(tmp_path):
         get_dataset("cityscapes_val", tmp_path).records()
 
 
-def test_same_file_name_in_another_city_is_no_partner(tmp_path):
+def test_the_same_file_name_in_another_city_is_no_partner(tmp_path):
     image, _ = write(tmp_path, "cityscapes_val", 0)
     other = image.parents[1] / "ulm" / image.name
     other.parent.mkdir()
@@ -239,25 +271,25 @@ def test_same_file_name_in_another_city_is_no_partner(tmp_path):
         get_dataset("cityscapes_val", tmp_path).records()
 
 
-def test_ids_outside_the_table(tmp_path):
+def test_undefined_ids(tmp_path):
     _, ids = write(tmp_path, "gta5", 0)
-    raw = raw_of(ids, CITYSCAPES)
+    raw = to_raw_ids(ids, CITYSCAPES)
     raw[3, 4], raw[5, 6] = 77, 200
     save_palette(tmp_path / "gta5/labels/00000.png", raw)
     dataset = get_dataset("gta5", tmp_path)
     (record,) = dataset.records()
-    with pytest.raises(ValueError, match=r"labels/00000\.png: holds the ids 77, 200.*GTA5"):
+    with pytest.raises(ValueError, match=r"labels/00000\.png: contains the ids 77, 200.*GTA5"):
         dataset.read_label(record)
 
 
 def test_record_without_label(tmp_path):
-    save(tmp_path / "stable_diffusion/x/images/a.png", picture(0))
+    save(tmp_path / "stable_diffusion/x/images/a.png", random_image(0))
     dataset = get_dataset("sd_x", tmp_path)
     with pytest.raises(ValueError, match=r"a\.png has no label"):
         dataset.read_label(dataset.records()[0])
 
 
-def test_gta_pairs_of_two_sizes_are_skipped_and_counted(tmp_path, caplog):
+def test_gta_pairs_of_different_size_are_skipped_and_counted(tmp_path, caplog):
     for i in range(4):
         write(tmp_path, "gta5", i)
     save_palette(tmp_path / "gta5/labels/00001.png", np.full((SIZE[0], SIZE[1] + 1), 7, np.uint8))
@@ -270,7 +302,7 @@ def test_gta_pairs_of_two_sizes_are_skipped_and_counted(tmp_path, caplog):
     assert "00001.png" in caplog.text
 
 
-def test_gta_pair_with_a_broken_half_is_left_to_the_reader(tmp_path):
+def test_a_gta_pair_with_a_broken_file_is_not_skipped(tmp_path):
     image, _ = write(tmp_path, "gta5", 0)
     image.write_bytes(b"")
     (record,) = get_dataset("gta5", tmp_path).records()
@@ -282,23 +314,23 @@ def test_gta_pair_with_a_broken_half_is_left_to_the_reader(tmp_path):
 
 
 @pytest.fixture
-def looks(monkeypatch):
-    """How often a folder has been listed."""
+def scans(monkeypatch):
+    """One element per scanned folder."""
     count = []
-    walk = listing._by_key
-    monkeypatch.setattr(listing, "_by_key", lambda *args: count.append(1) or walk(*args))
+    scan = listing._files_by_key
+    monkeypatch.setattr(listing, "_files_by_key", lambda *args: count.append(1) or scan(*args))
     return count
 
 
-def test_a_listing_is_made_once_and_anew_after_a_change(tmp_path, looks):
+def test_a_listing_is_cached_until_a_folder_changes(tmp_path, scans):
     for i in range(4):
         write(tmp_path, "cityscapes_val", i)
     dataset = get_dataset("cityscapes_val", tmp_path)
-    assert not looks  # nothing is listed before it is asked for
+    assert not scans  # nothing is listed before the first access
     assert len(dataset.records()) == 4
-    once = len(looks)
+    once = len(scans)
     assert len(get_dataset("cityscapes_val", tmp_path).records()) == 4
-    assert len(looks) == once
+    assert len(scans) == once
 
     time.sleep(0.02)  # the clock of a file system may be that coarse
     write(tmp_path, "cityscapes_val", 4)  # in a folder that exists already
@@ -309,7 +341,7 @@ def test_a_listing_is_made_once_and_anew_after_a_change(tmp_path, looks):
         dataset.records()
 
 
-def test_a_dataset_that_comes_later_is_found(tmp_path):
+def test_a_dataset_that_is_added_later_is_listed(tmp_path):
     dataset = get_dataset("bdd_val", tmp_path)
     with pytest.raises(FileNotFoundError):
         dataset.records()
@@ -326,17 +358,17 @@ def test_a_relative_root_follows_the_working_directory(tmp_path, monkeypatch):
     (record,) = get_dataset("gta5").records()
     monkeypatch.chdir(tmp_path / "b")
     assert len(get_dataset("gta5").records()) == 2
-    assert record.image.is_file()  # still found from another folder
+    assert record.image.is_file()  # also from another working directory
 
 
 # ---------------------------------------------------------------- catalogs
 
 
-def test_catalogs(tmp_path, monkeypatch, looks):
+def test_catalogs(tmp_path, monkeypatch, scans):
     register_all()
     register_all()
-    assert not looks
-    assert set(EVERY) <= set(DatasetCatalog.list())
+    assert not scans
+    assert set(DATASET_NAMES) <= set(DatasetCatalog.list())
     image, _ = write(tmp_path, "gta5", 0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert DatasetCatalog.get("gta5") == [
@@ -353,7 +385,7 @@ def test_catalogs(tmp_path, monkeypatch, looks):
     assert metadata.stuff_colors[13] == [0, 0, 142]
 
 
-# ---------------------------------------------------------------- real pictures
+# ---------------------------------------------------------------- real images
 
 
 def test_real_camvid():
@@ -367,7 +399,7 @@ def test_real_camvid():
     label = dataset.read_label(records[0])
     assert read_image(records[0].image).shape == (360, 480, 3)
     assert label.shape == (360, 480)
-    # a view of a street: road below, and no road in the upper quarter
+    # a street view: road at the bottom, none in the upper quarter
     road, sky = label == 0, label == 10
     assert road[-90:].mean() > 0.3
     assert road[:90].mean() < 0.01

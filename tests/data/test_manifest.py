@@ -1,3 +1,5 @@
+"""Reading and appending of manifests, also after interruptions."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from clouds.data.datasets.manifest import Entry, append_entry, file_sha256, read_manifest
+from clouds.data.datasets.manifest import Entry, append_entry, read_manifest
 
 FIELDS = ["file", "prompt", "seed", "generator", "model", "height", "width", "sha256"]
 
@@ -40,7 +42,7 @@ def test_round_trip(path):
     assert read_manifest(path) == {f"{i:07}.png": entry(i) for i in range(3)}
 
 
-def test_one_json_object_a_line(path):
+def test_one_json_object_per_line(path):
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     assert [list(json.loads(line)) for line in lines] == [FIELDS] * 3
@@ -54,24 +56,17 @@ def test_empty_and_absent(tmp_path):
         read_manifest(tmp_path / "none.jsonl")
 
 
-def test_the_later_of_two_lines_counts(path):
+def test_the_later_of_two_lines_is_used(path):
     later = entry(1, seed=99)
     append_entry(path, later)
     assert read_manifest(path)["0000001.png"] == later
     assert len(read_manifest(path)) == 3
 
 
-def test_sha256(tmp_path):
-    (tmp_path / "abc").write_bytes(b"abc")
-    # the first example of FIPS 180-2
-    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert file_sha256(tmp_path / "abc") == expected
+# ------------------------------------------------------------------ incomplete and broken lines
 
 
-# ------------------------------------------------------------------ torn and broken
-
-
-def test_every_way_to_tear_the_last_line(path, caplog):
+def test_an_incomplete_last_line_of_any_length_is_dropped(path, caplog):
     whole = path.read_bytes()
     start = whole.rfind(b"\n", 0, -1) + 1
     for end in range(start + 1, len(whole) - 1):
@@ -80,22 +75,22 @@ def test_every_way_to_tear_the_last_line(path, caplog):
         assert list(read_manifest(path)) == ["0000000.png", "0000001.png"]
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
         assert f"{path}:3" in caplog.text
-    path.write_bytes(whole[:-1])  # all but the end of the line is there
+    path.write_bytes(whole[:-1])  # complete but for the line break
     caplog.clear()
     assert len(read_manifest(path)) == 3
     assert not caplog.records
 
 
-@pytest.mark.parametrize("torn", [b'{"file": "00', b"\0\0\0", b"\xc3"])
-def test_writing_goes_on_after_a_torn_line(path, torn):
+@pytest.mark.parametrize("incomplete", [b'{"file": "00', b"\0\0\0", b"\xc3"])
+def test_appending_after_an_incomplete_line(path, incomplete):
     with path.open("ab") as file:
-        file.write(torn)
+        file.write(incomplete)
     append_entry(path, entry(3))
     assert path.read_bytes().count(b"\n") == 4
     assert list(read_manifest(path).values()) == [entry(i) for i in range(4)]
 
 
-def test_writing_goes_on_after_a_whole_line_without_end(path):
+def test_appending_after_a_complete_line_without_line_break(path):
     path.write_bytes(path.read_bytes()[:-1])
     append_entry(path, entry(3))
     assert list(read_manifest(path).values()) == [entry(i) for i in range(4)]
@@ -104,19 +99,19 @@ def test_writing_goes_on_after_a_whole_line_without_end(path):
 @pytest.mark.parametrize(
     "line,words",
     [
-        (b"{", "no JSON"),
-        (b'{"file": "a.png"} {', "no JSON"),
-        (b"\xff\xfe", "no UTF-8"),
-        (b"[1]", "must be an object"),
+        (b"{", "not JSON"),
+        (b'{"file": "a.png"} {', "not JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"[1]", "must be a JSON object"),
         (b'{"file": "a.png", "sha": 1}', r"missing: prompt, seed.*sha256; unknown: sha"),
     ],
 )
-@pytest.mark.parametrize("place", [0, 1, 3])
-def test_a_broken_line_is_named(path, line, words, place):
+@pytest.mark.parametrize("position", [0, 1, 3])
+def test_a_broken_line_is_reported(path, line, words, position):
     lines = path.read_bytes().splitlines()
-    lines.insert(place, line)
+    lines.insert(position, line)
     path.write_bytes(b"\n".join(lines) + b"\n")
-    with pytest.raises(ValueError, match=rf"manifest\.jsonl:{place + 1}: .*{words}"):
+    with pytest.raises(ValueError, match=rf"manifest\.jsonl:{position + 1}: .*{words}"):
         read_manifest(path)
 
 
@@ -127,18 +122,18 @@ def test_a_broken_line_is_named(path, line, words, place):
         ("file", "/a.png", "below the folder images"),
         ("file", "../a.png", "below the folder images"),
         ("file", "a//b.png", "below the folder images"),
-        ("file", 3, "file is 3, but must be a text"),
-        ("prompt", None, "prompt is None, but must be a text"),
+        ("file", 3, "file is 3, but must be a string"),
+        ("prompt", None, "prompt is None, but must be a string"),
         ("seed", -1, "seed is -1, but must be at least 0"),
-        ("seed", True, "seed is True, but must be a whole number"),
-        ("seed", "1", "seed is '1', but must be a whole number"),
+        ("seed", True, "seed is True, but must be an integer"),
+        ("seed", "1", "seed is '1', but must be an integer"),
         ("height", 0, "height is 0, but must be at least 1"),
-        ("width", 32.0, "width is 32.0, but must be a whole number"),
+        ("width", 32.0, "width is 32.0, but must be an integer"),
         ("sha256", "A" * 64, "sha256 is 'A+'"),
         ("sha256", "a" * 63, "64 lowercase"),
     ],
 )
-def test_values_that_cannot_be(path, field, value, words):
+def test_invalid_values(path, field, value, words):
     with pytest.raises(ValueError, match=words):
         replace(entry(), **{field: value})
     line = json.loads(path.read_text().splitlines()[0])
@@ -148,7 +143,7 @@ def test_values_that_cannot_be(path, field, value, words):
         read_manifest(path)
 
 
-def test_a_folder_in_the_name():
+def test_a_file_in_a_subfolder():
     assert entry(file="part1/a.png").file == "part1/a.png"
 
 
@@ -160,7 +155,7 @@ def _append_many(path, first):
         append_entry(path, entry(i, prompt="x" * 5000))
 
 
-def test_processes_append_together(tmp_path):
+def test_processes_append_at_the_same_time(tmp_path):
     path = tmp_path / "manifest.jsonl"
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_append_many, args=(path, 50 * k)) for k in range(4)]
@@ -169,13 +164,13 @@ def test_processes_append_together(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    found = read_manifest(path)
-    assert sorted(found) == [f"{i:07}.png" for i in range(200)]
+    entries = read_manifest(path)
+    assert sorted(entries) == [f"{i:07}.png" for i in range(200)]
     assert path.read_bytes().count(b"\n") == 200
 
 
 @pytest.mark.parametrize("fault", ["short", "error"])
-def test_a_full_disk_leaves_the_manifest_as_it_was(path, monkeypatch, fault):
+def test_a_full_disk_does_not_change_the_manifest(path, monkeypatch, fault):
     before = path.read_bytes()
     write = os.write
 
@@ -191,7 +186,7 @@ def test_a_full_disk_leaves_the_manifest_as_it_was(path, monkeypatch, fault):
     assert path.read_bytes() == before
 
 
-def test_a_line_is_on_the_disk_before_append_returns(path, monkeypatch):
+def test_a_line_is_flushed_to_disk_before_append_returns(path, monkeypatch):
     calls = []
     write, fsync = os.write, os.fsync
     monkeypatch.setattr(os, "write", lambda fd, data: calls.append("write") or write(fd, data))

@@ -1,3 +1,5 @@
+"""Decoding of image and label files of all formats, and of broken ones."""
+
 from __future__ import annotations
 
 import io
@@ -8,7 +10,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from dataset_files import picture, save, save_palette, save_synthia
+from dataset_files import random_image, save, save_palette, save_synthia
 from PIL import Image, ImageFile
 
 from clouds.data import reading
@@ -19,7 +21,7 @@ ORIENTATION = 0x0112
 
 @pytest.fixture(autouse=True, params=["fast", "without kornia_rs"])
 def decoder(request, monkeypatch):
-    """All that is tested here holds with the fast decoder of PNG files and without it."""
+    """Every test runs with the fast decoder of PNG files and without it."""
     if request.param != "fast":
         monkeypatch.setattr(reading, "decode_image_png_u8", None)
     elif reading.decode_image_png_u8 is None:
@@ -28,7 +30,7 @@ def decoder(request, monkeypatch):
 
 
 def png(size: tuple[int, int], color: int, pixels: bytes, interlaced=False, after=()) -> bytes:
-    """A PNG file of 8 bits written by hand; `pixels` with a 0 before each row."""
+    """A PNG file of 8 bits, written by hand; `pixels` with a 0 before each row."""
     head = struct.pack(">IIBBBBB", size[1], size[0], 8, color, 0, 0, interlaced)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(pixels)), *after, (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -38,12 +40,12 @@ def png(size: tuple[int, int], color: int, pixels: bytes, interlaced=False, afte
 
 
 def smooth(height: int = 40, width: int = 60) -> np.ndarray:
-    """A picture that lossy compression hardly changes."""
+    """An image that lossy compression hardly changes."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x * 4, y * 5, (x + y) * 2], axis=-1).astype(np.uint8)
 
 
-def far(a: np.ndarray, b: np.ndarray) -> int:
+def max_difference(a: np.ndarray, b: np.ndarray) -> int:
     assert a.shape == b.shape
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
@@ -51,26 +53,26 @@ def far(a: np.ndarray, b: np.ndarray) -> int:
 # ---------------------------------------------------------------- images
 
 
-def test_color_png_exactly(tmp_path):
-    colors = picture(0)
+def test_color_png(tmp_path):
+    colors = random_image(0)
     read = read_image(save(tmp_path / "a.png", colors))
     assert read.dtype == np.uint8
     assert np.array_equal(read, colors)
 
 
-def test_jpeg_in_the_order_red_green_blue(tmp_path):
+def test_jpeg_has_channel_order_rgb(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).save(path, quality=98)
-    assert far(read_image(path), smooth()) < 12
+    assert max_difference(read_image(path), smooth()) < 12
 
 
-def test_grey_png(tmp_path):
-    grey = picture(0)[..., 0]
-    read = read_image(save(tmp_path / "a.png", grey))
-    assert np.array_equal(read, np.repeat(grey[..., None], 3, axis=2))
+def test_gray_png(tmp_path):
+    gray = random_image(0)[..., 0]
+    read = read_image(save(tmp_path / "a.png", gray))
+    assert np.array_equal(read, np.repeat(gray[..., None], 3, axis=2))
 
 
-def test_palette_png_becomes_its_colors(tmp_path):
+def test_palette_png_is_converted_to_its_colors(tmp_path):
     colors = np.array([[10, 20, 30], [200, 100, 50], [0, 255, 7]], np.uint8)
     ids = np.random.default_rng(0).integers(0, 3, (9, 11)).astype(np.uint8)
     image = Image.fromarray(ids)
@@ -81,35 +83,35 @@ def test_palette_png_becomes_its_colors(tmp_path):
 
 @pytest.mark.parametrize("extra", ["RGBA", "LA"])
 def test_alpha_is_dropped(tmp_path, extra):
-    colors = picture(0)
+    colors = random_image(0)
     if extra == "LA":
         colors = np.repeat(colors[..., :1], 3, axis=2)
     image = Image.fromarray(colors)
     image = image.convert("L").convert("LA") if extra == "LA" else image.convert("RGBA")
-    image.putalpha(Image.fromarray(picture(1)[..., 0]))
+    image.putalpha(Image.fromarray(random_image(1)[..., 0]))
     image.save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == extra
     assert np.array_equal(read_image(tmp_path / "a.png"), colors)
 
 
 def test_sixteen_bit_png_keeps_the_high_byte(tmp_path):
-    colors = picture(0)
+    colors = random_image(0)
     deep = colors[..., ::-1].astype(np.uint16) * 256 + 99
     assert cv2.imwrite(str(tmp_path / "a.png"), deep)
-    assert far(read_image(tmp_path / "a.png"), colors) <= 1
+    assert max_difference(read_image(tmp_path / "a.png"), colors) <= 1
 
 
 def test_cmyk_jpeg(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
     assert Image.open(path).mode == "CMYK"
-    assert far(read_image(path), smooth()) < 12
+    assert max_difference(read_image(path), smooth()) < 12
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
-    # how a viewer undoes each of the eight, from the EXIF standard
+    # the eight orientations of the EXIF standard
     stored = smooth()
     upright = {
         1: stored,
@@ -125,12 +127,12 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     exif[ORIENTATION] = orientation
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(stored).save(path, exif=exif, quality=98)
-    assert far(read_image(path), upright) < 12
+    assert max_difference(read_image(path), upright) < 12
     assert read_size(path) == upright.shape[:2]
 
 
-def test_orientation_that_follows_after_the_pixels(tmp_path):
-    stored = picture(0, (5, 7))
+def test_exif_orientation_after_the_pixels(tmp_path):
+    stored = random_image(0, (5, 7))
     rows = b"".join(b"\0" + row.tobytes() for row in stored)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -141,8 +143,8 @@ def test_orientation_that_follows_after_the_pixels(tmp_path):
 
 @pytest.mark.parametrize("color", [0, 2])
 def test_interlaced_png(tmp_path, color):
-    stored = picture(0, (2, 2)) if color == 2 else picture(0, (2, 2))[..., 0]
-    # Adam7 sends a 2x2 picture as its corner, the pixel beside that, and the row below
+    stored = random_image(0, (2, 2)) if color == 2 else random_image(0, (2, 2))[..., 0]
+    # Adam7 stores a 2x2 image as its corner, the pixel next to it, and the second row
     rows = (stored[:1, :1], stored[:1, 1:], stored[1:])
     data = png((2, 2), color, b"".join(b"\0" + row.tobytes() for row in rows), interlaced=True)
     (tmp_path / "a.png").write_bytes(data)
@@ -150,14 +152,14 @@ def test_interlaced_png(tmp_path, color):
     assert np.array_equal(read(tmp_path / "a.png"), stored)
 
 
-def test_ordinary_png_files_are_decoded_fast(tmp_path, decoder, monkeypatch):
-    ids = picture(1)[..., 0]
-    image = save(tmp_path / "a.png", picture(0))
+def test_common_png_files_use_the_fast_decoder(tmp_path, decoder, monkeypatch):
+    ids = random_image(1)[..., 0]
+    image = save(tmp_path / "a.png", random_image(0))
     labels = [save(tmp_path / "b.png", ids), save_palette(tmp_path / "c.png", ids)]
-    if decoder == "fast":  # the others must not be needed
+    if decoder == "fast":  # the other decoders must not be called
         monkeypatch.setattr(cv2, "imdecode", None)
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
-    assert np.array_equal(read_image(image), picture(0))
+    assert np.array_equal(read_image(image), random_image(0))
     assert all(np.array_equal(read_label(label), ids) for label in labels)
 
 
@@ -165,20 +167,20 @@ def test_ordinary_png_files_are_decoded_fast(tmp_path, decoder, monkeypatch):
 def test_other_formats(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(smooth()).save(path, quality=98)
-    assert far(read_image(path), smooth()) < 20
+    assert max_difference(read_image(path), smooth()) < 20
 
 
-def test_zeros_after_the_end_of_a_jpeg_are_harmless(tmp_path):
+def test_zeros_after_the_end_of_a_jpeg_are_ignored(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).save(path, quality=98)
     path.write_bytes(path.read_bytes() + bytes(64))
-    assert far(read_image(path), smooth()) < 12
+    assert max_difference(read_image(path), smooth()) < 12
 
 
 # ---------------------------------------------------------------- labels
 
 
-def test_grey_label(tmp_path):
+def test_gray_label(tmp_path):
     ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
     read = read_label(save(tmp_path / "a.png", ids))
     assert read.dtype == np.uint8
@@ -208,7 +210,7 @@ def test_red_of_four_channels(tmp_path):
     assert np.array_equal(read_label(tmp_path / "a.png", "red"), ids)
 
 
-def test_sixteen_bit_grey_label_is_not_cut(tmp_path):
+def test_sixteen_bit_gray_label_is_not_truncated(tmp_path):
     ids = np.array([[0, 255, 256, 24001]], np.uint16)
     assert cv2.imwrite(str(tmp_path / "a.png"), ids)
     assert read_label(tmp_path / "a.png").tolist() == ids.tolist()
@@ -221,9 +223,9 @@ def test_label_with_the_same_id_in_all_channels(tmp_path):
     assert np.array_equal(read_label(path), ids)
 
 
-def test_color_picture_where_a_label_is_expected(tmp_path):
-    path = save(tmp_path / "a_color.png", picture(0))
-    with pytest.raises(ValueError, match=r"a_color\.png.*color picture.*file with the ids"):
+def test_color_image_instead_of_a_label(tmp_path):
+    path = save(tmp_path / "a_color.png", random_image(0))
+    with pytest.raises(ValueError, match=r"a_color\.png.*color image.*file with the ids"):
         read_label(path)
 
 
@@ -233,7 +235,7 @@ def test_lossy_label(tmp_path):
         read_label(path)
 
 
-# ---------------------------------------------------------------- what is not there, or broken
+# ---------------------------------------------------------------- missing or broken files
 
 
 def encoded(format_: str, array: np.ndarray) -> bytes:
@@ -250,16 +252,16 @@ def test_missing_file(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", [read_image, read_label, read_size])
 @pytest.mark.parametrize(
-    "content", [b"", b"this is a text file, not a picture\n" * 20, b"\x89PNG\r\n\x1a\n"]
+    "content", [b"", b"this is a text file, not an image\n" * 20, b"\x89PNG\r\n\x1a\n"]
 )
-def test_no_image(tmp_path, reader, content):
+def test_a_file_that_is_not_an_image(tmp_path, reader, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
         reader(path)
 
 
-def test_empty_file_is_called_empty(tmp_path):
+def test_an_empty_file_is_reported_as_empty(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match="empty"):
         read_image(tmp_path / "a.png")
@@ -274,38 +276,38 @@ def test_folder_with_the_name_of_an_image(tmp_path):
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
 def test_truncated_image(tmp_path, format_, share):
-    data = encoded(format_, picture(0, (64, 64)))
-    path = tmp_path / "torn.img"
+    data = encoded(format_, random_image(0, (64, 64)))
+    path = tmp_path / "truncated.img"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r"torn\.img: cannot be read.*again"):
+    with pytest.raises(ValueError, match=r"truncated\.img: cannot be read.*again"):
         read_image(path)
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG"])
-def test_truncated_image_where_opencv_fills_up_what_is_missing(tmp_path, format_, monkeypatch):
+def test_truncated_image_when_opencv_fills_missing_pixels(tmp_path, format_, monkeypatch):
     # as its versions before 5 do
-    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: picture(0, (64, 64)))
-    path = tmp_path / "torn.img"
-    path.write_bytes(encoded(format_, picture(0, (64, 64)))[:-500])
-    with pytest.raises(ValueError, match=r"torn\.img: cannot be read"):
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: random_image(0, (64, 64)))
+    path = tmp_path / "truncated.img"
+    path.write_bytes(encoded(format_, random_image(0, (64, 64)))[:-500])
+    with pytest.raises(ValueError, match=r"truncated\.img: cannot be read"):
         read_image(path)
 
 
-@pytest.mark.parametrize("kind", ["grey", "palette", "synthia"])
+@pytest.mark.parametrize("format_", ["gray", "palette", "synthia"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
-def test_truncated_label(tmp_path, kind, share):
+def test_truncated_label(tmp_path, format_, share):
     ids = np.random.default_rng(0).integers(0, 23, (64, 64)).astype(np.uint8)
-    whole = {"grey": save, "palette": save_palette, "synthia": save_synthia}[kind]
-    data = whole(tmp_path / "whole.png", ids).read_bytes()
-    path = tmp_path / "torn.png"
+    save_as = {"gray": save, "palette": save_palette, "synthia": save_synthia}[format_]
+    data = save_as(tmp_path / "whole.png", ids).read_bytes()
+    path = tmp_path / "truncated.png"
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r"torn\.png: cannot be read"):
-        read_label(path, "red" if kind == "synthia" else "index")
+    with pytest.raises(ValueError, match=r"truncated\.png: cannot be read"):
+        read_label(path, "red" if format_ == "synthia" else "index")
 
 
 @pytest.mark.parametrize("reader", [read_image, read_label])
 def test_damaged_png(tmp_path, reader):
-    data = bytearray(encoded("PNG", picture(0, (64, 64))[..., 0]))
+    data = bytearray(encoded("PNG", random_image(0, (64, 64))[..., 0]))
     middle = len(data) // 2
     data[middle : middle + 40] = bytes(40)
     (tmp_path / "a.png").write_bytes(data)
@@ -313,13 +315,13 @@ def test_damaged_png(tmp_path, reader):
         reader(tmp_path / "a.png")
 
 
-def test_size_comes_from_the_header_alone(tmp_path):
-    data = encoded("PNG", picture(0, (64, 50)))
+def test_size_is_read_from_the_header_alone(tmp_path):
+    data = encoded("PNG", random_image(0, (64, 50)))
     (tmp_path / "a.png").write_bytes(data[:300])
     assert read_size(tmp_path / "a.png") == (64, 50)
 
 
-def test_nothing_is_logged_for_a_sound_file(tmp_path, caplog):
+def test_nothing_is_logged_for_a_valid_file(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG, logger="clouds"):
-        read_image(save(tmp_path / "a.png", picture(0)))
+        read_image(save(tmp_path / "a.png", random_image(0)))
     assert not caplog.records

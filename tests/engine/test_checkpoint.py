@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from engine_toy import Toy, toy_config
 from tiny_model import tiny_model
 from torch import nn
 
 from clouds.engine import checkpoint as checkpoint_module
-from clouds.engine.checkpoint import (
-    Checkpointer,
-    PeriodicCheckpointer,
-    changed_keys,
-    read_checkpoint,
-)
+from clouds.engine.checkpoint import Checkpointer, PeriodicCheckpointer
+from clouds.engine.config_changes import changed_keys
+from clouds.engine.weights_io import read_checkpoint, to_tensors
 
 
 class Counter:
-    """A checkpointable that holds one number."""
+    """A checkpointable with one number as state."""
 
     def __init__(self, value=0):
         self.value = value
@@ -35,7 +33,7 @@ class Counter:
 
 
 class RunsCode:
-    """A pickle of it makes a file when it is loaded."""
+    """Its pickle creates a folder when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -76,7 +74,7 @@ def test_round_trip(tmp_path):
     assert (counters["optimizer"].value, counters["teacher"].value) == (3, 5)
 
 
-def test_weights_alone_leave_the_rest_as_it_is(tmp_path):
+def test_loading_weights_leaves_the_optimizer_unchanged(tmp_path):
     Checkpointer(other_model(), str(tmp_path), optimizer=Counter(3)).save("a", iteration=9)
     model, optimizer = Toy(), Counter(7)
     Checkpointer(model, optimizer=optimizer).load_weights(str(tmp_path / "a.pth"))
@@ -84,13 +82,13 @@ def test_weights_alone_leave_the_rest_as_it_is(tmp_path):
     assert optimizer.value == 7
 
 
-def test_nothing_is_saved_by_other_processes(tmp_path):
+def test_other_processes_save_nothing(tmp_path):
     saver = Checkpointer(Toy(), str(tmp_path), save_to_disk=False)
     PeriodicCheckpointer(saver, period=1, max_to_keep=1).step(0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     saver = Checkpointer(other_model(), str(tmp_path))
     saver.save("model_final", iteration=1)
     before = (tmp_path / "model_final.pth").read_bytes()
@@ -106,7 +104,7 @@ def test_a_save_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
 
 
-def test_only_the_newest_stay_and_a_resumed_run_counts_the_old(tmp_path):
+def test_only_the_newest_are_kept_also_in_a_resumed_run(tmp_path):
     def names():
         return sorted(path.stem for path in tmp_path.glob("*.pth"))
 
@@ -123,7 +121,7 @@ def test_only_the_newest_stay_and_a_resumed_run_counts_the_old(tmp_path):
     assert names() == ["model_0000005", "model_0000007", "model_final"]
 
 
-WAYS_TO_WRITE = {
+FORMATS = {
     "in 'model'": lambda w, p: torch.save({"model": w, "iteration": 1}, p),
     "in 'state_dict'": lambda w, p: torch.save({"state_dict": w, "epoch": 1}, p),
     "plain": lambda w, p: torch.save(w, p),
@@ -133,17 +131,17 @@ WAYS_TO_WRITE = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS_TO_WRITE)
-def test_what_can_be_read(tmp_path, way):
-    path = tmp_path / ("w.safetensors" if way == "safetensors" else "w.pth")
+@pytest.mark.parametrize("form", FORMATS)
+def test_formats_that_can_be_read(tmp_path, form):
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     weights = dict(other_model().state_dict())
-    WAYS_TO_WRITE[way](weights, path)
+    FORMATS[form](weights, path)
     model = Toy()
     Checkpointer(model).load_weights(str(path))
     assert same_weights(model, other_model())
 
 
-def test_a_prefix_that_only_some_names_have_stays(tmp_path):
+def test_a_prefix_of_some_names_only_is_kept(tmp_path):
     weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
     torch.save(weights, tmp_path / "w.pth")
     assert set(read_checkpoint(tmp_path / "w.pth")["model"]) == {"module.a", "b"}
@@ -155,53 +153,53 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors"])
-def test_truncated_file(tmp_path, kind, share):
-    path = tmp_path / f"w.{kind}"
-    way = {"pth": "in 'model'", "old.pth": "old format", "safetensors": "safetensors"}[kind]
-    WAYS_TO_WRITE[way](dict(Toy().state_dict()), path)
+@pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
+def test_truncated_file(tmp_path, suffix, share):
+    path = tmp_path / f"w.{suffix}"
+    forms = {"pth": "in 'model'", "old.pth": "old format", "safetensors": "safetensors"}
+    FORMATS[forms[suffix]](dict(Toy().state_dict()), path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(ValueError, match=r"w\..*(truncated|refused)"):
         Checkpointer(Toy()).load_weights(str(path))
 
 
 @pytest.mark.parametrize("content", [b"<html>404</html>", bytes(range(256)) * 20])
-def test_a_file_of_something_else(tmp_path, content):
+def test_a_file_of_another_type(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(ValueError, match=r"w\.pth.*cannot be read"):
         read_checkpoint(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("way", ["in a checkpoint", "plain pickle"])
-def test_code_is_refused_and_not_run(tmp_path, way):
+@pytest.mark.parametrize("form", ["in a checkpoint", "plain pickle"])
+def test_code_is_refused_and_not_run(tmp_path, form):
     path, trace = tmp_path / "evil.pth", tmp_path / "ran"
     content = {"model": Toy().state_dict(), "extra": RunsCode(trace)}
-    if way == "plain pickle":
+    if form == "plain pickle":
         path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path)
     with pytest.raises(ValueError, match=r"evil\.pth.*could run code"):
         read_checkpoint(path)
     assert not trace.exists()
-    # The trap is a real one: an unguarded load springs it.
+    # Loading the file without protection runs the code.
     torch.save(content, path)
     torch.load(path, weights_only=False)
     assert trace.exists()
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": "text"}}])
-def test_no_weights_in_it(tmp_path, content):
+def test_a_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match=r"w\.pth.*(holds a list|holds no weights)"):
+    with pytest.raises(ValueError, match=r"w\.pth.*(contains a list|has no weights)"):
         read_checkpoint(tmp_path / "w.pth")
 
 
-def test_arrays_count_as_weights(tmp_path):
-    weights = checkpoint_module.clean_weights(Path("w"), {"a": np.ones(2, np.float32)})
+def test_arrays_are_converted(tmp_path):
+    weights = to_tensors(Path("w"), {"a": np.ones(2, np.float32)})
     assert torch.equal(weights["a"], torch.ones(2))
 
 
-def weights_of_another_model(path):
+def save_weights_of_another_model(path):
     weights = dict(other_model().state_dict())
     weights["conv.weight"] = torch.zeros(9, 4, 3, 3)
     del weights["query.weight"]
@@ -209,26 +207,26 @@ def weights_of_another_model(path):
     torch.save(weights, path)
 
 
-def test_another_model_stops_with_a_report_of_one_screen(tmp_path):
+def test_another_model_is_an_error_with_a_short_report(tmp_path):
     path = tmp_path / "w.pth"
-    weights_of_another_model(path)
+    save_weights_of_another_model(path)
     model = Toy()
-    with pytest.raises(ValueError, match="not this model's") as error:
+    with pytest.raises(ValueError, match="of another model") as error:
         Checkpointer(model).load_weights(str(path))
     text = str(error.value)
     assert "5 of the model's 7 tensors match" in text
     assert "only in the model (1):\n    query.weight" in text
-    assert "conv.weight: (9, 4, 3, 3) in the file, (8, 4, 3, 3) here" in text
+    assert "conv.weight: (9, 4, 3, 3) in the file, (8, 4, 3, 3) in the model" in text
     assert "only in the file (40):" in text
     assert "… and 34 more" in text
     assert "MODEL.WEIGHTS_PARTIAL True" in text
     assert len(text.splitlines()) <= 24
-    assert same_weights(model, Toy())  # untouched
+    assert same_weights(model, Toy())  # unchanged
 
 
-def test_another_model_loads_in_part_when_told_to(tmp_path, caplog):
+def test_another_model_loads_partially_if_allowed(tmp_path, caplog):
     path = tmp_path / "w.pth"
-    weights_of_another_model(path)
+    save_weights_of_another_model(path)
     model = Toy()
     Checkpointer(model, partial=True).load_weights(str(path))
     loaded, fresh, there = model.state_dict(), Toy().state_dict(), other_model().state_dict()
@@ -238,21 +236,21 @@ def test_another_model_loads_in_part_when_told_to(tmp_path, caplog):
     assert "5 of the model's 7 tensors match" in caplog.text
 
 
-def test_nothing_in_common_stops_in_any_case(tmp_path):
+def test_no_matching_tensor_is_an_error_even_if_partial(tmp_path):
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="Nothing of it fits"):
+    with pytest.raises(ValueError, match="No tensor matches"):
         Checkpointer(Toy(), partial=True).load_weights(str(tmp_path / "w.pth"))
 
 
 def test_resuming_is_never_partial(tmp_path):
     Checkpointer(nn.Linear(1, 1), str(tmp_path)).save("a", iteration=1)
     checkpointer = Checkpointer(nn.Linear(2, 1), str(tmp_path), partial=True)
-    with pytest.raises(ValueError, match="not this model's"):
+    with pytest.raises(ValueError, match="of another model"):
         checkpointer.resume()
     assert checkpointer.partial
 
 
-def test_weights_beyond_the_model_are_told_and_load(tmp_path, caplog):
+def test_additional_weights_are_reported_and_ignored(tmp_path, caplog):
     torch.save({**other_model().state_dict(), "extra": torch.ones(1)}, tmp_path / "w.pth")
     model = Toy()
     Checkpointer(model).load_weights(str(tmp_path / "w.pth"))
@@ -262,7 +260,7 @@ def test_weights_beyond_the_model_are_told_and_load(tmp_path, caplog):
 
 # ------------------------------------------------------------------ files of other projects
 def filled(model, seed=1):
-    """The model with other values in all its floating-point tensors."""
+    """The model with random values in all floating-point tensors."""
     generator = torch.Generator().manual_seed(seed)
     for value in model.state_dict().values():
         if value.is_floating_point():
@@ -271,15 +269,15 @@ def filled(model, seed=1):
 
 
 def as_pickle(weights, path):
-    """As model zoos of Detectron2 projects have them."""
+    """The format of model zoos of Detectron2 projects."""
     arrays = {name: value.numpy() for name, value in weights.items()}
     path.write_bytes(pickle.dumps({"model": arrays, "__author__": "somebody"}, protocol=2))
 
 
-def test_an_fc_clip_checkpoint_of_other_classes_fits_the_text_head(tmp_path, caplog):
+def test_an_fc_clip_checkpoint_of_other_classes_loads_into_the_text_head(tmp_path, caplog):
     there = filled(tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text"))
     weights = dict(there.state_dict())
-    weights["criterion.empty_weight"] = torch.full((134,), 0.5)  # COCO's, and void
+    weights["criterion.empty_weight"] = torch.full((134,), 0.5)  # COCO's classes, and no_object
     torch.save({"model": weights, "iteration": 7, "trainer": {}}, tmp_path / "fcclip.pth")
     model = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text")
     Checkpointer(model).load_weights(str(tmp_path / "fcclip.pth"))
@@ -287,21 +285,21 @@ def test_an_fc_clip_checkpoint_of_other_classes_fits_the_text_head(tmp_path, cap
     for name, value in weights.items():
         assert torch.equal(loaded[name], value) == (name != "criterion.empty_weight"), name
     assert loaded["criterion.empty_weight"].tolist() == pytest.approx([1.0] * 19 + [0.1])
-    assert "(134,) in the file, (20,) here (made from the config instead)" in caplog.text
+    assert "(134,) in the file, (20,) in the model (built from the config instead)" in caplog.text
 
 
-def test_an_fc_clip_checkpoint_is_not_that_of_the_linear_head(tmp_path):
+def test_an_fc_clip_checkpoint_does_not_match_the_linear_head(tmp_path):
     there = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text")
     torch.save({"model": there.state_dict()}, tmp_path / "fcclip.pth")
-    with pytest.raises(ValueError, match="not this model's") as error:
+    with pytest.raises(ValueError, match="of another model") as error:
         Checkpointer(tiny_model()).load_weights(str(tmp_path / "fcclip.pth"))
     assert "only in the model (2):\n    sem_seg_head.predictor.class_embed" in str(error.value)
 
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("kind", ["pth", "pkl"])
-def test_a_mask2former_head_loads_where_it_fits(tmp_path, old, kind, caplog):
-    """Its head, over another backbone and with COCO's classes, under today's and older names."""
+def test_a_mask2former_head_loads_partially(tmp_path, old, kind, caplog):
+    """The head of another backbone and of COCO's classes, under present and older names."""
     there = filled(tiny_model()).state_dict()
     expected = {k: v for k, v in there.items() if k.startswith("sem_seg_head.")}
     classes = {name for name in expected if ".class_embed." in name}
@@ -323,7 +321,9 @@ def test_a_mask2former_head_loads_where_it_fits(tmp_path, old, kind, caplog):
 
     with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS_PARTIAL True") as error:
         Checkpointer(tiny_model()).load_weights(str(path))
-    assert "predictor.class_embed.weight: (134, 32) in the file, (20, 32) here" in str(error.value)
+    assert "predictor.class_embed.weight: (134, 32) in the file, (20, 32) in the model" in str(
+        error.value
+    )
 
     model, fresh = tiny_model(), tiny_model().state_dict()
     Checkpointer(model, partial=True).load_weights(str(path))
@@ -331,17 +331,17 @@ def test_a_mask2former_head_loads_where_it_fits(tmp_path, old, kind, caplog):
     for name in loaded:
         source = expected if name in expected.keys() - classes else fresh
         assert torch.equal(loaded[name], source[name]), name
-    assert "of another shape (3)" in caplog.text  # class_embed twice, empty_weight
+    assert "with another shape (3)" in caplog.text  # class_embed twice, empty_weight
 
 
-def test_a_model_without_empty_weight_in_the_file_is_whole(tmp_path):
+def test_a_file_without_empty_weight_is_complete(tmp_path):
     weights = filled(tiny_model()).state_dict()
     del weights["criterion.empty_weight"]
     torch.save(weights, tmp_path / "w.pth")
     Checkpointer(tiny_model()).load_weights(str(tmp_path / "w.pth"))
 
 
-def test_a_pickle_of_arrays_runs_no_code(tmp_path):
+def test_a_pickle_of_arrays_does_not_run_code(tmp_path):
     path, trace = tmp_path / "evil.pkl", tmp_path / "ran"
     path.write_bytes(pickle.dumps({"model": {}, "extra": RunsCode(trace)}, protocol=2))
     with pytest.raises(ValueError, match=r"evil\.pkl.*could run code"):
@@ -349,7 +349,7 @@ def test_a_pickle_of_arrays_runs_no_code(tmp_path):
     assert not trace.exists()
 
 
-def test_a_pickle_that_is_truncated(tmp_path):
+def test_a_truncated_pickle(tmp_path):
     as_pickle(other_model().state_dict(), tmp_path / "w.pkl")
     content = (tmp_path / "w.pkl").read_bytes()
     (tmp_path / "w.pkl").write_bytes(content[: len(content) // 2])
@@ -357,7 +357,7 @@ def test_a_pickle_that_is_truncated(tmp_path):
         read_checkpoint(tmp_path / "w.pkl")
 
 
-def test_a_file_of_torch_save_may_be_called_pkl(tmp_path):
+def test_a_file_of_torch_save_may_be_named_pkl(tmp_path):
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "w.pkl")
     assert read_checkpoint(tmp_path / "w.pkl")["model"]["a"].tolist() == [1, 1]
 
@@ -366,20 +366,23 @@ def test_resume_without_a_checkpoint(tmp_path):
     assert Checkpointer(Toy(), str(tmp_path)).resume() is None
 
 
-def test_resume_from_a_file_that_is_gone(tmp_path):
+def test_resume_from_a_missing_file(tmp_path):
     (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
-    with pytest.raises(FileNotFoundError, match=r"last_checkpoint' names 'model_0000001\.pth'"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"last_checkpoint' names 'model_0000001\.pth', which does not exist",
+    ):
         Checkpointer(Toy(), str(tmp_path)).resume()
 
 
-def test_resume_from_bare_weights(tmp_path):
+def test_resume_from_weights_only(tmp_path):
     torch.save(Toy().state_dict(), tmp_path / "w.pth")
     (tmp_path / "last_checkpoint").write_text("w.pth")
     with pytest.raises(ValueError, match=r"no entry 'iteration'.*MODEL\.WEIGHTS"):
         Checkpointer(Toy(), str(tmp_path)).resume()
 
 
-def test_a_checkpointable_that_the_file_lacks_is_told(tmp_path, caplog):
+def test_a_checkpointable_that_is_not_in_the_file_is_reported(tmp_path, caplog):
     Checkpointer(Toy(), str(tmp_path)).save("a", iteration=1)
     teacher = Counter(4)
     Checkpointer(Toy(), str(tmp_path), teacher=teacher).resume()
@@ -387,7 +390,7 @@ def test_a_checkpointable_that_the_file_lacks_is_told(tmp_path, caplog):
     assert "no state of 'teacher'" in caplog.text
 
 
-def test_changes_that_matter_are_listed():
+def test_changes_with_an_effect_are_listed():
     then = toy_config("a", "SEED", "1", "MODEL.DEVICE", "cpu", "TEST.SHORT_SIDE", "512")
     now = toy_config("b", "SEED", "2", "SOLVER.IMS_PER_BATCH", "8", "INPUT.CROP.SIZE", "(64, 64)")
     assert changed_keys(then.dump(), now) == [
@@ -396,3 +399,27 @@ def test_changes_that_matter_are_listed():
         "SOLVER.IMS_PER_BATCH: 4 -> 8",
     ]
     assert changed_keys(now.dump(), now) == []
+
+
+def test_keys_of_earlier_versions_are_compared_by_their_present_names():
+    now = toy_config("a", "MODEL.CLOUDS.SUPERPIXEL.COMPACTNESS", "30.0")
+    lines = yaml.safe_load(now.dump())
+    cloud = lines["MODEL"]["CLOUDS"]
+    cloud["SUPERPIXEL"]["RULER"] = cloud["SUPERPIXEL"].pop("COMPACTNESS")  # renamed
+    cloud["SAM"]["CACHE_GIB"] = 20  # without effect
+    lines["MODEL"]["SEM_SEG_HEAD"]["IGNORE_VALUE"] = 255  # the one value of the code
+    assert changed_keys(yaml.safe_dump(lines), now) == []
+    cloud["SUPERPIXEL"]["RULER"] = 20.0
+    lines["MODEL"]["SEM_SEG_HEAD"]["IGNORE_VALUE"] = 200
+    lines["NO_SUCH_KEY"] = 1
+    assert changed_keys(yaml.safe_dump(lines), now) == [
+        "MODEL.CLOUDS.SUPERPIXEL.COMPACTNESS: 20.0 -> 30.0",
+        "MODEL.SEM_SEG_HEAD.IGNORE_VALUE: 200 -> '(absent)'",
+        "NO_SUCH_KEY: 1 -> '(absent)'",
+    ]
+
+
+def test_comparing_configs_logs_no_warnings(caplog):
+    now = toy_config("a")
+    changed_keys(now.dump() + "\nWANDB: {NAME: x}\n", now)
+    assert caplog.records == []

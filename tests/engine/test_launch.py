@@ -10,22 +10,31 @@ from pathlib import Path
 import pytest
 import torch
 from engine_toy import Toy, losses_of, script_environment, toy_batches, toy_config
+from run_files import resume
 
 from clouds import comm
-from clouds.engine import Diverged, Interrupted, Trainer
-from clouds.engine.launch import check_launch, launch
+from clouds.engine import HookBase, Interrupted, NonFiniteLossError, Trainer
+from clouds.engine.launch import check_launch, free_port, launch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "engine_toy.py"
 
 
-def toy_trainer(folder, *overrides, spoil=None):
+def toy_trainer(folder, *overrides, loss_factor=None):
     model = Toy()
-    model.spoil = spoil
+    model.loss_factor = loss_factor
     return Trainer(toy_config(folder, *overrides), model=model, loader=toy_batches)
 
 
+class SendSigterm(HookBase):
+    """Sends this process SIGTERM in iteration 5."""
+
+    def before_step(self):
+        if self.trainer.iter == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def in_two_processes(folder):
-    """What each of two processes does; the tests below look at what it left."""
+    """Body of each of two processes; the tests below read the files that it writes."""
     torch.set_num_threads(1)
     folder, rank = Path(folder), comm.get_rank()
     assert comm.get_world_size() == 2
@@ -37,28 +46,21 @@ def in_two_processes(folder):
     toy_trainer(folder / "whole").train()
 
     stopped = toy_trainer(folder / "stopped")
-    if rank == 1:  # a signal that reaches one process only
-        before_step = stopped.hooks[0].before_step
-
-        def send(trainer, iteration):
-            before_step(trainer, iteration)
-            if iteration == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        stopped.hooks[0].before_step = send
+    if rank == 1:  # a signal to one process only
+        stopped.register_hooks([SendSigterm()])
     try:
         stopped.train()
     except Interrupted as request:
         (folder / f"interrupted{rank}").write_text(str(request))
     comm.synchronize()
-    toy_trainer(folder / "stopped").train(resume=True)
+    resume(toy_trainer(folder / "stopped"))
 
-    def spoil(call):
+    def loss_factor(call):
         return float("nan") if call == 6 and rank == 1 else 1.0
 
     try:
-        toy_trainer(folder / "diverged", spoil=spoil).train()
-    except Diverged as error:
+        toy_trainer(folder / "diverged", loss_factor=loss_factor).train()
+    except NonFiniteLossError as error:
         (folder / f"diverged{rank}").write_text(str(error))
 
     try:
@@ -68,7 +70,7 @@ def in_two_processes(folder):
 
     trainer = toy_trainer(folder / f"own{rank}" if rank else folder / "whole")
     try:
-        trainer.prepare(resume=True)
+        trainer.resume_or_load(resume=True)
     except ValueError as error:
         (folder / f"folder{rank}").write_text(str(error))
 
@@ -99,7 +101,7 @@ def assert_same_run(first, second, tolerance):
         torch.testing.assert_close(one[name], two[name], rtol=tolerance, atol=tolerance)
 
 
-def test_two_processes_are_one(one_process, two_processes):
+def test_two_processes_train_as_one(one_process, two_processes):
     assert_same_run(one_process, two_processes / "whole", 1e-5)
 
 
@@ -111,7 +113,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_iteration(two_processes)
     assert_same_run(two_processes / "whole", two_processes / "stopped", 0)
 
 
-def test_divergence_of_one_process_stops_both_and_names_all_images(two_processes):
+def test_divergence_in_one_process_stops_both_and_names_all_images(two_processes):
     texts = [(two_processes / f"diverged{rank}").read_text() for rank in (0, 1)]
     assert texts[0] == texts[1]
     assert "iteration 6: loss_ce is nan" in texts[0]
@@ -121,12 +123,12 @@ def test_divergence_of_one_process_stops_both_and_names_all_images(two_processes
     assert [p.name for p in (two_processes / "diverged").glob("*.pth")] == ["model_0000003.pth"]
 
 
-def test_a_batch_that_cannot_be_shared_evenly(two_processes):
+def test_batch_size_that_is_not_divisible(two_processes):
     for rank in (0, 1):
         assert "IMS_PER_BATCH is 3, which 2 processes" in (two_processes / f"odd{rank}").read_text()
 
 
-def test_a_folder_that_processes_do_not_share(two_processes):
+def test_output_folder_that_is_not_shared(two_processes):
     for rank in (0, 1):
         text = (two_processes / f"folder{rank}").read_text()
         assert "they would start at [12, 0]" in text
@@ -157,17 +159,17 @@ def launch_arguments(**changes):
         ({"num_gpus": 0}, "must be at least 1"),
         ({"num_gpus": 3}, r"this machine has 2 usable GPU\(s\).*MODEL.DEVICE cpu. for 3 CPU"),
         ({"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://a:1"}, "--machine-rank is 2"),
-        ({"num_machines": 0}, "there must be a machine"),
+        ({"num_machines": 0}, "at least one machine"),
         ({"num_machines": 2}, "needs --dist-url tcp://HOST:PORT"),
     ],
 )
-def test_launches_that_cannot_be(monkeypatch, arguments, message):
+def test_invalid_launches(monkeypatch, arguments, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match=message):
         check_launch(**launch_arguments(**arguments))
 
 
-def test_launches_that_can_be(monkeypatch):
+def test_valid_launches(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_launch(**launch_arguments(num_gpus=2))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -175,7 +177,7 @@ def test_launches_that_can_be(monkeypatch):
     check_launch(**launch_arguments(num_gpus=8, device="cpu"))
 
 
-def test_gpus_go_to_processes_by_number(monkeypatch):
+def test_each_process_gets_the_gpu_of_its_local_rank(monkeypatch):
     cuda = torch.device("cuda")
     assert comm.device_of_process(torch.device("cuda", 1)) == torch.device("cuda", 1)
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
@@ -195,7 +197,7 @@ def exit_with(status):
 
 
 @pytest.mark.slow
-def test_the_status_of_a_process_is_that_of_the_launch():
+def test_exit_status_of_a_process_is_that_of_launch():
     with pytest.raises(SystemExit) as leaving:
         launch(exit_with, (7,), num_gpus=2, device="cpu")
     assert leaving.value.code == 7
@@ -211,9 +213,9 @@ def test_torchrun(tmp_path, one_process):
 
 @pytest.mark.slow
 def test_two_machines(tmp_path, one_process):
-    port = comm.free_port()
+    port = free_port()
     program = (
-        "import sys; from engine_toy import train_toy; from clouds.comm import "
+        "import sys; from engine_toy import train_toy; from clouds.engine.launch import "
         f"launch; launch(train_toy, ({str(tmp_path)!r}, False, 0.0, 0.0, []), num_machines=2, "
         f"machine_rank=int(sys.argv[1]), dist_url='tcp://127.0.0.1:{port}', device='cpu')"
     )

@@ -7,7 +7,8 @@ import torch
 from engine_toy import toy_config
 from torch import nn
 
-from clouds.engine.lr_scheduler import build_schedule, learning_rate_factor
+from clouds.config import ConfigError, load_config
+from clouds.engine.lr_scheduler import build_lr_scheduler, learning_rate_factor
 
 
 def factor(**solver):
@@ -23,27 +24,27 @@ def test_constant_without_steps():
     assert {rate(i) for i in range(101)} == {1.0}
 
 
-def test_steps_multiply_from_their_iteration_on():
+def test_steps_multiply_by_gamma():
     rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(30, 60), GAMMA=0.1)
     found = [rate(i) for i in (0, 29, 30, 59, 60, 99, 100)]
     assert found == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
 
 
-def test_steps_change_exactly_there_in_a_long_run():
+def test_steps_are_exact_in_a_long_run():
     rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(33333,), MAX_ITER=40000)
     assert rate(33332) == 1.0
     assert rate(33333) == pytest.approx(0.1)
 
 
-def test_steps_at_or_after_the_end_do_not_count():
+def test_steps_at_or_after_the_end_have_no_effect():
     rate = factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=(50, 100, 200))
     assert rate(99) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("steps", [(60, 30), (30, 30), (0, 30)])
-def test_steps_out_of_order_are_refused(steps):
-    with pytest.raises(ValueError, match="rising order"):
-        factor(LR_SCHEDULER_NAME="WarmupMultiStepLR", STEPS=steps)
+def test_steps_that_do_not_increase_are_refused_by_the_config(steps):
+    with pytest.raises(ConfigError, match="increasing order"):
+        load_config(None, ["SOLVER.STEPS", steps])
 
 
 def test_polynomial():
@@ -58,7 +59,7 @@ def test_polynomial_ends_at_its_floor():
         assert rate(i) == pytest.approx(max((1 - i / 100) ** 0.9, 0.3))
 
 
-def test_the_floor_belongs_to_the_polynomial_alone():
+def test_only_the_polynomial_has_a_floor():
     rate = factor(LR_SCHEDULER_NAME="WarmupCosineLR", POLY_LR_CONSTANT_ENDING=0.3)
     assert rate(100) == pytest.approx(0.0)
 
@@ -69,7 +70,7 @@ def test_cosine():
         assert rate(i) == pytest.approx((1 + math.cos(math.pi * i / 100)) / 2)
 
 
-def test_linear_warmup_multiplies():
+def test_linear_warmup_multiplies_the_schedule():
     rate = factor(LR_SCHEDULER_NAME="WarmupPolyLR", WARMUP_ITERS=10, WARMUP_FACTOR=0.2)
     for i in range(101):
         warm = min(0.2 + 0.8 * i / 10, 1.0)
@@ -86,7 +87,7 @@ def test_constant_warmup():
     assert [rate(i) for i in (0, 4, 5, 50)] == [0.5, 0.5, 1.0, 1.0]
 
 
-def test_a_run_of_no_iterations_has_a_rate():
+def test_zero_iterations():
     assert factor(LR_SCHEDULER_NAME="WarmupPolyLR", MAX_ITER=0)(0) == 1.0
 
 
@@ -95,17 +96,17 @@ def test_unknown_schedule():
         factor(LR_SCHEDULER_NAME="WarmupStepLR")
 
 
-def test_groups_keep_their_ratio_and_state_is_the_iteration_alone():
+def test_groups_keep_their_ratio_and_state_is_the_iteration():
     first, second = nn.Linear(1, 1), nn.Linear(1, 1)
     groups = [{"params": first.parameters(), "lr": 1.0}, {"params": second.parameters(), "lr": 0.1}]
     optimizer = torch.optim.SGD(groups)
     cfg = toy_config("unused", "SOLVER.MAX_ITER", "100", "SOLVER.WARMUP_ITERS", "0")
-    schedule = build_schedule(cfg, optimizer)
-    schedule.set(40)
+    scheduler = build_lr_scheduler(cfg, optimizer)
+    scheduler.set(40)
     expected = [0.6**0.9, 0.1 * 0.6**0.9]
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
-    state = schedule.state_dict()
-    schedule.set(99)
-    state["base_lrs"] = [5.0, 5.0]  # what another config had; this run's own rates count
-    schedule.load_state_dict(state)
+    state = scheduler.state_dict()
+    scheduler.set(99)
+    state["base_lrs"] = [5.0, 5.0]  # of another config: base rates are those of this run
+    scheduler.load_state_dict(state)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)

@@ -88,7 +88,7 @@ def test_weight_decay_of_norms_and_embeddings_is_config():
 
 
 def test_nothing_to_train_is_an_error():
-    with pytest.raises(ValueError, match="no parameter of the model trains"):
+    with pytest.raises(ValueError, match="no parameter of the model is trainable"):
         build_optimizer(config(), Toy().requires_grad_(False))
 
 
@@ -268,3 +268,70 @@ def test_the_real_model_is_grouped_as_published():
     assert len(by_decay[0.05]) == 199
     assert "sem_seg_head.pixel_decoder.transformer.level_embed" in by_decay[0.05]
     assert not any(name.startswith("backbone.") for names in by_decay.values() for name in names)
+
+
+class PlainBackbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)) for _ in range(11)
+        )
+
+
+class GroupedBackbone(PlainBackbone):
+    """A backbone with options for some of its parameters."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.options = options
+
+    def param_group_options(self):
+        return self.options
+
+
+def model_of(backbone):
+    model = nn.Module()
+    model.backbone = backbone
+    model.head = nn.Linear(2, 2)
+    return model
+
+
+def test_options_of_a_backbone():
+    options = {
+        "blocks": {"lr_factor": 0.5},
+        "blocks.1": {"lr_factor": 4.0, "weight_decay": 0.3},
+        "blocks.2.0.bias": {"weight_decay": 0.0},
+    }
+    cfg = config(BASE_LR=0.1, WEIGHT_DECAY=0.05, BACKBONE_MULTIPLIER=0.1)
+    groups = {
+        name: (group["name"], pytest.approx(group["lr"]), group["weight_decay"])
+        for group in parameter_groups(cfg, model_of(GroupedBackbone(options)))
+        for name in group["param_names"]
+    }
+    assert groups["head.weight"] == ("head", 0.1, 0.05)
+    assert groups["backbone.stem.weight"] == ("backbone", 0.01, 0.05)
+    assert groups["backbone.blocks.0.0.weight"] == ("backbone.blocks", 0.005, 0.05)
+    assert groups["backbone.blocks.0.1.weight"] == ("backbone.blocks.norm", 0.005, 0.0)
+    assert groups["backbone.blocks.1.0.bias"] == ("backbone.blocks.1", 0.04, 0.3)
+    assert groups["backbone.blocks.1.1.bias"] == ("backbone.blocks.1.norm", 0.04, 0.3)
+    assert groups["backbone.blocks.2.0.bias"] == ("backbone.blocks.2.0.bias", 0.01, 0.0)
+    assert groups["backbone.blocks.2.0.weight"] == ("backbone.blocks", 0.005, 0.05)
+    assert groups["backbone.blocks.10.0.bias"] == ("backbone.blocks", 0.005, 0.05)
+    assert len(groups) == 2 + 2 + 11 * 4
+
+
+def test_a_backbone_without_options_is_grouped_as_without_the_method():
+    cfg = config(BASE_LR=0.1, BACKBONE_MULTIPLIER=0.1)
+    plain, grouped = (
+        [(g["name"], g["lr"], g["param_names"]) for g in parameter_groups(cfg, model_of(backbone))]
+        for backbone in (PlainBackbone(), GroupedBackbone({}))
+    )
+    assert plain == grouped
+    assert {name for name, *_ in plain} == {"backbone", "backbone.norm", "head"}
+
+
+def test_an_unknown_option_of_a_backbone():
+    options = {"stem": {"lr": 0.1}}
+    with pytest.raises(ValueError, match=r"option 'lr' of the parameters 'stem' is unknown"):
+        parameter_groups(config(), model_of(GroupedBackbone(options)))

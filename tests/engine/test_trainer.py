@@ -16,14 +16,15 @@ import pytest
 import torch
 from engine_toy import (
     Toy,
-    loggers_as_before,
     losses_of,
+    restored_loggers,
     script_environment,
     toy_batches,
     toy_config,
 )
+from run_files import resume
 
-from clouds.engine import Diverged, Hook, Interrupted, Trainer
+from clouds.engine import HookBase, Interrupted, NonFiniteLossError, Trainer
 from clouds.engine.metrics import MetricsFile
 from clouds.engine.train_loop import seed_iteration
 from clouds.environment import check_writable, setup_logging
@@ -48,26 +49,26 @@ def equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def learned(model):
-    """Whether a trained toy does better than a fresh one, on the same batch."""
+def has_learned(model):
+    """Whether the loss of a trained toy is below that of an untrained one on the same batch."""
     batch = next(toy_batches(0))
     with torch.no_grad():
         return sum(model(batch).values()) < 0.9 * sum(Toy()(batch).values())
 
 
-class StopAfter(Hook):
-    """Sends this process a signal after an iteration."""
+class StopAfter(HookBase):
+    """Sends this process a signal in an iteration, after which training stops."""
 
     def __init__(self, iteration, number=signal.SIGTERM):
         self.iteration = iteration
         self.number = number
 
-    def before_step(self, trainer, iteration):
-        if iteration == self.iteration:
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
             os.kill(os.getpid(), self.number)
 
 
-def test_training_is_the_loop_written_out_by_hand(tmp_path):
+def test_training_equals_a_loop_in_plain_torch(tmp_path):
     trainer = trainer_of(tmp_path, "SOLVER.WARMUP_ITERS", "0", "SOLVER.WEIGHT_DECAY", "0.1")
     trainer.train()
 
@@ -94,11 +95,11 @@ def test_training_is_the_loop_written_out_by_hand(tmp_path):
     trained = weights_in(tmp_path / "model_final.pth")
     for name, value in model.state_dict().items():
         torch.testing.assert_close(trained[name], value, rtol=1e-5, atol=1e-6)
-    assert learned(model)
+    assert has_learned(model)
     assert torch.equal(trained["backbone.weight"], Toy().backbone.weight)
 
 
-def test_a_record_is_the_mean_since_the_last_one(tmp_path):
+def test_a_record_is_the_mean_since_the_previous_one(tmp_path):
     trainer_of(tmp_path / "each").train()
     trainer_of(tmp_path / "five", "LOG_PERIOD", "5").train()
     each, five = losses_of(tmp_path / "each"), losses_of(tmp_path / "five")
@@ -118,22 +119,22 @@ def test_a_record_is_the_mean_since_the_last_one(tmp_path):
         ("LOG_PERIOD", "5", "SOLVER.AMP.ENABLED", "True"),
     ],
 )
-def test_a_stopped_and_resumed_run_is_the_unbroken_one(tmp_path, overrides):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path, overrides):
     trainer_of(tmp_path / "whole", *overrides, dropout=0.3).train()
-    broken = trainer_of(tmp_path / "broken", *overrides, dropout=0.3)
-    broken.hooks.insert(0, StopAfter(6))
+    stopped = trainer_of(tmp_path / "stopped", *overrides, dropout=0.3)
+    stopped.register_hooks([StopAfter(6)])
     with pytest.raises(Interrupted, match=r"SIGTERM after 7 of 12 .*--resume.*model_0000006\.pth"):
-        broken.train()
-    torch.manual_seed(99)  # the state of the generators is no part of it
-    resumed = trainer_of(tmp_path / "broken", *overrides, dropout=0.3)
-    resumed.train(resume=True)
-    assert resumed.start == 7
-    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "whole")
-    whole, again = (tmp_path / f / "model_final.pth" for f in ("whole", "broken"))
+        stopped.train()
+    torch.manual_seed(99)  # the state of the global generators has no effect
+    resumed = trainer_of(tmp_path / "stopped", *overrides, dropout=0.3)
+    resume(resumed)
+    assert resumed.start_iter == 7
+    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
+    whole, again = (tmp_path / f / "model_final.pth" for f in ("whole", "stopped"))
     assert equal(weights_in(whole), weights_in(again))
 
 
-def test_dropout_matters_to_that_test(tmp_path):
+def test_dropout_depends_on_the_seed(tmp_path):
     trainer_of(tmp_path / "a", "SOLVER.MAX_ITER", "2", dropout=0.3).train()
     trainer_of(tmp_path / "b", "SOLVER.MAX_ITER", "2", "SEED", "1", dropout=0.3).train()
     assert losses_of(tmp_path / "a") != losses_of(tmp_path / "b")
@@ -152,11 +153,11 @@ def wait_for(condition, process, seconds=60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.01)
 
 
-def test_a_killed_and_resumed_run_is_the_unbroken_one(tmp_path):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(tmp_path):
     slow = ("--slow", 0.15, "--dropout", 0.3)
     process = start_script(*slow, tmp_path / "killed")
     wait_for(lambda: (tmp_path / "killed" / "last_checkpoint").exists(), process)
@@ -166,10 +167,10 @@ def test_a_killed_and_resumed_run_is_the_unbroken_one(tmp_path):
     before = losses_of(tmp_path / "killed")
     assert 5 < len(before) < 12
     with (tmp_path / "killed" / "metrics.json").open("a") as file:
-        file.write('{"iteration": 6, "total_lo')  # cut short in the midst of a line
+        file.write('{"iteration": 6, "total_lo')  # an incomplete line
 
     trainer = trainer_of(tmp_path / "killed", dropout=0.3)
-    assert trainer.prepare(resume=True) in (4, 8)
+    assert trainer.resume_or_load(resume=True) in (4, 8)
     trainer.train()
     trainer_of(tmp_path / "whole", dropout=0.3).train()
     whole = losses_of(tmp_path / "whole")
@@ -182,7 +183,7 @@ def test_a_killed_and_resumed_run_is_the_unbroken_one(tmp_path):
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, number):
+def test_a_signal_saves_and_the_message_says_how_to_resume(tmp_path, number):
     process = start_script("--slow", 0.15, tmp_path)
     wait_for(lambda: (tmp_path / "metrics.json").exists(), process)
     process.send_signal(number)
@@ -190,14 +191,14 @@ def test_a_signal_saves_and_tells_how_to_go_on(tmp_path, number):
     assert process.returncode == 128 + number
     done = max(losses_of(tmp_path))
     assert f"stopped by {number.name} after {done + 1} of 12 iterations" in errors
-    assert f"--resume goes on from '{tmp_path}/model_{done:07d}.pth'" in errors
+    assert f"--resume resumes from '{tmp_path}/model_{done:07d}.pth'" in errors
     assert torch.load(tmp_path / f"model_{done:07d}.pth", weights_only=True)["iteration"] == done
 
 
-def test_a_second_ctrl_c_does_not_wait(tmp_path):
+def test_a_second_sigint_stops_at_once(tmp_path):
     trainer = trainer_of(tmp_path)
-    trainer.hooks[:0] = [StopAfter(2, signal.SIGINT), StopAfter(2, signal.SIGINT)]
-    before = signal.getsignal(signal.SIGINT)  # ignored, where a shell runs the tests behind it
+    trainer.register_hooks([StopAfter(2, signal.SIGINT), StopAfter(2, signal.SIGINT)])
+    before = signal.getsignal(signal.SIGINT)  # ignored if a shell runs the tests in background
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert signal.getsignal(signal.SIGINT) is before
@@ -213,11 +214,11 @@ def test_training_works_outside_the_main_thread(tmp_path):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path, value):
+def test_a_loss_that_is_not_finite_stops_before_the_optimizer_step(tmp_path, value):
     model = Toy()
-    model.spoil = lambda call: value if call == 6 else 1.0
+    model.loss_factor = lambda call: value if call == 6 else 1.0
     trainer = trainer_of(tmp_path, model=model)
-    with pytest.raises(Diverged) as error:
+    with pytest.raises(NonFiniteLossError) as error:
         trainer.train()
     text = str(error.value)
     assert f"iteration 6: loss_ce is {value}" in text
@@ -225,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path, value):
     assert [f"toy_{n:05d}.png" in text for n in range(22, 30)] == [False] * 2 + [True] * 4 + [
         False
     ] * 2
-    assert f"last good checkpoint is '{tmp_path}/model_0000003.pth'" in text
+    assert f"last checkpoint is '{tmp_path}/model_0000003.pth'" in text
     assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["model_0000003.pth"]
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert sorted(losses_of(tmp_path)) == list(range(6))
@@ -234,7 +235,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path, value):
 def test_a_gradient_that_is_not_finite_stops(tmp_path):
     model = Toy()
     model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-    with pytest.raises(Diverged, match=r"iteration 0: the gradient's norm is nan") as error:
+    with pytest.raises(NonFiniteLossError, match=r"iteration 0: the gradient norm is nan") as error:
         trainer_of(tmp_path, model=model).train()
     assert "No checkpoint was saved" in str(error.value)
 
@@ -246,7 +247,7 @@ def test_bf16_trains_float_weights(tmp_path):
     trainer_of(tmp_path, "SOLVER.AMP.ENABLED", "True", model=model).train()
     assert set(seen) == {torch.bfloat16}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert learned(model)
+    assert has_learned(model)
 
 
 def test_fp16_needs_a_gpu(tmp_path):
@@ -262,21 +263,21 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path):
     )
     trainer = trainer_of(tmp_path, model=model)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    trainer.iteration.scaler = trainer.scaler = scaler
+    trainer.train_step.scaler = trainer.scaler = scaler
     before = {}
 
-    class Watch(Hook):
-        def before_step(self, trainer, iteration):
-            before[iteration] = model.conv.weight.detach().clone()
+    class Watch(HookBase):
+        def before_step(self):
+            before[self.trainer.iter] = model.conv.weight.detach().clone()
 
-    trainer.hooks.append(Watch())
+    trainer.register_hooks([Watch()])
     trainer.train()
     moved = [not torch.equal(before[i], before[i + 1]) for i in range(11)]
     assert moved == [True, True, False] + [True] * 8
     records = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
     assert [r["loss_scale"] for r in records] == [1024.0] * 3 + [512.0] * 9
     assert records[2]["grad_norm"] is None
-    assert learned(model)
+    assert has_learned(model)
 
     trainer_of(tmp_path / "plain").train()
     scaled, plain = losses_of(tmp_path), losses_of(tmp_path / "plain")
@@ -285,15 +286,15 @@ def test_a_step_that_overflows_in_fp16_is_skipped(tmp_path):
 
 
 class Evaluation:
-    """Stands in for an evaluation: its result is how often it was called.
+    """A fake evaluation whose result is the number of its calls.
 
-    At call `fail_at` a signal comes; with `broken` the loader then fails too.
+    At call `fail_at` a signal arrives; with `loader_fails` the loader then raises an error.
     """
 
-    def __init__(self, fail_at=0, broken=False):
+    def __init__(self, fail_at=0, loader_fails=False):
         self.calls = 0
         self.fail_at = fail_at
-        self.broken = broken
+        self.loader_fails = loader_fails
 
     def __call__(self):
         self.calls += 1
@@ -302,11 +303,11 @@ class Evaluation:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(10)
             finally:
-                if self.broken:
+                if self.loader_fails:
                     raise RuntimeError("a loader process was killed")
         metrics = {"toy/mIoU": float(self.calls), "toy/none": math.nan}
-        picture = torch.zeros(4, 6, 3, dtype=torch.uint8).numpy()
-        return SimpleNamespace(flat=lambda: metrics, pictures={"toy": picture})
+        image = torch.zeros(4, 6, 3, dtype=torch.uint8).numpy()
+        return SimpleNamespace(flat=lambda: metrics, panels={"toy": image})
 
 
 def evaluations_of(folder):
@@ -324,10 +325,10 @@ def test_evaluation_every_period_and_at_the_end(tmp_path):
     assert evaluations_of(tmp_path) == [(4, 1.0, None), (9, 2.0, None), (11, 3.0, None)]
     assert results.flat()["toy/mIoU"] == 3.0
     trainer_of(tmp_path / "none").train()
-    assert losses_of(tmp_path) == losses_of(tmp_path / "none")  # it leaves training alone
+    assert losses_of(tmp_path) == losses_of(tmp_path / "none")  # no effect on training
 
 
-def test_evaluation_at_the_end_alone(tmp_path):
+def test_evaluation_at_the_end_only(tmp_path):
     with_evaluation(tmp_path, Evaluation(), "TEST.EVAL_PERIOD", "0").train()
     assert evaluations_of(tmp_path) == [(11, 1.0, None)]
 
@@ -337,13 +338,13 @@ def test_a_period_that_ends_with_training_evaluates_once(tmp_path):
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [5, 11]
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_an_evaluation_that_was_broken_off_is_done_on_resuming(tmp_path, broken):
+@pytest.mark.parametrize("loader_fails", [False, True])
+def test_an_interrupted_evaluation_is_repeated_on_resuming(tmp_path, loader_fails):
     with pytest.raises(Interrupted, match="after 10 of 12"):
-        with_evaluation(tmp_path, Evaluation(2, broken)).train()
+        with_evaluation(tmp_path, Evaluation(2, loader_fails)).train()
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [4]
     evaluation = Evaluation()
-    with_evaluation(tmp_path, evaluation).train(resume=True)
+    resume(with_evaluation(tmp_path, evaluation))
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [4, 9, 11]
     assert evaluation.calls == 2
     trainer_of(tmp_path / "whole").train()
@@ -354,92 +355,35 @@ def test_resuming_a_complete_run_only_evaluates(tmp_path):
     with_evaluation(tmp_path, Evaluation()).train()
     before = weights_in(tmp_path / "model_final.pth")
     evaluation = Evaluation()
-    with_evaluation(tmp_path, evaluation).train(resume=True)
+    resume(with_evaluation(tmp_path, evaluation))
     assert evaluation.calls == 1
     assert [iteration for iteration, *_ in evaluations_of(tmp_path)] == [4, 9, 11]
     assert len(losses_of(tmp_path)) == 12
     assert equal(before, weights_in(tmp_path / "model_final.pth"))
 
 
-def test_no_iterations_at_all(tmp_path):
+def test_zero_iterations(tmp_path):
     evaluation = Evaluation()
     with_evaluation(tmp_path, evaluation, "SOLVER.MAX_ITER", "0").train()
     assert evaluation.calls == 1
     assert losses_of(tmp_path) == {}
 
 
-def test_hooks_are_called_in_order(tmp_path):
-    calls = []
-
-    class Watch(Hook):
-        def before_train(self, trainer):
-            calls.append("before_train")
-
-        def before_step(self, trainer, iteration):
-            calls.append(f"before {iteration}")
-
-        def after_step(self, trainer, step):
-            calls.append(f"after {step.iteration}")
-
-        def after_train(self, trainer):
-            calls.append("after_train")
-
-    trainer = trainer_of(tmp_path, "SOLVER.MAX_ITER", "2")
-    trainer.hooks.insert(0, Watch())
-    trainer.train()
-    between = ["before 0", "after 0", "before 1", "after 1"]
-    assert calls == ["before_train", *between, "after_train"]
-
-
-class Average(Hook):
-    """A teacher as joint training has it: a running mean of the weights, kept in checkpoints."""
-
-    def __init__(self, trainer):
-        self.mean = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-        trainer.checkpointer.add_checkpointable("teacher", self)
-        trainer.hooks.insert(0, self)
-
-    def after_step(self, trainer, step):
-        for name, value in trainer.model.state_dict().items():
-            self.mean[name].lerp_(value, 0.1)
-
-    def state_dict(self):
-        return self.mean
-
-    def load_state_dict(self, state):
-        self.mean = state
-
-
-def test_what_a_hook_keeps_is_resumed_with_the_rest(tmp_path):
-    whole = trainer_of(tmp_path / "whole")
-    teacher = Average(whole)
-    whole.train()
-    broken = trainer_of(tmp_path / "broken")
-    Average(broken)
-    broken.hooks.insert(0, StopAfter(5))
-    with pytest.raises(Interrupted):
-        broken.train()
-    resumed = trainer_of(tmp_path / "broken")
-    again = Average(resumed)
-    resumed.train(resume=True)
-    assert equal(again.mean, teacher.mean)
-
-
-def test_a_resumed_run_may_be_lengthened_and_says_what_changed(tmp_path, caplog):
+def test_a_resumed_run_may_be_longer_and_changes_are_logged(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     trainer_of(tmp_path, "SOLVER.MAX_ITER", "4").train()
-    trainer_of(tmp_path, "SOLVER.MAX_ITER", "8", "LOG_PERIOD", "2").train(resume=True)
+    resume(trainer_of(tmp_path, "SOLVER.MAX_ITER", "8", "LOG_PERIOD", "2"))
     assert "resuming at iteration 4" in caplog.text
     assert "SOLVER.MAX_ITER: 4 -> 8" in caplog.text
     assert "LOG_PERIOD" not in caplog.text
     assert sorted(losses_of(tmp_path)) == [0, 1, 2, 3, 5, 7]
 
 
-def test_a_new_run_in_an_old_folder_warns_and_keeps_the_old_metrics(tmp_path, caplog):
+def test_a_new_run_in_the_same_folder_warns_and_keeps_the_old_metrics(tmp_path, caplog):
     trainer_of(tmp_path).train()
     before = losses_of(tmp_path)
     trainer_of(tmp_path, "SOLVER.MAX_ITER", "3").train()
-    assert "--resume continues it" in caplog.text
+    assert "--resume resumes it" in caplog.text
     assert sorted(losses_of(tmp_path)) == [0, 1, 2]
     (tmp_path / "metrics.json").write_bytes((tmp_path / "metrics.old1.json").read_bytes())
     assert losses_of(tmp_path) == before
@@ -447,8 +391,8 @@ def test_a_new_run_in_an_old_folder_warns_and_keeps_the_old_metrics(tmp_path, ca
 
 def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path, caplog):
     trainer = trainer_of(tmp_path)
-    trainer.train(resume=True)
-    assert trainer.start == 0
+    resume(trainer)
+    assert trainer.start_iter == 0
     assert "no checkpoint" in caplog.text
 
 
@@ -456,26 +400,26 @@ def test_training_starts_from_the_weights_of_the_config(tmp_path):
     trainer_of(tmp_path / "first").train()
     final = str(tmp_path / "first" / "model_final.pth")
     second = trainer_of(tmp_path / "second", "MODEL.WEIGHTS", final)
-    assert second.prepare() == 0
+    assert second.resume_or_load(resume=False) == 0
     assert equal(second.model.state_dict(), weights_in(final))
     assert not second.optimizer.state
 
 
-def test_data_that_ends_is_an_error(tmp_path):
+def test_a_loader_that_ends_is_an_error(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.loader = lambda start: [next(toy_batches(0))]
     with pytest.raises(ValueError, match="ended before iteration 1"):
         trainer.train()
 
 
-def test_half_written_files_are_cleared(tmp_path):
+def test_partial_files_are_deleted(tmp_path):
     (tmp_path / f".model_0000003.pth.{'0a' * 16}.part").write_bytes(b"half")
     (tmp_path / ".another's.part").write_bytes(b"half")
     trainer_of(tmp_path).train()
     assert [path.name for path in tmp_path.glob(".*")] == [".another's.part"]
 
 
-def test_tensorboard_has_scalars_and_pictures(tmp_path):
+def test_tensorboard_has_scalars_and_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     with_evaluation(tmp_path, Evaluation()).train()
@@ -485,11 +429,11 @@ def test_tensorboard_has_scalars_and_pictures(tmp_path):
     totals = [(e.step, e.value) for e in events.Scalars("train/total_loss")]
     assert totals == [(i, pytest.approx(losses[i][0])) for i in range(12)]
     assert [(e.step, e.value) for e in events.Scalars("eval/toy/mIoU")] == [(4, 1), (9, 2), (11, 3)]
-    picture = events.Images("eval/toy")[0]
-    assert (picture.step, picture.width, picture.height) == (4, 6, 4)
+    image = events.Images("eval/toy")[0]
+    assert (image.step, image.width, image.height) == (4, 6, 4)
 
 
-def test_the_console_line_says_what_is_going_on(tmp_path, caplog):
+def test_console_line(tmp_path, caplog):
     caplog.set_level(logging.INFO, "clouds.engine.hooks")
     trainer_of(tmp_path, "LOG_PERIOD", "6").train()
     lines = [r.getMessage() for r in caplog.records if r.name == "clouds.engine.hooks"]
@@ -501,7 +445,7 @@ def test_the_console_line_says_what_is_going_on(tmp_path, caplog):
     assert "ce_0" not in lines[0]
 
 
-def test_seeds_depend_on_seed_iteration_and_rank_alone():
+def test_seeds_depend_on_seed_iteration_and_rank():
     def draw(*args):
         seed_iteration(*args)
         return torch.rand(1).item()
@@ -511,7 +455,7 @@ def test_seeds_depend_on_seed_iteration_and_rank_alone():
     assert all(draw(*args) == value for args, value in draws.items())
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"OUTPUT_DIR '.*file/out' cannot be written: Not a dir"):
         check_writable(str(tmp_path / "file" / "out"))
@@ -521,11 +465,11 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 
 def test_logs_go_to_a_file_per_process(tmp_path):
     logger = logging.getLogger("clouds.engine.test")
-    with loggers_as_before():
+    with restored_loggers():
         for rank in (0, 1):
             setup_logging(str(tmp_path), rank)
-            logger.info("I am %d", rank)
-    assert "I am 0" in (tmp_path / "log.txt").read_text()
+            logger.info("rank is %d", rank)
+    assert "rank is 0" in (tmp_path / "log.txt").read_text()
     text = (tmp_path / "log.txt.rank1").read_text()
-    assert "I am 1" in text
-    assert "I am 0" not in text
+    assert "rank is 1" in text
+    assert "rank is 0" not in text

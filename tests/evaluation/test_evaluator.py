@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from color_model import ColorModel, blocks, painted, random_pairs, write_cityscapes
+from color_model import ColorModel, blocks, random_pairs, to_image, write_cityscapes
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import nn
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.config import get_cfg
+from clouds.data.label_space import CITYSCAPES_19
 from clouds.engine import launch
 from clouds.evaluation import Results, SemSegEvaluator, evaluate, evaluate_dataset
 from clouds.visualizer import compare
@@ -64,7 +65,7 @@ def test_scores_of_known_predictions(tmp_path, root, caplog):
     assert 10 < np.nanmean(expected) < 90
     np.testing.assert_allclose(result.iou, expected, rtol=1e-12)
     assert result.miou == pytest.approx(np.nanmean(expected))
-    assert result.miou16 is None
+    assert result.subset_miou == {16: None}
     assert result.images == 5 and result.seconds > 0
     assert results.protocol == "native"
     assert results.flat()["cityscapes_val/IoU-bus"] == pytest.approx(expected[15])
@@ -72,13 +73,13 @@ def test_scores_of_known_predictions(tmp_path, root, caplog):
 
 
 @pytest.mark.parametrize("protocol", ["native", "clouds", "slide"])
-def test_the_prediction_meets_the_untouched_label(tmp_path, root, protocol):
-    # shown at half size: exact, since the cells stay whole
+def test_the_prediction_is_scored_at_the_size_of_the_label(tmp_path, root, protocol):
+    # short side 48 -> 96
     pairs = random_pairs(2, (48, 64))
     write_cityscapes(root, pairs)
     overrides = ("TEST.PROTOCOL", protocol, "TEST.SHORT_SIDE", 96, "TEST.SLIDE.CROP_SIZE", 32)
     result = evaluate_dataset(config(tmp_path, *overrides), ColorModel(), "cityscapes_val")
-    # the enlarged image blurs across the cells' edges, so only nearly as without resizing
+    # interpolation mixes classes at the edges of the cells
     tolerance = 0 if protocol == "slide" else 12
     np.testing.assert_allclose(result.iou, iou_of(pairs), atol=tolerance, rtol=1e-12)
 
@@ -87,32 +88,32 @@ def test_clouds_scores_bdd_at_the_size_of_the_input(tmp_path, root):
     label, folder = blocks(1, (32, 64), 16), root / "bdd100k"
     images, labels = folder / "images/10k/val", folder / "labels/sem_seg/masks/val"
     images.mkdir(parents=True), labels.mkdir(parents=True)
-    Image.fromarray(painted(label)).save(images / "a.jpg", quality=100)
+    Image.fromarray(to_image(label)).save(images / "a.jpg", quality=100)
     Image.fromarray(label).save(labels / "a.png")
     sizes = {}
     for protocol in ("native", "clouds"):
         model = ColorModel()
         overrides = ("TEST.PROTOCOL", protocol, "TEST.SHORT_SIDE", 16)
         evaluate_dataset(config(tmp_path, *overrides), model, "bdd_val")
-        (sample,) = model.seen
+        (sample,) = model.inputs
         assert sample["image"].shape == (3, 16, 32)
         sizes[protocol] = (sample["height"], sample["width"])
     assert sizes == {"native": (32, 64), "clouds": (16, 32)}
 
 
-def test_the_model_never_sees_a_label(tmp_path, root):
+def test_the_model_gets_no_label(tmp_path, root):
     write_cityscapes(root, random_pairs(2))
     model = ColorModel()
     evaluate(config(tmp_path), model)
-    assert len(model.seen) == 2
-    assert not {key for sample in model.seen for key in sample} & {"label", "sem_seg"}
+    assert len(model.inputs) == 2
+    assert not {key for sample in model.inputs for key in sample} & {"label", "sem_seg"}
 
 
 # ---------------------------------------------------------------- modes and contexts
 
 
-class Partly(ColorModel):
-    """Has a part that stays in evaluation mode while the rest trains."""
+class PartlyFrozen(ColorModel):
+    """A submodule stays in evaluation mode during training."""
 
     fail = False
 
@@ -134,9 +135,9 @@ class Partly(ColorModel):
 
 @pytest.mark.parametrize("fail", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_every_module_gets_its_mode_back(tmp_path, root, fail, training):
+def test_the_mode_of_every_module_is_restored(tmp_path, root, fail, training):
     write_cityscapes(root, random_pairs(1))
-    model = Partly()
+    model = PartlyFrozen()
     model.fail = fail
     if not training:
         model.eval()
@@ -156,7 +157,7 @@ def test_every_module_gets_its_mode_back(tmp_path, root, fail, training):
 
 def test_autocast_as_configured(tmp_path, root):
     write_cityscapes(root, random_pairs(1))
-    model = Partly()
+    model = PartlyFrozen()
     evaluate(config(tmp_path), model)
     assert model.autocast is None
     evaluate(config(tmp_path, "SOLVER.AMP.ENABLED", True), model)
@@ -164,45 +165,47 @@ def test_autocast_as_configured(tmp_path, root):
 
 
 class Caching(ColorModel):
-    """Keeps something made in evaluation for training, as the text classifier does."""
+    """Caches a tensor in evaluation and uses it in training, as the text classifier does."""
 
     def segment(self, batch):
-        self.kept = self.colors.detach() * 2
+        self.cached = self.colors.detach() * 2
         return super().segment(batch)
 
 
-def test_what_evaluation_caches_can_be_trained_with(tmp_path, root):
+def test_tensors_cached_in_evaluation_can_be_used_in_training(tmp_path, root):
     write_cityscapes(root, random_pairs(1))
     model = Caching()
     evaluate(config(tmp_path), model)
-    (model.kept * model.colors).sum().backward()
-    assert torch.equal(model.colors.grad, model.kept)
+    (model.cached * model.colors).sum().backward()
+    assert torch.equal(model.colors.grad, model.cached)
 
 
-# --------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------- panels
 
 
-def test_pictures_are_evenly_spaced_and_repeatable(tmp_path, root):
+def test_panels_are_evenly_spaced_and_deterministic(tmp_path, root):
     pairs = random_pairs(7)
     write_cityscapes(root, pairs)
     cfg = config(tmp_path, "TEST.PICTURES", 3)
     results = evaluate(cfg, ColorModel())
-    assert list(results.pictures) == [f"cityscapes_val/{i}" for i in range(3)]
-    for i, (panel, number) in enumerate(zip(results.pictures.values(), (1, 3, 5), strict=True)):
+    assert list(results.panels) == [f"cityscapes_val/{i}" for i in range(3)]
+    for i, (panel, number) in enumerate(zip(results.panels.values(), (1, 3, 5), strict=True)):
         prediction, label = pairs[number]
-        expected = compare(painted(prediction), label, prediction, title="a title 26 pixels high")
+        expected = compare(
+            to_image(prediction), label, prediction, CITYSCAPES_19, title="a title 26 pixels high"
+        )
         np.testing.assert_array_equal(panel[12 + 26 :], expected[12 + 26 :])
-        on_disk = tmp_path / "pictures/cityscapes_val" / f"{i}.png"
+        on_disk = tmp_path / "visualizations/cityscapes_val" / f"{i}.png"
         np.testing.assert_array_equal(np.asarray(Image.open(on_disk)), panel)
     again = evaluate(cfg, ColorModel())
-    assert all(np.array_equal(again.pictures[n], p) for n, p in results.pictures.items())
+    assert all(np.array_equal(again.panels[n], p) for n, p in results.panels.items())
 
 
-@pytest.mark.parametrize(("wanted", "drawn"), [(0, 0), (2, 2), (9, 2)])
-def test_number_of_pictures(tmp_path, root, wanted, drawn):
+@pytest.mark.parametrize(("num_requested", "num_drawn"), [(0, 0), (2, 2), (9, 2)])
+def test_number_of_panels(tmp_path, root, num_requested, num_drawn):
     write_cityscapes(root, random_pairs(2))
-    results = evaluate(config(tmp_path, "TEST.PICTURES", wanted), ColorModel())
-    assert len(results.pictures) == drawn
+    results = evaluate(config(tmp_path, "TEST.PICTURES", num_requested), ColorModel())
+    assert len(results.panels) == num_drawn
 
 
 # --------------------------------------------------------------------- several datasets
@@ -221,35 +224,35 @@ def test_several_datasets_in_one_run(tmp_path, root):
     assert content["datasets"]["cityscapes_val"]["images"] == 2
 
 
-def test_sixteen_classes_when_the_source_is_synthia(tmp_path, root):
+def test_mean_over_16_classes_when_the_source_is_synthia(tmp_path, root):
     pairs = random_pairs(3)
     write_cityscapes(root, pairs)
     cfg = config(tmp_path, "DATASETS.TRAIN", ("synthia",))
     (result,) = evaluate(cfg, ColorModel()).datasets
-    sixteen = [i for i in range(19) if i not in (9, 14, 16)]  # no terrain, truck, train
-    assert result.miou16 == pytest.approx(np.nanmean(iou_of(pairs)[sixteen]))
+    subset = [i for i in range(19) if i not in (9, 14, 16)]  # no terrain, truck, train
+    assert result.subset_miou == pytest.approx({16: np.nanmean(iou_of(pairs)[subset])})
     assert result.miou == pytest.approx(np.nanmean(iou_of(pairs)))
-    assert abs(result.miou - result.miou16) > 0.1
+    assert abs(result.miou - result.subset_miou[16]) > 0.1
 
 
 def test_camvid_is_scored_on_its_eleven_classes(tmp_path, root):
-    # 8-pixel cells: sky (raw 0), building (1), road (3) and void (11)
+    # 8-pixel cells: sky (raw 0), building (1), road (3), ignored (11)
     raw = np.kron([[0, 0], [1, 3], [11, 3]], np.ones((8, 8))).astype(np.uint8)
     predicted = np.kron([[10, 2], [2, 14], [10, 0]], np.ones((8, 8))).astype(np.uint8)
-    for folder, array in (("val", painted(predicted)), ("valannot", raw)):
+    for folder, array in (("val", to_image(predicted)), ("valannot", raw)):
         (root / "camvid" / folder).mkdir(parents=True)
         Image.fromarray(array).save(root / "camvid" / folder / "0001TP_000001.png")
     (result,) = evaluate(config(tmp_path), ColorModel(), ["camvid_val"]).datasets
-    ours = {i: v for i, v in enumerate(result.iou) if not math.isnan(v)}
-    # truck (14) is predicted, but is no class of CamVid; it counts against the road below it
-    assert ours == pytest.approx({10: 50, 2: 50, 0: 50})
+    scores = {i: v for i, v in enumerate(result.iou) if not math.isnan(v)}
+    # truck (14) is predicted, but not in the label set of CamVid: a false negative of road
+    assert scores == pytest.approx({10: 50, 2: 50, 0: 50})
     assert result.miou == pytest.approx(50)
     assert result.pixel_accuracy == pytest.approx(60)
 
 
-def test_only_void_is_no_score_and_no_crash(tmp_path, root, caplog):
-    void = np.full((24, 32), 255, np.uint8)
-    write_cityscapes(root, [(blocks(0), void)])
+def test_only_ignored_pixels_give_no_score(tmp_path, root, caplog):
+    ignored = np.full((24, 32), 255, np.uint8)
+    write_cityscapes(root, [(blocks(0), ignored)])
     write_cityscapes(root, random_pairs(1), split="train")
     with caplog.at_level(logging.INFO, "clouds"):
         results = evaluate(config(tmp_path), ColorModel(), ["cityscapes_val", "cityscapes_train"])
@@ -265,37 +268,39 @@ def test_only_void_is_no_score_and_no_crash(tmp_path, root, caplog):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "nothing to evaluate on: DATASETS.TEST is empty"),
+        ([], "no datasets to evaluate on: DATASETS.TEST is empty"),
         (["cityscapes_val", "cityscapes_val"], "names cityscapes_val more than once"),
         (["cityscapes_test"], "unknown dataset 'cityscapes_test'. Known: gta5, "),
         (["cityscapes_val", "bdd_val"], "bdd_val"),
     ],
 )
-def test_datasets_are_looked_at_before_the_first_is_run(tmp_path, root, names, message):
+def test_all_datasets_are_checked_before_the_first_evaluation(tmp_path, root, names, message):
     write_cityscapes(root, random_pairs(1))
     model = ColorModel()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         evaluate(config(tmp_path), model, names)
-    assert not model.seen
+    assert not model.inputs
 
 
 def test_a_dataset_without_labels(tmp_path, root):
     images = root / "stable_diffusion/city/images"
     images.mkdir(parents=True)
-    Image.fromarray(painted(blocks(0))).save(images / "0.png")
+    Image.fromarray(to_image(blocks(0))).save(images / "0.png")
     with pytest.raises(ValueError, match=r"sd_city: .*0\.png has no label"):
         evaluate(config(tmp_path), ColorModel(), ["sd_city"])
 
 
-class Wrong(ColorModel):
+class InvalidClasses(ColorModel):
     def segment(self, batch):
         return [out.add(17) for out in super().segment(batch)]
 
 
-def test_a_prediction_that_is_no_class_names_the_image(tmp_path, root):
+def test_an_invalid_prediction_is_reported_with_its_image(tmp_path, root):
     write_cityscapes(root, random_pairs(1))
-    with pytest.raises(ValueError, match=r"ulm_000000_000019_leftImg8bit\.png: prediction holds"):
-        evaluate(config(tmp_path), Wrong())
+    with pytest.raises(
+        ValueError, match=r"ulm_000000_000019_leftImg8bit\.png: prediction has values"
+    ):
+        evaluate(config(tmp_path), InvalidClasses())
 
 
 # ----------------------------------------------------------- Detectron2's evaluation loop
@@ -328,11 +333,11 @@ def test_semseg_evaluator_resizes_scores_to_the_label(root):
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
 
 
-def test_semseg_evaluator_refuses_other_files(root):
+def test_semseg_evaluator_rejects_other_files(root):
     write_cityscapes(root, random_pairs(1))
     evaluator = SemSegEvaluator("cityscapes_val")
     output = {"sem_seg": torch.zeros(24, 32, dtype=torch.uint8)}
-    with pytest.raises(ValueError, match=r"/x/y\.png is no image of cityscapes_val"):
+    with pytest.raises(ValueError, match=r"/x/y\.png is not an image of cityscapes_val"):
         evaluator.process([{"file_name": "/x/y.png"}], [output])
 
 
@@ -359,7 +364,7 @@ print("mIoU", repr(results["sem_seg"]["mIoU"]))
 """
 
 
-def test_inside_detectron2s_own_loop(root):
+def test_inside_detectron2s_evaluation_loop(root):
     source = os.environ.get("DETECTRON2_SOURCE", "")
     if not source and importlib.util.find_spec("detectron2") is None:
         pytest.skip(
@@ -390,25 +395,25 @@ def in_two_processes(datasets, folder):
     model = DistributedDataParallel(ColorModel())
     cfg = config(folder, "TEST.PICTURES", 2)
     results = evaluate(cfg, model, ["cityscapes_val", "cityscapes_train"])
-    torch.save((results, len(model.module.seen)), Path(folder) / f"rank{rank}.pt")
+    torch.save((results, len(model.module.inputs)), Path(folder) / f"rank{rank}.pt")
 
 
 def test_two_processes_score_as_one(tmp_path, root):
     pairs = random_pairs(3)
     write_cityscapes(root, pairs)
-    write_cityscapes(root, pairs[:1], split="train")  # the second process gets none of it
+    write_cityscapes(root, pairs[:1], split="train")  # without images for the second process
     cfg = config(tmp_path / "one", "TEST.PICTURES", 2)
-    alone = evaluate(cfg, ColorModel(), ["cityscapes_val", "cityscapes_train"])
-    both = tmp_path / "two"
-    both.mkdir()
-    launch.launch(in_two_processes, (str(root), str(both)), num_gpus=2, device="cpu")
-    shares = [torch.load(both / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
-    assert [seen for _, seen in shares] == [3, 1]
-    for results, _ in shares:
+    single = evaluate(cfg, ColorModel(), ["cityscapes_val", "cityscapes_train"])
+    folder = tmp_path / "two"
+    folder.mkdir()
+    launch.launch(in_two_processes, (str(root), str(folder)), num_gpus=2, device="cpu")
+    outputs = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    assert [num_images for _, num_images in outputs] == [3, 1]
+    for results, _ in outputs:
         assert isinstance(results, Results)
-        assert results.flat() == alone.flat()
+        assert results.flat() == single.flat()
         assert [r.images for r in results.datasets] == [3, 1]
-        assert list(results.pictures) == list(alone.pictures)
-        for name, picture in alone.pictures.items():
-            np.testing.assert_array_equal(results.pictures[name], picture)
-    assert (both / "results.json").is_file()
+        assert list(results.panels) == list(single.panels)
+        for name, panel in single.panels.items():
+            np.testing.assert_array_equal(results.panels[name], panel)
+    assert (folder / "results.json").is_file()

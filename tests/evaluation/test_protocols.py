@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from color_model import ColorModel, blocks, painted
+from color_model import ColorModel, blocks, to_image
 from PIL import Image
 
 from clouds.config import get_cfg
@@ -57,17 +57,17 @@ def test_the_image_is_resized_as_pillow_does():
     np.testing.assert_array_equal(prepared, np.asarray(expected))
 
 
-def test_short_side_0_leaves_the_image_alone():
+def test_short_side_0_does_not_resize_the_image():
     image, _ = pair(31, 50)
     prepared, scored = protocol_of("native", SHORT_SIDE=0).prepare(image, None, "x_val")
     assert prepared is image and scored is None
 
 
 @pytest.mark.parametrize("name", ["native", "clouds"])
-def test_the_prediction_is_the_models_class_map_at_the_labels_size(name):
+def test_the_prediction_is_the_class_map_at_the_size_of_the_label(name):
     classes = blocks(0, (32, 48), 8)
     sample = {
-        "image": torch.from_numpy(painted(classes)).permute(2, 0, 1),
+        "image": torch.from_numpy(to_image(classes)).permute(2, 0, 1),
         "height": 16,
         "width": 24,
     }
@@ -91,7 +91,7 @@ def test_clouds_resizes_these_labels_with_the_image(name):
 
 
 @pytest.mark.parametrize("name", ["cityscapes_val", "gta5", "synthia", "camvid_val", "sd_acdc"])
-def test_clouds_leaves_the_others_alone(name):
+def test_clouds_does_not_resize_other_labels(name):
     image, label = pair(75, 100)
     prepared, scored = protocol_of("clouds", SHORT_SIDE=48).prepare(image, label, name)
     assert prepared.shape == (48, 64, 3)
@@ -105,14 +105,10 @@ def test_clouds_without_a_label():
 # ------------------------------------------------------------------------- slide
 
 
-def starts(spans):
-    return [(span.start, span.stop) for span in spans]
-
-
 def columns(length, crop, stride):
-    found = [c for r, c in windows(crop, length, crop, stride)]
-    assert all(r == slice(0, crop) for r, _ in windows(crop, length, crop, stride))
-    return starts(found)
+    spans = list(windows(crop, length, crop, stride))
+    assert all(rows == slice(0, crop) for rows, _ in spans)
+    return [(columns.start, columns.stop) for _, columns in spans]
 
 
 def test_windows_by_hand():
@@ -124,28 +120,28 @@ def test_windows_by_hand():
     assert columns(32, 32, 0.5) == [(0, 32)]
 
 
-def test_windows_go_row_by_row():
+def test_windows_are_in_row_major_order():
     order = [(r.start, c.start) for r, c in windows(50, 60, 40, 0.5)]
     assert order == [(0, 0), (0, 20), (10, 0), (10, 20)]
 
 
 @pytest.mark.parametrize("stride", [0.1, 0.34, 2 / 3, 1.0])
 @pytest.mark.parametrize("size", [(32, 32), (33, 100), (64, 31), (20, 20), (127, 45)])
-def test_windows_cover_every_pixel_and_nothing_else(size, stride):
-    seen = np.zeros(size, int)
+def test_windows_cover_every_pixel_of_the_image(size, stride):
+    counts = np.zeros(size, int)
     for rows, cols in windows(*size, 32, stride):
         assert 0 <= rows.start < rows.stop <= size[0]
         assert 0 <= cols.start < cols.stop <= size[1]
         assert rows.stop - rows.start == min(32, size[0])
         assert cols.stop - cols.start == min(32, size[1])
-        seen[rows, cols] += 1
-    assert seen.min() >= 1
-    found = list(windows(*size, 32, stride))
-    assert len(found) == len({(r.start, c.start) for r, c in found})
+        counts[rows, cols] += 1
+    assert counts.min() >= 1
+    spans = list(windows(*size, 32, stride))
+    assert len(spans) == len({(r.start, c.start) for r, c in spans})
 
 
 class Scripted:
-    """Gives each window constant scores, in the order of the calls."""
+    """Constant scores for each window, in the order of the calls."""
 
     def __init__(self, scores):
         self.scores = iter(scores)
@@ -181,23 +177,23 @@ def test_scores_are_averaged_where_windows_overlap():
 
 
 def test_the_mean_and_not_the_sum_is_resized():
-    # the two output columns lie at 19.5 and 59.5, half on a pixel of one window, half on one of two
+    # The output columns are sampled at 19.5 and 59.5, between a pixel of one window and one of two
     model = Scripted([[1.0, 0.0], [0.0, 2.5], [0.0, 0.0]])
     result = Slide(0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80, (1, 2)))
-    # 3/4 and 1/4 of the first two windows: .75 against .625; their sums: 1 against 1.25
+    # left: means .75 and .625 -> class 0; sums 1 and 1.25 would give class 1
     assert result.tolist() == [[0, 1]]
 
 
-def test_a_small_image_is_one_window_of_its_own_size():
+def test_a_small_image_is_one_window():
     model = Scripted([[0.0, 1.0]])
     result = Slide(0, crop_size=64, stride=0.5).predict(model, sample_of(20, 30))
     assert model.sizes == [(20, 30)]
     assert result.shape == (20, 30) and (result == 1).all()
 
 
-def test_sliding_a_model_that_looks_at_one_pixel_changes_nothing():
+def test_windows_do_not_change_predictions_of_a_pixelwise_model():
     classes = blocks(3, (56, 88), 4)
-    image = torch.from_numpy(painted(classes)).permute(2, 0, 1)
+    image = torch.from_numpy(to_image(classes)).permute(2, 0, 1)
     sample = {"image": image, "height": 56, "width": 88}
     result = Slide(0, crop_size=32, stride=2 / 3).predict(ColorModel().eval(), sample)
     np.testing.assert_array_equal(result.numpy(), classes)
@@ -205,7 +201,7 @@ def test_sliding_a_model_that_looks_at_one_pixel_changes_nothing():
 
 def test_the_averaged_scores_are_resized_to_the_label():
     classes = blocks(4, (32, 48), 8)
-    image = torch.from_numpy(painted(classes)).permute(2, 0, 1)
+    image = torch.from_numpy(to_image(classes)).permute(2, 0, 1)
     model = ColorModel().eval()
     sample = {"image": image, "height": 64, "width": 96}
     result = Slide(0, crop_size=16, stride=1.0).predict(model, sample)
@@ -215,21 +211,21 @@ def test_the_averaged_scores_are_resized_to_the_label():
 
 
 class Noise:
-    """Scores of a window that follow from its pixels, another for every pixel."""
+    """Scores that are a linear function of the pixels minus the mean of the window."""
 
     def __init__(self):
         self.channels = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
 
     def __call__(self, batch):
         image = batch[0]["image"].float()
-        # the mean of the window makes overlapping windows differ
+        # with the mean, overlapping windows differ in their scores for a pixel
         image = image - image.mean((1, 2), keepdim=True)
         return [{"sem_seg": torch.einsum("ck,khw->chw", self.channels, image)}]
 
 
 @pytest.mark.parametrize("out", [(75, 90), (40, 131), (150, 180)])
 @pytest.mark.parametrize(("crop", "stride"), [(32, 2 / 3), (32, 0.25), (20, 1.0), (80, 0.5)])
-def test_slide_against_sums_over_the_whole_image(crop, stride, out):
+def test_slide_equals_a_mean_over_the_whole_image(crop, stride, out):
     sample = sample_of(75, 90, out)
     sample["image"] = torch.randint(0, 256, (3, 75, 90), generator=torch.Generator().manual_seed(2))
     sums, counts = torch.zeros(7, 75, 90, dtype=torch.float64), torch.zeros(75, 90)
@@ -238,19 +234,19 @@ def test_slide_against_sums_over_the_whole_image(crop, stride, out):
         sums[:, rows, cols] += Noise()([{"image": part}])[0]["sem_seg"]
         counts[rows, cols] += 1
     expected = torch.nn.functional.interpolate((sums / counts)[None], out, mode="bilinear")[0]
-    found = Slide(0, crop_size=crop, stride=stride).predict(Noise(), sample)
-    assert found.shape == out
-    chosen = expected.gather(0, found.long()[None])[0]
+    prediction = Slide(0, crop_size=crop, stride=stride).predict(Noise(), sample)
+    assert prediction.shape == out
+    chosen = expected.gather(0, prediction.long()[None])[0]
     assert (expected.amax(0) - chosen).max() < 1e-3  # of scores in the hundreds
 
 
-def test_slide_holds_scores_of_one_row_of_windows():
+def test_slide_keeps_scores_of_one_row_of_windows():
     slide = Slide(0, crop_size=32, stride=0.5)
     rows = [scores.shape for scores in slide._mean_scores(Noise(), sample_of(75, 90))]
     assert rows == [(7, 16, 90), (7, 16, 90), (7, 11, 90), (7, 32, 90)]
 
 
-def test_slide_takes_the_image_as_it_is_unless_told():
+def test_slide_resizes_only_with_a_short_side():
     image, label = pair(90, 160)
     assert protocol_of("slide").prepare(image, label, "bdd_val")[0] is image
     prepared, scored = protocol_of("slide", SLIDE__SHORT_SIDE=45).prepare(image, label, "bdd_val")
@@ -266,6 +262,6 @@ def test_an_unknown_protocol():
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_protocols_travel_to_loader_processes(name):
+def test_protocols_can_be_pickled(name):
     protocol = protocol_of(name)
     assert pickle.loads(pickle.dumps(protocol)) == protocol

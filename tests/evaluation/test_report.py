@@ -14,23 +14,27 @@ import torchvision
 from torch import nn
 
 from clouds.config import get_cfg
+from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.evaluation import ConfusionMatrix, DatasetResult, Results
 from clouds.evaluation.report import describe_run, hash_file, hash_model, write_results
 
-EVERY = tuple(range(19))
-SIXTEEN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
+ALL = tuple(range(19))
+SYNTHIA = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)
 BUS, VEGETATION = 15, 8
 
 
-def result_of(name, counts, classes=EVERY, **options):
+THREE = LabelSpace("three", ("road", "water", "sky"), ((1, 1, 1),) * 3, (("road",),) * 3)
+
+
+def result_of(name, counts, classes=ALL, *, label_space=CITYSCAPES_19, **options):
     """Result of counts {(label, prediction): pixels}."""
-    matrix = ConfusionMatrix(19)
+    matrix = ConfusionMatrix(label_space.num_classes)
     for (label, prediction), pixels in counts.items():
         matrix.counts[label, prediction] = pixels
-    return DatasetResult.from_confusion(name, matrix, classes, **options)
+    return DatasetResult.from_confusion(name, label_space, matrix, classes, **options)
 
 
-# buses half right, the rest taken for vegetation; roads all right; terrain always road
+# half of the bus pixels predicted as vegetation; roads correct; terrain predicted as road
 COUNTS = {(0, 0): 60, (9, 0): 20, (15, 15): 10, (15, 8): 10, (8, 8): 30}
 
 
@@ -39,39 +43,39 @@ def small(name="cityscapes_val", **options):
 
 
 def test_scores_by_hand():
-    result = small(sixteen=SIXTEEN, images=4, seconds=2.0)
+    result = small(subsets={16: SYNTHIA}, images=4, seconds=2.0)
     assert result.iou[0] == pytest.approx(100 * 60 / 80)
     assert result.iou[9] == 0
     assert result.iou[BUS] == pytest.approx(50)
     assert result.iou[VEGETATION] == pytest.approx(75)
     assert sum(map(math.isnan, result.iou)) == 15
     assert result.miou == pytest.approx((75 + 0 + 50 + 75) / 4)
-    assert result.miou16 == pytest.approx((75 + 50 + 75) / 3)  # terrain is not among the 16
+    assert result.subset_miou == pytest.approx({16: (75 + 50 + 75) / 3})  # without terrain
     assert result.pixel_accuracy == pytest.approx(100 * 100 / 130)
     assert result.mean_accuracy == pytest.approx((100 + 0 + 50 + 100) / 4)
     assert result.images_per_second == 2.0
 
 
-def test_the_bus_is_the_bus():
-    # a class of its own by index, though the vegetation's synonyms hold "bushes"
+def test_scores_have_the_name_of_their_class():
+    # bus and vegetation, whose synonyms include "bushes"
     flat = Results("native", (small(),)).flat()
     assert flat["cityscapes_val/IoU-bus"] == pytest.approx(50)
     assert flat["cityscapes_val/IoU-vegetation"] == pytest.approx(75)
 
 
-def test_classes_that_a_dataset_lacks_are_no_part_of_it():
-    result = result_of("synthia", COUNTS, SIXTEEN, sixteen=SIXTEEN)
+def test_classes_outside_of_the_label_set_are_not_scored():
+    result = result_of("synthia", COUNTS, SYNTHIA, subsets={16: SYNTHIA})
     assert math.isnan(result.iou[9])
-    assert result.miou == result.miou16 == pytest.approx((75 + 50 + 75) / 3)
-    camvid = result_of("camvid_val", {(0, 0): 3, (0, 15): 1}, (0, 1, 13), sixteen=SIXTEEN)
+    assert result.miou == result.subset_miou[16] == pytest.approx((75 + 50 + 75) / 3)
+    camvid = result_of("camvid_val", {(0, 0): 3, (0, 15): 1}, (0, 1, 13), subsets={16: SYNTHIA})
     assert camvid.iou[0] == pytest.approx(75)
-    assert math.isnan(camvid.iou[15])  # predicted, but none of CamVid's
-    assert camvid.miou == camvid.miou16 == pytest.approx(75)
+    assert math.isnan(camvid.iou[15])  # predicted, but not in the label set
+    assert camvid.miou == camvid.subset_miou[16] == pytest.approx(75)
 
 
 def test_flat_names():
-    other = result_of("bdd_val", {(0, 0): 1}, sixteen=SIXTEEN)
-    results = Results("native", (small(sixteen=SIXTEEN), other))
+    other = result_of("bdd_val", {(0, 0): 1}, subsets={16: SYNTHIA})
+    results = Results("native", (small(subsets={16: SYNTHIA}), other))
     flat = results.flat()
     assert len(flat) == 2 * (4 + 19) + 2
     assert flat["cityscapes_val/mIoU"] == pytest.approx(50)
@@ -107,14 +111,14 @@ def test_table():
 
 
 def test_table_of_one_dataset_has_no_mean_column():
-    rows = rows_of(Results("native", (small(sixteen=SIXTEEN),)).table())
+    rows = rows_of(Results("native", (small(subsets={16: SYNTHIA}),)).table())
     assert rows[0] == ["IoU in %", "cityscapes_val"]
     assert rows[22:24] == [["mIoU", "50.0"], ["mIoU (16 classes)", "66.7"]]
 
 
-def test_a_dataset_without_a_score_is_named_and_spoils_the_mean():
-    nothing = result_of("acdc_fog_val", {})
-    results = Results("native", (small(), nothing))
+def test_without_a_score_of_each_dataset_there_is_no_mean():
+    without_counts = result_of("acdc_fog_val", {})
+    results = Results("native", (small(), without_counts))
     assert math.isnan(results.mean_miou)
     assert results.without_score() == ["acdc_fog_val"]
     assert results.table().split("\n")[-1].startswith("acdc_fog_val has no mIoU")
@@ -123,19 +127,48 @@ def test_a_dataset_without_a_score_is_named_and_spoils_the_mean():
     assert results.to_dict()["mean"]["mIoU"] is None
 
 
+def test_table_of_two_label_spaces_has_one_row_per_class_name():
+    other = result_of("land", {(0, 0): 3, (0, 1): 1, (2, 2): 5}, range(3), label_space=THREE)
+    table = Results("native", (small(subsets={16: SYNTHIA}), other)).table()
+    lines = table.split("\n")
+    assert rows_of(table)[2] == ["road", "75.0", "75.0"]
+    assert rows_of(table)[12] == ["sky", "–", "100.0"]
+    assert rows_of(table)[21] == ["water", "0.0"]  # below the 19 classes, with a blank cell
+    end = lines[0].index("cityscapes_val") + len("cityscapes_val")
+    assert lines[21][len("water") : end].isspace()
+    assert rows_of(table)[2 + BUS] == ["bus", "50.0"]
+    assert lines[2 + BUS].rstrip().endswith("50.0") and len(lines[2 + BUS].rstrip()) == end
+    assert ["mIoU (16 classes)", "66.7", "–", "–"] in rows_of(table)
+    assert len(rows_of(table)) == 2 + 20 + 1 + 5
+
+
+def test_scores_in_a_label_space_of_three_classes():
+    result = result_of("land", {(0, 0): 3, (0, 1): 1, (2, 2): 5}, range(3), label_space=THREE)
+    results = Results("native", (result,))
+    assert result.class_iou == pytest.approx({"road": 75, "water": 0, "sky": 100})
+    assert set(results.flat()) == {
+        *(f"land/IoU-{name}" for name in THREE.names),
+        *("land/mIoU", "land/pixel-accuracy", "land/mean-accuracy", "mean/mIoU"),
+    }
+    content = results.to_dict()
+    assert set(content["mean"]) == {"mIoU"}
+    assert content["datasets"]["land"]["IoU"] == pytest.approx(result.class_iou)
+    assert not any("mIoU-" in key for key in content["datasets"]["land"])
+
+
 def test_no_dataset():
     assert math.isnan(Results("native", ()).mean_miou)
-    assert Results("native", ()).mean_miou16 is None
+    assert Results("native", ()).mean_subset_miou == {}
 
 
 # -------------------------------------------------------------------------- results.json
 
 
-def written(folder, cfg=None, **options):
-    results = Results("clouds", (small(images=3, seconds=1.5),))
+def write(folder, cfg=None, **options):
+    results = Results("clouds", (small(subsets={16: None}, images=3, seconds=1.5),))
     run = describe_run(cfg or get_cfg(), nn.Linear(2, 2), **options)
     path = write_results(results, run, folder)
-    # a file that any JSON reader takes: no NaN
+    # valid JSON, without NaN
     return json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
 
 
@@ -145,11 +178,16 @@ def test_results_file(tmp_path):
     cfg = get_cfg()
     cfg.MODEL.WEIGHTS = str(weights)
     cfg.SEED = 7
-    content = written(tmp_path / "new/folder", cfg, iteration=12)
+    content = write(tmp_path / "new/folder", cfg, iteration=12)
+    assert list(content["mean"]) == ["mIoU", "mIoU-16"] and content["mean"]["mIoU-16"] is None
     assert content["protocol"] == "clouds" and content["unit"] == "percent"
     scores = content["datasets"]["cityscapes_val"]
     assert scores["mIoU"] == pytest.approx(50) and scores["mIoU-16"] is None
     assert scores["IoU"]["bus"] == pytest.approx(50) and scores["IoU"]["truck"] is None
+    assert list(scores) == [
+        *("mIoU", "mIoU-16", "pixel-accuracy", "mean-accuracy", "IoU"),
+        *("images", "seconds", "images-per-second"),
+    ]
     assert scores["images"] == 3 and scores["images-per-second"] == 2.0
     assert content["seed"] == 7 and content["iteration"] == 12
     assert content["weights"]["file"] == str(weights)
@@ -167,46 +205,46 @@ def test_results_file(tmp_path):
     assert content["date"].endswith("+00:00")
 
 
-def test_the_config_in_the_results_can_be_used_again(tmp_path):
+def test_the_config_in_the_results_can_be_loaded(tmp_path):
     cfg = get_cfg()
     cfg.TEST.SHORT_SIDE = 321
-    node = written(tmp_path, cfg)["config"]
+    node = write(tmp_path, cfg)["config"]
     again = get_cfg()
     again.merge_from_other_cfg(type(again)(node))
     assert again == cfg
 
 
-def test_weights_named_by_the_caller_or_absent(tmp_path):
+def test_weights_of_the_caller_or_none(tmp_path):
     other = tmp_path / "b.pth"
     other.write_bytes(b"b")
-    assert written(tmp_path, weights=str(other))["weights"]["file"] == str(other)
-    none = written(tmp_path)["weights"]
+    assert write(tmp_path, weights=str(other))["weights"]["file"] == str(other)
+    none = write(tmp_path)["weights"]
     assert none["file"] is None and none["sha256"] is None and len(none["model_sha256"]) == 64
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    written(tmp_path)
+def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
+    write(tmp_path)
     before = (tmp_path / "results.json").read_text()
 
-    def full(*args, **kwargs):
+    def fail(*args, **kwargs):
         args[1].write('{"half": ')
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("clouds.evaluation.report.json.dump", full)
+    monkeypatch.setattr("clouds.evaluation.report.json.dump", fail)
     with pytest.raises(OSError, match="no space"):
-        written(tmp_path)
+        write(tmp_path)
     assert (tmp_path / "results.json").read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_file_hash_follows_the_file(tmp_path):
+def test_file_hash_after_a_change_of_the_file(tmp_path):
     path = tmp_path / "w"
     for content in (b"one", b"three"):
         path.write_bytes(content)
         assert hash_file(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_model_hash_is_of_names_and_values():
+def test_model_hash_depends_on_names_and_values():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm2d(2)).to(torch.bfloat16)
     same = copy.deepcopy(model)
     assert hash_model(model) == hash_model(same)

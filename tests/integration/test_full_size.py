@@ -26,7 +26,9 @@ def step_and_evaluate(output_dir):
     """One training step on two crops of 768x768, one evaluation of a picture of 1024x2048."""
     from clouds.config import load_config
     from clouds.engine import Trainer
-    from clouds.engine.benchmark import PeakMemory
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from part_clock import PeakMemory
 
     settings = {
         "OUTPUT_DIR": output_dir,
@@ -40,16 +42,16 @@ def step_and_evaluate(output_dir):
     }
     cfg = load_config(CONFIG, [word for pair in settings.items() for word in pair])
     trainer = Trainer(cfg)
-    trainer.prepare()
+    trainer.resume_or_load(resume=False)
     memory = PeakMemory(trainer.device)
     found = {"parameters": sum(p.numel() for p in trainer.model.parameters())}
 
     before = sums(trainer.model)
     batch = next(iter(trainer.batches))
     found["peak_gib_of_building"] = memory.gib()
-    memory.restart()
+    memory.reset()
     started = perf_counter()
-    step = trainer.iteration(0, batch, started)
+    step = trainer.train_step(0, batch, started)
     found["step"] = {
         "seconds": perf_counter() - started,
         "peak_gib": memory.gib(),
@@ -60,7 +62,7 @@ def step_and_evaluate(output_dir):
     changed = [name for name, value in sums(trainer.model).items() if value != before[name]]
     found["changed"] = {part: sum(n.startswith(part) for n in changed) for part in PARTS}
 
-    memory.restart()
+    memory.reset()
     started = perf_counter()
     (result,) = trainer.evaluate().datasets
     found["evaluation"] = {

@@ -15,7 +15,7 @@ from clouds.config import get_cfg, load_config
 from clouds.data.structures import Domain
 from clouds.engine import Trainer
 from clouds.self_training.refiners.sam.model import build_sam
-from clouds.self_training.refiners.sam.refiner import ImageEmbedder
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder
 
 CONFIG = ROOT / "configs" / "joint" / "gta_convnext_large.yaml"
 
@@ -48,19 +48,19 @@ def test_one_joint_step_of_the_published_recipe(data, tmp_path, monkeypatch, cap
     }
     cfg = load_config(CONFIG, [str(word) for pair in settings.items() for word in pair])
     trainer = Trainer(cfg)
-    trainer.prepare()
+    trainer.resume_or_load(resume=False)
     both = {Domain.SOURCE, Domain.GENERATED}
     batch = next(b for b in trainer.batches if {sample["domain"] for sample in b} == both)
     assert all(sample["image"].shape == (3, 768, 768) for sample in batch)
 
     seen = []
-    teaching = trainer.model.self_training
+    teaching = trainer.model.pseudo_labeler
     refine = teaching.refine
     monkeypatch.setattr(teaching, "refine", lambda *a: seen.extend(refine(*a)) or seen)
     query = trainer.model.sem_seg_head.predictor.query_feat.weight
     before = query.detach().clone()
     started = perf_counter()
-    step = trainer.iteration(0, batch, started)
+    step = trainer.train_step(0, batch, started)
     with capsys.disabled():
         print(f"\nfull-size joint step of 2 x 768x768, SAM ViT-B: {step.seconds:.0f} s")
     assert len(step.losses) == 30
@@ -70,7 +70,7 @@ def test_one_joint_step_of_the_published_recipe(data, tmp_path, monkeypatch, cap
     assert refined.masks.shape[1:] == (768, 768)
     assert refined.points is not None and refined.points.shape[1:] == (5, 2)  # SAM was asked
     # the teacher follows after a hundred iterations, not after one
-    assert torch.equal(teaching.teacher.head.predictor.query_feat.weight, before)
+    assert torch.equal(teaching.teacher_parts["sem_seg_head"].predictor.query_feat.weight, before)
 
 
 def test_sam_vit_h_is_built_and_encodes():

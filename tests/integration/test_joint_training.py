@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from joint_samples import MIXED, generated, joint_model, source
-from run_files import losses, saved, train_until
+from run_files import losses, resume, saved, train_until
 from street_renderer import Contents, get_style, render
 from tiny_model import tiny_config, tiny_model
 from torch.nn import functional as F
@@ -21,6 +21,7 @@ from clouds.config import load_config
 from clouds.data.structures import Domain, Targets, masks_from_label
 from clouds.engine import Trainer
 from clouds.engine.launch import launch
+from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def labels_by_hand(model, clean):
     image = ((clean.float() - mean) / std)[None]
     with torch.no_grad():
         features = model.backbone(image)
-        predictions = model.self_training.teacher.head(features)
+        predictions = model.pseudo_labeler.teacher_parts["sem_seg_head"](features)
         masks = F.interpolate(predictions.mask_logits[-1], image.shape[-2:], mode="bilinear")
         classes = predictions.class_logits[-1].softmax(-1)[..., :-1]
         return torch.einsum("nqc,nqhw->nchw", classes, masks.sigmoid())[0].argmax(0)
@@ -64,7 +65,7 @@ def test_views_of_another_size_are_padded_alike():
     found = model(batch)
     assert all(loss.isfinite() for loss in found.values())
     # alone, the clean view is padded to 64x96 with the mean color rather than with black
-    label = model.teach([batch[1]["clean_image"]])[0]
+    label = model.predict_pseudo_labels([batch[1]["clean_image"]])[0]
     assert label.classes.shape == (48, 80)
     assert label.classes.shape != pseudo.shape
 
@@ -91,20 +92,20 @@ def test_a_batch_of_one_domain_alone():
 
 def test_the_teacher_is_no_part_of_the_model():
     model = joint_model()
-    teacher = model.self_training.teacher
+    head = model.pseudo_labeler.teacher_parts["sem_seg_head"]
     assert model.state_dict().keys() == tiny_model().state_dict().keys()
     inside = {id(module) for module in model.modules()}
-    assert inside.isdisjoint(id(module) for module in teacher.head.modules())
+    assert inside.isdisjoint(id(module) for module in head.modules())
     model.train()
     sum(model([source(1), generated(2)]).values()).backward()
-    assert not any(module.training for module in teacher.head.modules())
-    assert all(p.grad is None for p in teacher.head.parameters())
+    assert not any(module.training for module in head.modules())
+    assert all(p.grad is None for p in head.parameters())
 
 
 def test_a_label_without_any_class_still_trains(monkeypatch):
     model = joint_model()
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 64, 96, dtype=torch.bool))
-    monkeypatch.setattr(model.self_training, "targets", lambda images, *_: [nothing] * len(images))
+    monkeypatch.setattr(PseudoLabeler, "__call__", lambda self, images, *_: [nothing] * len(images))
     for batch in ([generated(1)], [source(1), generated(2)]):
         model.zero_grad()
         losses = model(batch)
@@ -129,10 +130,10 @@ def test_what_does_not_count_has_no_part_in_the_losses(monkeypatch):
         label[:, 48:] = other
         covered = masks_from_label(classes.masked_fill(torch.arange(96) >= 48, 255))
         pseudo = PseudoLabel(label, torch.ones(64, 96))
-        monkeypatch.setattr(model, "_teacher_labels", lambda *_, pseudo=pseudo: [pseudo])
-        refined = model.self_training.refine([sample["clean_image"]], [pseudo], [1])[0]
+        monkeypatch.setattr(model.pseudo_labeler, "labels", lambda _, pseudo=pseudo: [pseudo])
+        refined = model.pseudo_labeler.refine([sample["clean_image"]], [pseudo], [1])[0]
         refined = type(refined)(covered.labels, covered.masks, refined.agreement)
-        monkeypatch.setattr(model.self_training, "refine", lambda *_, refined=refined: [refined])
+        monkeypatch.setattr(model.pseudo_labeler, "refine", lambda *_, refined=refined: [refined])
         losses.append(model([sample]))
         monkeypatch.undo()
     for name, loss in losses[0].items():
@@ -198,14 +199,13 @@ def trained(data, tmp_path_factory):
 def test_a_checkpoint_holds_the_teacher_beside_the_model(trained):
     folder, _ = trained
     state = saved(folder)
-    head = {
-        name.removeprefix("sem_seg_head."): value
-        for name, value in state["model"].items()
-        if name.startswith("sem_seg_head.")
-    }
-    assert state["teacher"].keys() == head.keys()
-    apart = max(float((head[n] - v).abs().max()) for n, v in state["teacher"].items())
-    assert apart > 1e-4  # an average, not a copy
+    student, teacher = state["model"], state["teacher"]
+    parts = ("sem_seg_head.", "backbone.clip_model.visual.trunk.")  # the demo trains both
+    assert {name for name in student if name.startswith(parts[0])} <= teacher.keys()
+    for part in parts:  # an average, not a copy
+        names = [name for name in teacher if name.startswith(part)]
+        assert max(float((student[n] - teacher[n]).abs().max()) for n in names) > 1e-4
+    assert not any(name.startswith("backbone.clip_model.transformer") for name in teacher)
 
 
 def test_a_broken_off_run_goes_on_bit_for_bit_with_its_teacher(
@@ -215,7 +215,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit_with_its_teacher(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
     cfg = config(tmp_path)
     train_until(Trainer(cfg), 5)
-    Trainer(cfg).train(resume=True)
+    resume(Trainer(cfg))
     assert losses(tmp_path) == losses(whole)
     for part in ("model", "teacher"):
         for name, value in saved(whole)[part].items():
@@ -262,7 +262,7 @@ def test_evaluation_shows_and_scores_the_pseudo_labels(trained):
     assert labels.covered == pytest.approx(100)  # superpixels cover everything
     written = json.loads((folder / "results.json").read_text())["pseudo-labels"]["sd_demo"]
     assert written["mIoU"] == pytest.approx(labels.miou)
-    panel = cv2.imread(str(folder / "pictures/sd_demo/0.png"))
+    panel = cv2.imread(str(folder / "visualizations/sd_demo/0.png"))
     assert panel.shape[1] == 5 * (360 + 12) + 12  # clean, teacher, refined, student, true label
     assert "sd_demo" in results.table()
     assert results.flat()["sd_demo/teacher-mIoU"] == labels.miou["teacher"]
@@ -271,7 +271,7 @@ def test_evaluation_shows_and_scores_the_pseudo_labels(trained):
 def test_starting_without_warm_up_weights_warns(data, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
     with caplog.at_level(logging.WARNING):
-        Trainer(config(tmp_path)).prepare()
+        Trainer(config(tmp_path)).resume_or_load(resume=False)
     assert any("without MODEL.WEIGHTS" in record.getMessage() for record in caplog.records)
 
 
@@ -280,7 +280,7 @@ def test_missing_sam_weights_are_told_before_training(data, tmp_path, monkeypatc
     sam = ("MODEL.CLOUDS.REFINER", "sam", "MODEL.CLOUDS.SAM.MODEL", "vit_b")
     weights = ("MODEL.CLOUDS.SAM.WEIGHTS", str(tmp_path / "sam_vit_b_01ec64.pth"))
     with pytest.raises(FileNotFoundError, match="sam_vit_b_01ec64"):
-        Trainer(config(tmp_path, *sam, *weights)).prepare()
+        Trainer(config(tmp_path, *sam, *weights)).resume_or_load(resume=False)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_every_ablation_is_an_override_that_trains(overrides, data, tmp_path, mo
 def test_the_config_decides_the_teachers_pace():
     teacher = tiny_model(
         **MIXED, MODEL__CLOUDS__ITERATION_UPDATE=7, MODEL__CLOUDS__SAM__ALPHA_EMA=0.5
-    ).self_training.teacher
+    ).pseudo_labeler.teacher
     assert (teacher.interval, teacher.momentum) == (7, 0.5)
     assert tiny_config().DATASETS.TRAIN == ("gta5",)  # by default there is none
-    assert tiny_model().self_training is None
+    assert tiny_model().pseudo_labeler is None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_files import losses, saved, train_until
+from run_files import losses, resume, saved, train_until
 
 from clouds.config import load_config
 from clouds.engine import Trainer
@@ -33,7 +33,7 @@ def tool(name, *words, data):
     environment = os.environ | {
         "DETECTRON2_DATASETS": str(data),
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "projects/street_renderer")]),
     }
     command = [sys.executable, ROOT / "tools" / name, *words]
     return subprocess.run(
@@ -69,7 +69,7 @@ def test_a_run_leaves_what_the_readme_promises(trained):
     folder, console = trained
     for name in ("log.txt", "config.yaml", "metrics.json", "model_final.pth", "results.json"):
         assert (folder / name).is_file(), name
-    assert list((folder / "pictures").glob("*/*.png"))
+    assert list((folder / "visualizations").glob("*/*.png"))
     assert list(folder.rglob("events.out.tfevents*"))
     results = json.loads((folder / "results.json").read_text())
     assert set(results["datasets"]) == {"cityscapes_val", "bdd_val", "mapillary_val"}
@@ -95,7 +95,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit(trained, data, tmp_path, monkeypat
     torch.set_num_threads(1)
     cfg = config(tmp_path, "DATASETS.TEST", "()")
     train_until(Trainer(cfg), 4)
-    Trainer(cfg).train(resume=True)
+    resume(Trainer(cfg))
     assert losses(tmp_path) == losses(whole)
     for name, tensor in saved(whole)["model"].items():
         assert torch.equal(tensor, saved(tmp_path)["model"][name]), name
@@ -155,9 +155,7 @@ def test_check_datasets_finds_the_painted_data_whole(data):
 def test_trivial_baselines_print_a_row_each(data):
     done = tool("trivial_baselines.py", "--config-file", DEMO, "--pixels", 2000, data=data)
     assert done.returncode == 0, done.stderr
-    rows = [
-        line for line in done.stdout.splitlines() if line.startswith(("| constant", "| colour"))
-    ]
+    rows = [line for line in done.stdout.splitlines() if line.startswith(("| constant", "| color"))]
     assert len(rows) == 2
     for row in rows:
         *scores, mean = (float(cell) for cell in row.strip("|").split("|")[1:])

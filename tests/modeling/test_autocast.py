@@ -1,4 +1,4 @@
-"""What stays in full precision under autocast, and how near the rest stays to it."""
+"""What autocast leaves in full precision, and how close the rest is to full precision."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from joint_samples import generated, joint_model, source
 from tiny_model import tiny_model
 from tiny_sam import image_of
 
-from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 
 
-def test_sams_decoder_is_exact_and_its_encoder_near(tiny_sam):
+def test_sams_decoder_is_exact_and_its_encoder_close(tiny_sam):
     image, size = image_of(), (96, 160)
     points = torch.randint(0, 96, (6, 5, 2), generator=torch.Generator().manual_seed(0)).numpy()
-    decoder = PointDecoder(tiny_sam)
+    decoder = PointPredictor(tiny_sam)
     points = points.astype("float32")
 
     def decode(embedding):
@@ -27,15 +27,15 @@ def test_sams_decoder_is_exact_and_its_encoder_near(tiny_sam):
     with BF16:
         rounded = ImageEmbedder(tiny_sam)([image])[0]
         same_masks, same_ious = decode(exact)
-        near_masks, _ = decode(rounded)
+        close_masks, _ = decode(rounded)
     assert torch.equal(same_masks, masks) and torch.equal(same_ious, ious)
     assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
-    assert (near_masks == masks).float().mean() > 0.97
+    assert (close_masks == masks).float().mean() > 0.97
     assert 0.05 < masks.float().mean() < 0.95
 
 
 @pytest.mark.parametrize("head", ["linear", "text"])
-def test_class_maps_stay_near(head):
+def test_scores_stay_close(head):
     model = tiny_model(MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME=head).eval()
     batch = [source(3)]
     with torch.no_grad():

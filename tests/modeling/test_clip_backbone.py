@@ -166,7 +166,7 @@ def test_a_mask_of_everything_is_the_image_embedding_of_a_convnext():
     clip = tiny_clip(CONVNEXT)
     x = images(height=96, width=64)
     masks = torch.full((2, 3, 24, 16), FULL)
-    embeddings = clip.embed_masks(clip(x)["clip_vis_dense"], masks)
+    embeddings = clip.embed_masks(clip(x), masks)[0]
     expected = clip.clip_model.encode_image(x)
     assert embeddings.shape == (2, 3, 32)
     for q in range(3):
@@ -184,9 +184,11 @@ def masks_over_blocks(n, h, w, stride=8, seed=1):
 
 def test_a_mask_is_embedded_as_the_mean_of_its_pixels_by_a_convnext():
     clip = tiny_clip(CONVNEXT)
-    dense = clip(images(height=96, width=128))["clip_vis_dense"]
+    features = clip(images(height=96, width=128))
+    dense = features["clip_vis_dense"]
     masks, inside = masks_over_blocks(2, 3, 4)
-    embeddings = clip.embed_masks(dense, masks)
+    embeddings, has_pixels = clip.embed_masks(features, masks)
+    assert torch.equal(has_pixels, inside.flatten(2).any(-1))
     visual = clip.clip_model.visual
     for i in range(2):
         for q in range(4):
@@ -233,10 +235,12 @@ def attention_pool_of_cells(pool, dense, cells):
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 128)])
 def test_a_mask_is_embedded_by_attention_to_its_pixels_by_a_resnet(height, width):
     clip = tiny_clip(RESNET)
-    dense = clip(images(height=height, width=width))["clip_vis_dense"]
+    features = clip(images(height=height, width=width))
+    dense = features["clip_vis_dense"]
     masks, inside = masks_over_blocks(2, height // 32, width // 32)
     masks[1, 3], inside[1, 3] = EMPTY, True  # nothing inside: the whole image
-    embeddings = clip.embed_masks(dense, masks)
+    embeddings, has_pixels = clip.embed_masks(features, masks)
+    assert has_pixels.sum() == 7 and not has_pixels[1, 3]
     pool = clip.clip_model.visual.attnpool
     for i in range(2):
         for q in range(4):
@@ -246,8 +250,8 @@ def test_a_mask_is_embedded_by_attention_to_its_pixels_by_a_resnet(height, width
 
 
 def test_empty_masks_have_finite_embeddings(clip):
-    dense = clip(images())["clip_vis_dense"]
-    embeddings = clip.embed_masks(dense, torch.full((2, 3, 16, 24), EMPTY))
+    embeddings, has_pixels = clip.embed_masks(clip(images()), torch.full((2, 3, 16, 24), EMPTY))
+    assert not has_pixels.any()
     assert embeddings.shape == (2, 3, 32) and embeddings.isfinite().all()
 
 

@@ -129,10 +129,10 @@ def test_images_of_one_size_do_not_see_one_another():
 def test_padding_is_in_no_target():
     model = tiny_model()
     batch = [sample(0, 64, 96), sample(1, 70, 50)]
-    images = model._images([item["image"] for item in batch])
+    images = model._preprocess([item["image"] for item in batch])
     assert images.tensor.shape == (2, 3, 96, 96)
     for item in batch:
-        targets = _padded(model._targets(item), images)
+        targets = _padded(model._labelled_targets(item), images)
         height, width = item["sem_seg"].shape
         assert targets.labels.tolist() == item["sem_seg"].unique().tolist()
         assert targets.masks.shape == (3, 96, 96)
@@ -217,7 +217,7 @@ def test_ignored_pixels_do_not_count():
     item = sample(0)
     label = item["sem_seg"].clone()
     label[:16] = 255
-    targets = model._targets(item | {"sem_seg": label})
+    targets = model._labelled_targets(item | {"sem_seg": label})
     covered = targets.masks.sum(0)
     assert not covered[:16].any()
     assert (covered[16:] == 1).all()
@@ -271,12 +271,12 @@ def test_the_ensemble_against_its_parts(clip):
         # CLIP's text features are small random numbers: larger, they tell classes apart.
         for m in (plain, model):
             m.backbone.clip_model.logit_scale.fill_(4.0)
-        images = model._images([sample(0, 64, 96)["image"]]).tensor
+        images = model._preprocess([sample(0, 64, 96)["image"]]).tensor
         predictions, features = model.predict(images)
         class_logits, mask_logits = predictions.final
-        found = model._probabilities(class_logits, mask_logits, features, model.ensemble)
-        embeddings = model.backbone.embed_masks(features["clip_vis_dense"], mask_logits)
-        rows = model._text_rows()
+        found = model._ensemble(model.network, predictions, features, model.ensemble)
+        embeddings, _ = model.backbone.embed_masks(features, mask_logits)
+        rows = model._text_embeddings(model.network)
         similarity = 54.5981 * F.normalize(embeddings, dim=-1) @ rows.rows.T  # exp(4)
         zero_shot = torch.stack(
             [s.amax(-1) for s in similarity[..., :-1].split(rows.counts, -1)], -1

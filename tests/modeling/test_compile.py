@@ -1,4 +1,4 @@
-"""MODEL.COMPILE, without a C++ compiler: traced as for kernels, run by torch's own operations."""
+"""MODEL.COMPILE with a backend that runs the traced graphs as they are: no C++ compiler needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clouds.config import get_cfg
 
 @pytest.fixture
 def traced(monkeypatch):
-    """How many graphs were traced."""
+    """The graphs that torch.compile has traced."""
     graphs = []
 
     def backend(graph, inputs):
@@ -35,8 +35,8 @@ def step(model, batch):
 
 
 @pytest.mark.parametrize("part", ["backbone", "head"])
-def test_a_joint_step_is_the_same(part, traced):
-    """Student and teacher, whose head is another module and gives the last prediction alone."""
+def test_a_joint_step_equals_the_eager_one(part, traced):
+    """Both the student's head and the teacher's, another module with `final_only`."""
     batch = [source(0), generated(1)]
     plain, compiled = joint_model(), joint_model(MODEL__COMPILE=part)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
@@ -51,13 +51,13 @@ def test_a_joint_step_is_the_same(part, traced):
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=float(1e-5 * largest))
 
 
-def test_evaluation_of_several_sizes_is_the_same(traced):
+def test_evaluation_of_several_sizes_equals_the_eager_one(traced):
     plain, compiled = tiny_model().eval(), tiny_model(MODEL__COMPILE="all").eval()
     for height, width in ((64, 96), (96, 64)):
         batch = [{"image": source(0, height, width)["image"]}]
         with torch.no_grad():
-            (ours,), (expected,) = compiled(batch), plain(batch)
-        torch.testing.assert_close(ours["sem_seg"], expected["sem_seg"], rtol=1e-4, atol=1e-5)
+            (got,), (expected,) = compiled(batch), plain(batch)
+        torch.testing.assert_close(got["sem_seg"], expected["sem_seg"], rtol=1e-4, atol=1e-5)
     assert len(traced) >= 2
 
 

@@ -1,8 +1,9 @@
-"""Where a training step makes the host wait for the device: at two places, and no third.
+"""A training step makes the host wait for the device exactly twice.
 
-On a CPU nothing waits. What would wait on CUDA is told by what is called: a value that the host
-reads, or a size that only the device knows. A copy to the device waits too, unless it is said not
-to; so numbers of the host reach the device as fills, or in copies that do not wait.
+On a CPU nothing waits. Which operations would wait on CUDA is known from their names: those that
+read a value on the host, and those whose output's size depends on values on the device. Copies to
+the device wait too, unless they are non-blocking; so numbers of the host reach the device as fills
+or non-blocking copies.
 """
 
 from __future__ import annotations
@@ -22,31 +23,31 @@ from clouds.engine import Trainer
 from clouds.modeling.build import build_seeded
 
 ROOT = Path(__file__).parents[2] / "clouds"
-READ = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero", "__array__"}
-READ |= {"__bool__", "__float__", "__int__", "__index__", "__format__", "__contains__"}
+READS = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero", "__array__"}
+READS |= {"__bool__", "__float__", "__int__", "__index__", "__format__", "__contains__"}
 SIZED_BY_VALUES = {"nonzero", "argwhere", "bincount", "unique", "unique_consecutive"}
 SIZED_BY_VALUES |= {"masked_select"}
-COPIED_FROM_THE_HOST = {"tensor", "as_tensor", "new_tensor"}
+COPIES_FROM_HOST = {"tensor", "as_tensor", "new_tensor"}
 
 ON_THE_HOST = {
-    # The label is still where the loader put it.
+    # The label is on the host, where the data loader put it.
     ("structures.py", "masks_from_label"): {"bincount": 1, "nonzero": 1, "__getitem__": 1},
-    # The costs have come.
+    # The costs were copied by `match`.
     ("matcher.py", "_assign"): {"numpy": 1},
 }
 WAITS = {
     ("matcher.py", "match"): {"cpu": 1},
-    ("train_loop.py", "read"): {"tolist": 1},
+    ("train_loop.py", "read_results"): {"tolist": 1},
 }
-ON_A_CPU_ALONE = {"deformable_attention_cpu.py", "points.py:_smallest"}
+ONLY_ON_A_CPU = {"deformable_attention_cpu.py", "points.py:_indices_of_smallest"}
 
 
 class Calls(TorchFunctionMode):
-    """Calls of torch that would wait, by the function of ours that they come from."""
+    """Counts calls of torch that would wait, by the function of clouds that makes them."""
 
     def __init__(self):
         super().__init__()
-        self.found = collections.defaultdict(collections.Counter)
+        self.counts = collections.defaultdict(collections.Counter)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
@@ -54,7 +55,7 @@ class Calls(TorchFunctionMode):
             isinstance(i, torch.Tensor) and i.dtype == torch.bool
             for i in (args[1] if isinstance(args[1], tuple) else (args[1],))
         )
-        if masked or name in READ | SIZED_BY_VALUES | COPIED_FROM_THE_HOST:
+        if masked or name in READS | SIZED_BY_VALUES | COPIES_FROM_HOST:
             self.note(name)
         return function(*args, **(kwargs or {}))
 
@@ -64,8 +65,8 @@ class Calls(TorchFunctionMode):
             frame = frame.f_back
         assert frame is not None, f"{name} is called from outside of {ROOT}"
         file, function = Path(frame.f_code.co_filename).name, frame.f_code.co_name
-        if not {file, f"{file}:{function}"} & ON_A_CPU_ALONE:
-            self.found[file, function][name] += 1
+        if not {file, f"{file}:{function}"} & ONLY_ON_A_CPU:
+            self.counts[file, function][name] += 1
 
 
 def sample(seed):
@@ -83,54 +84,55 @@ def iteration_of(folder, images, **settings):
     )
     batches = [[sample(2 * i + k) for k in range(images)] for i in range(3)]
     trainer = Trainer(cfg, model=build_seeded(cfg), loader=lambda start: iter(batches))
-    trainer.iteration(0, batches[0], time.perf_counter())  # what is made once
-    return lambda: trainer.iteration(1, batches[1], time.perf_counter())
+    trainer.train_step(0, batches[0], time.perf_counter())  # what is made once
+    return lambda: trainer.train_step(1, batches[1], time.perf_counter())
 
 
 @pytest.mark.parametrize("head", ["linear", "text", "pooled"])
 @pytest.mark.parametrize("images", [1, 3])
-def test_a_warm_up_step_waits_for_the_costs_and_for_the_losses(head, images, tmp_path):
+def test_a_source_step_waits_for_the_costs_and_for_the_losses(head, images, tmp_path):
     step = iteration_of(tmp_path, images, MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME=head)
     with Calls() as calls:
         step()
     predictions = 4
     expected = {
-        place: {
-            name: count * {"structures.py": images, "matcher.py": 1, "train_loop.py": 1}[place[0]]
-            for name, count in found.items()
+        caller: {
+            name: count * {"structures.py": images, "matcher.py": 1, "train_loop.py": 1}[caller[0]]
+            for name, count in counts.items()
         }
-        for place, found in (ON_THE_HOST | WAITS).items()
+        for caller, counts in (ON_THE_HOST | WAITS).items()
     }
     expected["matcher.py", "_assign"] = {"numpy": images * predictions}
-    assert {place: dict(found) for place, found in calls.found.items()} == expected
+    assert {caller: dict(counts) for caller, counts in calls.counts.items()} == expected
 
 
-def test_the_counter_sees_what_waits():
+def test_the_counter_counts_what_waits():
     values = torch.arange(4.0)
     with Calls() as calls:
-        calls.note = lambda name: calls.found["here"].update([name])
+        calls.note = lambda name: calls.counts["here"].update([name])
         float(values[0])
         bool(values.sum() > 3)
         values[values > 1].cpu().tolist()
         values.new_tensor([1.0]).numpy()
         torch.nonzero(values)
         values + 1
-    found = calls.found["here"]
-    assert found.total() == 8, found
-    assert {"__getitem__", "cpu", "tolist", "new_tensor", "numpy", "nonzero"} <= set(found)
+    counts = calls.counts["here"]
+    assert counts.total() == 8, counts
+    assert {"__getitem__", "cpu", "tolist", "new_tensor", "numpy", "nonzero"} <= set(counts)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("amp", [False, True])
-def test_what_torch_says_on_a_gpu(amp, tmp_path):
+def test_the_waits_that_torch_reports_on_a_gpu(amp, tmp_path):
     step = iteration_of(tmp_path, 3, MODEL__DEVICE="cuda", SOLVER__AMP__ENABLED=amp)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    waits = [w for w in told if "synchronizing CUDA operation" in str(w.message)]
+    waits = [w for w in warned if "synchronizing CUDA operation" in str(w.message)]
     assert len(waits) == len(WAITS), [f"{w.filename}:{w.lineno}" for w in waits]

@@ -1,3 +1,5 @@
+"""The masked-attention decoder against transformers' Mask2Former with the same weights."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,30 +12,30 @@ from transformers_weights import (
     randomize,
 )
 
-from clouds.modeling.text_classifier import TextRows
+from clouds.modeling.text_classifier import TextEmbeddings
 from clouds.modeling.transformer_decoder.decoder import (
     CLASS_HEADS,
     MultiheadAttention,
     Predictions,
-    may_attend,
+    attention_mask,
 )
 
-QUERIES, CLASSES, LAYERS = 12, 5, 4
+NUM_QUERIES, NUM_CLASSES, NUM_LAYERS = 12, 5, 4
 
 
 def build(in_channels=32, dropout=0.0, name="linear"):
     decoder = CLASS_HEADS[name](
         in_channels=in_channels,
-        channels=32,
+        hidden_dim=32,
         mask_dim=24,
-        classes=CLASSES,
+        num_classes=NUM_CLASSES,
         embed_dim=16,
-        queries=QUERIES,
-        layers=LAYERS,
-        heads=4,
-        hidden=64,
+        num_queries=NUM_QUERIES,
+        num_layers=NUM_LAYERS,
+        num_heads=4,
+        dim_feedforward=64,
         dropout=dropout,
-        levels=3,
+        num_levels=3,
     )
     return randomize(decoder)
 
@@ -42,8 +44,8 @@ def transformers_decoder(ours, in_channels):
     config = mask2former_config(
         hidden_dim=32,
         mask_feature_size=24,
-        num_queries=QUERIES,
-        decoder_layers=LAYERS + 1,
+        num_queries=NUM_QUERIES,
+        decoder_layers=NUM_LAYERS + 1,
         num_attention_heads=4,
         dim_feedforward=64,
     )
@@ -55,8 +57,8 @@ def transformers_decoder(ours, in_channels):
 def inputs(n, height, width, in_channels=32, offset=0.0, seed=0):
     """Multi-scale maps, coarse to fine, and mask features.
 
-    The first mask feature is `offset` everywhere: it moves all of a query's mask logits together,
-    so that some masks become empty and some cover everything.
+    The first mask feature is `offset` everywhere. It shifts all mask logits of a query, so that
+    some masks are empty and some cover the whole image.
     """
     generator = torch.Generator().manual_seed(seed)
     maps = [
@@ -70,10 +72,10 @@ def inputs(n, height, width, in_channels=32, offset=0.0, seed=0):
 
 
 def attended_masks(mask_logits, maps):
-    """Masks at the sizes at which the next layers see them."""
+    """Mask logits resized to the maps of the next layers."""
     return [
         F.interpolate(m, maps[i % 3].shape[-2:], mode="bilinear").flatten(2)
-        for i, m in enumerate(mask_logits[:LAYERS])
+        for i, m in enumerate(mask_logits[:NUM_LAYERS])
     ]
 
 
@@ -93,16 +95,16 @@ def test_against_transformers(n, height, width, offset, in_channels):
         ours.class_embed(s.transpose(0, 1)) for s in expected.intermediate_hidden_states
     ]
 
-    assert len(predictions.mask_logits) == len(predictions.class_logits) == LAYERS + 1
+    assert len(predictions.mask_logits) == len(predictions.class_logits) == NUM_LAYERS + 1
     for got, want in zip(predictions.mask_logits, expected.masks_queries_logits, strict=True):
-        assert got.shape == (n, QUERIES, height // 4, width // 4)
+        assert got.shape == (n, NUM_QUERIES, height // 4, width // 4)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     for got, want in zip(predictions.class_logits, class_logits, strict=True):
-        assert got.shape == (n, QUERIES, CLASSES + 1)
+        assert got.shape == (n, NUM_QUERIES, NUM_CLASSES + 1)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert predictions.final == (predictions.class_logits[-1], predictions.mask_logits[-1])
 
-    # What the comparison is worth: masks are partial, and with an offset some are empty.
+    # The inputs cover both cases: masks are partial, and with an offset some are empty.
     attended = attended_masks(expected.masks_queries_logits, maps)
     shares = torch.stack([(m >= 0).float().mean(-1) for m in attended])
     assert ((shares > 0) & (shares < 1)).any()
@@ -116,61 +118,64 @@ def test_against_transformers(n, height, width, offset, in_channels):
         torch.testing.assert_close(leaf.grad / scale, other.grad / scale, rtol=1e-4, atol=1e-4)
 
 
-def test_may_attend_by_hand():
-    """A query with an empty mask looks everywhere, any other inside its mask, the edge included."""
+def test_attention_mask_by_hand():
+    """A query with an empty mask attends everywhere, others where the logit is at least 0."""
     mask_logits = torch.tensor(
         [[[[-1.0, -2.0], [-3.0, -4.0]], [[1.0, -1.0], [0.0, -5.0]], [[2.0, 2.0], [2.0, 2.0]]]]
     ).requires_grad_()
-    allowed = may_attend(mask_logits)
-    assert allowed.tolist() == [
+    mask = attention_mask(mask_logits)
+    assert mask.tolist() == [
         [[True, True, True, True], [True, False, True, False], [True, True, True, True]]
     ]
-    assert not allowed.requires_grad
+    assert not mask.requires_grad
 
 
-def test_queries_look_inside_the_masks_they_predicted_resized():
-    """What attention was given is what resizing the predicted masks gives."""
+def test_attention_masks_are_the_resized_predicted_masks():
     decoder = build()
     maps, mask_features = inputs(2, 96, 64, offset=8.0)
-    seen = []
+    attn_masks = []
     for layer in decoder.transformer_cross_attention_layers:
-        layer.register_forward_pre_hook(lambda _, args: seen.append(args[-1]))
+        layer.register_forward_pre_hook(lambda _, args: attn_masks.append(args[-1]))
     predictions = decoder(maps, mask_features)
-    assert len(seen) == LAYERS
-    for allowed, logits in zip(seen, attended_masks(predictions.mask_logits, maps), strict=True):
-        sure = logits.abs() > 1e-4  # rounding decides at 0
+    assert len(attn_masks) == NUM_LAYERS
+    resized = attended_masks(predictions.mask_logits, maps)
+    for attn_mask, logits in zip(attn_masks, resized, strict=True):
+        certain = logits.abs() > 1e-4  # at 0 rounding decides
         inside = logits >= 0
         expected = inside | ~inside.any(-1, keepdim=True)
-        assert torch.equal(allowed[sure], expected[sure]) and sure.float().mean() > 0.99
+        assert torch.equal(attn_mask[certain], expected[certain]) and certain.float().mean() > 0.99
 
 
 @pytest.mark.parametrize("name", ["linear", "text", "pooled"])
-def test_the_last_prediction_alone(name):
+def test_final_only_equals_the_last_prediction(name):
     decoder = build(name=name).eval()
     maps, mask_features = inputs(2, 64, 96)
-    text = TextRows(F.normalize(torch.randn(CLASSES + 2, 16), dim=-1), (2,) + (1,) * (CLASSES - 1))
-    everything = decoder(maps, mask_features, text)
+    text = TextEmbeddings(
+        F.normalize(torch.randn(NUM_CLASSES + 2, 16), dim=-1), (2,) + (1,) * (NUM_CLASSES - 1)
+    )
+    every_prediction = decoder(maps, mask_features, text)
     last = decoder(maps, mask_features, text, final_only=True)
     assert len(last.class_logits) == len(last.mask_logits) == 1
-    for got, want in zip(last.final, everything.final, strict=True):
+    for got, want in zip(last.final, every_prediction.final, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_chosen_masks_are_those_predicted_and_lead_back_alike():
+def test_matched_mask_logits_and_their_gradients():
+    """Against indexing the mask logits, with and without their source."""
     decoder = build()
     maps, mask_features = inputs(2, 64, 64)
     mask_features.requires_grad_()
-    layers = [LAYERS, 0, 2]
+    layers = [NUM_LAYERS, 0, 2]
     queries = [torch.tensor([[3, 1], [0, 11], [5, 5]]), torch.tensor([[7], [2], [9]])]
 
-    def gradients(made):
-        masks = made()
+    def gradients(compute):
+        masks = compute()
         loss = sum((m * m.detach().sin()).sum() for m in masks)
-        wanted = [mask_features, *decoder.mask_embed.parameters(), decoder.query_feat.weight]
-        return masks, torch.autograd.grad(loss, wanted)
+        leaves = [mask_features, *decoder.mask_embed.parameters(), decoder.query_feat.weight]
+        return masks, torch.autograd.grad(loss, leaves)
 
     predictions = decoder(maps, mask_features)
-    by_hand = [
+    indexed = [
         torch.stack(
             [
                 torch.stack([predictions.mask_logits[i][n, q] for q in row])
@@ -179,10 +184,10 @@ def test_chosen_masks_are_those_predicted_and_lead_back_alike():
         )
         for n, rows in enumerate(queries)
     ]
-    expected, expected_gradients = gradients(lambda: by_hand)
+    expected, expected_gradients = gradients(lambda: indexed)
     without_source = Predictions(predictions.class_logits, decoder(maps, mask_features).mask_logits)
-    for way in (decoder(maps, mask_features), without_source):
-        got, got_gradients = gradients(lambda way=way: way.chosen_masks(layers, queries))
+    for each in (decoder(maps, mask_features), without_source):
+        got, got_gradients = gradients(lambda each=each: each.matched_mask_logits(layers, queries))
         assert [tuple(m.shape) for m in got] == [(3, 2, 16, 16), (3, 1, 16, 16)]
         for one, other in zip(
             [*got, *got_gradients], [*expected, *expected_gradients], strict=True
@@ -197,16 +202,16 @@ def test_attention_against_torch(masked):
     theirs.load_state_dict(ours.state_dict())
     generator = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(2, n, 16, generator=generator) for n in (5, 7, 7))
-    allowed = torch.rand(2, 5, 7, generator=generator) < 0.5
-    allowed[..., 0] = True
+    attn_mask = torch.rand(2, 5, 7, generator=generator) < 0.5
+    attn_mask[..., 0] = True
     expected, _ = theirs(
-        query, key, value, attn_mask=~allowed.repeat_interleave(4, 0) if masked else None
+        query, key, value, attn_mask=~attn_mask.repeat_interleave(4, 0) if masked else None
     )
-    got = ours(query, key, value, allowed if masked else None)
+    got = ours(query, key, value, attn_mask if masked else None)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_every_parameter_takes_part():
+def test_every_parameter_gets_a_gradient():
     decoder = build(in_channels=40)
     maps, mask_features = inputs(1, 64, 64, 40)
     predictions = decoder(maps, mask_features)

@@ -1,3 +1,5 @@
+"""The pixel decoder against transformers' Mask2Former with the same weights."""
+
 from __future__ import annotations
 
 import pytest
@@ -25,12 +27,12 @@ def build(transformer_in_features=NAMES[1:], order=NAMES):
     decoder = MSDeformAttnPixelDecoder(
         {name: specs[name] for name in order},
         transformer_in_features=transformer_in_features,
-        channels=64,
+        conv_dim=64,
         mask_dim=48,
-        layers=2,
-        heads=4,
-        points=4,
-        hidden=96,
+        num_layers=2,
+        num_heads=4,
+        num_points=4,
+        dim_feedforward=96,
         dropout=0.0,
     )
     return randomize(decoder)
@@ -91,18 +93,19 @@ def test_the_order_in_which_features_are_named_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    ("deformable", "pyramid_steps"), [(NAMES, 0), (NAMES[1:], 1), (NAMES[2:], 2), (NAMES[3:], 3)]
+    ("transformer_in", "num_fpn_levels"),
+    [(NAMES, 0), (NAMES[1:], 1), (NAMES[2:], 2), (NAMES[3:], 3)],
 )
-def test_masks_have_stride_4_whatever_the_transformer_reads(deformable, pyramid_steps):
-    decoder = build(transformer_in_features=deformable)
+def test_masks_have_stride_4_for_any_features_of_the_transformer(transformer_in, num_fpn_levels):
+    decoder = build(transformer_in_features=transformer_in)
     adapters = {name for name, _ in decoder.named_children() if name.startswith("adapter")}
-    assert adapters == {f"adapter_{i + 1}" for i in range(pyramid_steps)}
+    assert adapters == {f"adapter_{i + 1}" for i in range(num_fpn_levels)}
     mask_features, maps = decoder(features(1, 64, 96))
     assert mask_features.shape == (1, 48, 16, 24)
-    assert len(maps) == len(deformable)
+    assert len(maps) == len(transformer_in)
 
 
-def test_every_parameter_and_feature_takes_part():
+def test_every_parameter_and_feature_gets_a_gradient():
     decoder = build()
     inputs = {name: f.requires_grad_() for name, f in features(1, 64, 64).items()}
     mask_features, maps = decoder(inputs)
@@ -111,7 +114,7 @@ def test_every_parameter_and_feature_takes_part():
         assert tensor.grad is not None and tensor.grad.abs().max() > 0, name
 
 
-def test_how_features_lie_in_memory_does_not_matter():
+def test_the_memory_layout_of_features_does_not_matter():
     decoder = build()
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):

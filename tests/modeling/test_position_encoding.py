@@ -1,3 +1,5 @@
+"""The sine position encoding by hand and against transformers."""
+
 from __future__ import annotations
 
 import math
@@ -14,11 +16,11 @@ def test_numbers_by_hand():
     encoding = sine_position_encoding(2, 4, 4)
     assert encoding.shape == (4, 2, 4)
     sin_y, cos_y, sin_x, cos_x = encoding
-    every = {"rtol": 0, "atol": 1e-5}
-    torch.testing.assert_close(sin_y, torch.zeros(2, 4), **every)
-    torch.testing.assert_close(cos_y, torch.tensor([[-1.0] * 4, [1.0] * 4]), **every)
-    torch.testing.assert_close(sin_x, torch.tensor([[1.0, 0.0, -1.0, 0.0]] * 2), **every)
-    torch.testing.assert_close(cos_x, torch.tensor([[0.0, -1.0, 0.0, 1.0]] * 2), **every)
+    tolerance = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(sin_y, torch.zeros(2, 4), **tolerance)
+    torch.testing.assert_close(cos_y, torch.tensor([[-1.0] * 4, [1.0] * 4]), **tolerance)
+    torch.testing.assert_close(sin_x, torch.tensor([[1.0, 0.0, -1.0, 0.0]] * 2), **tolerance)
+    torch.testing.assert_close(cos_x, torch.tensor([[0.0, -1.0, 0.0, 1.0]] * 2), **tolerance)
 
 
 def test_frequencies_fall_by_hand():

@@ -1,3 +1,5 @@
+"""Semantic maps and the geometric ensemble against their formulas."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from clouds.modeling import postprocessing
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
 
-QUERIES, CLASSES = 23, 5
+NUM_QUERIES, NUM_CLASSES = 23, 5
 
 
 def semantic_scores(*args):
@@ -26,13 +28,13 @@ def plain_scores(probabilities, mask_logits, padded_size, image_size):
 
 def head_outputs(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    probabilities = torch.randn(QUERIES, CLASSES, generator=generator).softmax(-1)
-    return probabilities, 3 * torch.randn(QUERIES, 8, 12, generator=generator)
+    probabilities = torch.randn(NUM_QUERIES, NUM_CLASSES, generator=generator).softmax(-1)
+    return probabilities, 3 * torch.randn(NUM_QUERIES, 8, 12, generator=generator)
 
 
-@pytest.mark.parametrize("at_once", [1, 7, QUERIES, 100])
+@pytest.mark.parametrize("at_once", [1, 7, NUM_QUERIES, 100])
 @pytest.mark.parametrize("image_size", [(32, 48), (27, 48), (32, 33), (1, 1)])
-def test_scores_against_the_plain_formula(at_once, image_size):
+def test_scores_against_masks_at_full_size(at_once, image_size):
     probabilities, mask_logits = head_outputs()
     expected = plain_scores(probabilities, mask_logits, (32, 48), image_size)
     scores = semantic_scores(probabilities, mask_logits, (32, 48), image_size, at_once)
@@ -43,37 +45,39 @@ def test_scores_against_the_plain_formula(at_once, image_size):
 @pytest.mark.parametrize("factors", [(1, 1), (2, 3), (8, 4), (5, 16)])
 @pytest.mark.parametrize("cut", [0, 1, 3, 7])
 @pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
-def test_every_whole_factor_and_any_picture_within_the_padding(monkeypatch, factors, cut, elements):
-    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", elements)
+def test_every_integer_factor_and_image_size_within_the_padding(
+    monkeypatch, factors, cut, elements
+):
+    monkeypatch.setattr(postprocessing, "SEMANTIC_MAP_CACHE_ELEMENTS", elements)
     probabilities, mask_logits = head_outputs()
     padded = (8 * factors[0], 12 * factors[1])
     size = (padded[0] - cut, padded[1] - cut)
-    found = SemanticMap(probabilities, mask_logits, padded, size, 10)
+    semantic_map = SemanticMap(probabilities, mask_logits, padded, size, 10)
     expected = plain_scores(probabilities, mask_logits, padded, size).float()
-    torch.testing.assert_close(found.scores(), expected, rtol=1e-5, atol=1e-5)
-    assert_classes(found.classes(size), expected)
+    torch.testing.assert_close(semantic_map.scores(), expected, rtol=1e-5, atol=1e-5)
+    assert_classes(semantic_map.classes(size), expected)
 
 
-def assert_classes(found, scores):
-    """The best class everywhere, or one whose score differs from the best by a rounding error."""
-    assert found.dtype == torch.uint8 and found.shape == scores.shape[1:]
-    assert (scores.amax(0) - scores.gather(0, found.long()[None])[0]).max() < 1e-5
-    assert (found != scores.argmax(0)).float().mean() < 1e-3
+def assert_classes(classes, scores):
+    """Each class is the argmax, or its score differs from the largest by a rounding error."""
+    assert classes.dtype == torch.uint8 and classes.shape == scores.shape[1:]
+    assert (scores.amax(0) - scores.gather(0, classes.long()[None])[0]).max() < 1e-5
+    assert (classes != scores.argmax(0)).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("size", [(27, 45), (54, 90), (13, 11), (101, 45), (27, 31), (1, 1)])
 @pytest.mark.parametrize("elements", [1, 1000, 1 << 30])
 def test_classes_at_another_size(monkeypatch, size, elements):
-    """Stripes of one row of logits, of a few, and the whole picture at once."""
-    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", elements)
+    """Bands of one row of logits, of a few rows, and the whole image at once."""
+    monkeypatch.setattr(postprocessing, "SEMANTIC_MAP_CACHE_ELEMENTS", elements)
     probabilities, mask_logits = head_outputs(seed=1)
-    found = SemanticMap(probabilities, mask_logits, (32, 48), (27, 45), 10).classes(size)
+    classes = SemanticMap(probabilities, mask_logits, (32, 48), (27, 45), 10).classes(size)
     scores = plain_scores(probabilities, mask_logits, (32, 48), (27, 45))
-    assert_classes(found, F.interpolate(scores[None], size, mode="bilinear")[0])
+    assert_classes(classes, F.interpolate(scores[None], size, mode="bilinear")[0])
 
 
 class Largest(TorchDispatchMode):
-    """Remembers how many elements the largest floating-point tensor has that was made."""
+    """Records the number of elements of the largest floating-point tensor created."""
 
     elements = 0
 
@@ -87,13 +91,13 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("size", [(256, 384), (180, 400)])
 @pytest.mark.parametrize("at_once", [1, 3, 6])
 def test_memory_of_segmenting_is_bounded_by_masks_at_once(monkeypatch, at_once, size):
-    monkeypatch.setattr(postprocessing, "CACHE_ELEMENTS", 1 << 30)  # as on a GPU
+    monkeypatch.setattr(postprocessing, "SEMANTIC_MAP_CACHE_ELEMENTS", 1 << 30)  # as on a GPU
     torch.manual_seed(0)
     probabilities, mask_logits = torch.rand(30, 4), torch.randn(30, 64, 96)
-    found = SemanticMap(probabilities, mask_logits, (256, 384), (256, 384), at_once)
+    semantic_map = SemanticMap(probabilities, mask_logits, (256, 384), (256, 384), at_once)
     with Largest() as largest:
-        found.classes(size)
-    # the masks in work are there three times, and the scores of the same rows beside them
+        semantic_map.classes(size)
+    # three buffers of masks, and the scores of the same rows
     assert at_once * 256 * 384 / 8 < largest.elements <= at_once * 256 * 384 / 2
 
 
@@ -103,7 +107,7 @@ def test_masks_that_do_not_fit_the_image():
 
 
 def test_scores_by_hand():
-    """Two queries, masks of constant logits: 0.5 * 0.2 + 0.9 * 0.6 of class 0."""
+    """Two queries, masks of constant logits: class 0 has 0.5 * 0.2 + 0.9 * 0.6."""
     probabilities = torch.tensor([[0.2, 0.7], [0.6, 0.1]])
     mask_logits = torch.tensor([0.0, np.log(9.0)]).float().view(2, 1, 1).expand(2, 3, 3)
     scores = semantic_scores(probabilities, mask_logits, (6, 6), (4, 5), 1)
@@ -125,7 +129,7 @@ def test_scores_of_half_precision_predictions_are_summed_in_float32():
 
 def class_logits(scale, seed):
     generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(2, 6, CLASSES + 1, generator=generator)
+    return scale * torch.randn(2, 6, NUM_CLASSES + 1, generator=generator)
 
 
 SEEN = torch.tensor([True, False, True, True, False])
@@ -138,21 +142,21 @@ def softmax(x):
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.4, 0.8), (0.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
 def test_ensemble_against_the_product_of_probabilities(alpha, beta):
-    ours, clip = class_logits(2.0, 0), class_logits(2.0, 1)
-    combined = geometric_ensemble(ours, clip, SEEN, alpha, beta)
-    inside, outside = (softmax(t.double().numpy()[..., :-1]) for t in (ours, clip))
+    head, clip = class_logits(2.0, 0), class_logits(2.0, 1)
+    combined = geometric_ensemble(head, clip, SEEN, alpha, beta)
+    inside, outside = (softmax(t.double().numpy()[..., :-1]) for t in (head, clip))
     exponent = np.where(SEEN, alpha, beta)
     product = inside ** (1 - exponent) * outside**exponent
     product /= product.sum(-1, keepdims=True)
-    void = softmax(ours.double().numpy())[..., -1:]
-    expected = np.concatenate([product * (1 - void), void], -1)
+    no_object = softmax(head.double().numpy())[..., -1:]
+    expected = np.concatenate([product * (1 - no_object), no_object], -1)
     np.testing.assert_allclose(combined.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_without_clip_the_ensemble_is_the_plain_softmax():
-    ours, clip = class_logits(2.0, 0), class_logits(2.0, 1)
-    combined = geometric_ensemble(ours, clip, SEEN, 0.0, 0.0)
-    torch.testing.assert_close(combined, ours.softmax(-1))
+    head, clip = class_logits(2.0, 0), class_logits(2.0, 1)
+    combined = geometric_ensemble(head, clip, SEEN, 0.0, 0.0)
+    torch.testing.assert_close(combined, head.softmax(-1))
 
 
 def log_softmax(x):
@@ -163,28 +167,28 @@ def log_softmax(x):
 @pytest.mark.parametrize(("alpha", "beta"), [(0.4, 0.8), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0)])
 @pytest.mark.parametrize("scale", [100.0, 1e4, 1e30])
 def test_probabilities_that_underflow(scale, alpha, beta):
-    """No log(0), and no log(0) * 0: compared with sums of logarithms in double precision."""
-    ours, clip = class_logits(scale, 0), class_logits(scale, 1)
-    assert (ours.softmax(-1) == 0).any() and (clip.softmax(-1) == 0).any()
-    combined = geometric_ensemble(ours, clip, SEEN, alpha, beta)
-    inside, outside = (log_softmax(t.double().numpy()[..., :-1]) for t in (ours, clip))
+    """No log(0) and no 0 * log(0): against sums of logarithms in double precision."""
+    head, clip = class_logits(scale, 0), class_logits(scale, 1)
+    assert (head.softmax(-1) == 0).any() and (clip.softmax(-1) == 0).any()
+    combined = geometric_ensemble(head, clip, SEEN, alpha, beta)
+    inside, outside = (log_softmax(t.double().numpy()[..., :-1]) for t in (head, clip))
     exponent = np.where(SEEN, alpha, beta)
     expected = softmax((1 - exponent) * inside + exponent * outside)
-    void = softmax(ours.double().numpy())[..., -1:]
-    np.testing.assert_allclose(combined[..., :-1].numpy(), expected * (1 - void), atol=1e-3)
-    np.testing.assert_allclose(combined[..., -1:].numpy(), void, atol=1e-6)
+    no_object = softmax(head.double().numpy())[..., -1:]
+    np.testing.assert_allclose(combined[..., :-1].numpy(), expected * (1 - no_object), atol=1e-3)
+    np.testing.assert_allclose(combined[..., -1:].numpy(), no_object, atol=1e-6)
     torch.testing.assert_close(combined.sum(-1), torch.ones(2, 6))
 
 
-def test_queries_left_out_keep_their_probabilities():
+def test_queries_that_are_not_ensembled_keep_their_probabilities():
     torch.manual_seed(3)
-    ours, clips = torch.randn(2, 6, 20), torch.randn(2, 6, 20)
+    head, clip = torch.randn(2, 6, 20), torch.randn(2, 6, 20)
     seen = torch.arange(19) % 2 == 0
     valid = torch.rand(2, 6) > 0.5
-    everywhere = geometric_ensemble(ours, clips, seen, 0.4, 0.8)
-    some = geometric_ensemble(ours, clips, seen, 0.4, 0.8, valid)
-    torch.testing.assert_close(some[valid], everywhere[valid])
-    torch.testing.assert_close(some[~valid], ours.softmax(-1)[~valid])
+    all_queries = geometric_ensemble(head, clip, seen, 0.4, 0.8)
+    some = geometric_ensemble(head, clip, seen, 0.4, 0.8, valid)
+    torch.testing.assert_close(some[valid], all_queries[valid])
+    torch.testing.assert_close(some[~valid], head.softmax(-1)[~valid])
 
 
 @pytest.mark.parametrize(

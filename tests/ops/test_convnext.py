@@ -1,4 +1,4 @@
-"""ConvNeXt's blocks some pixels at a time against timm's own forward pass."""
+"""ConvNeXt stages in chunks of pixels against timm's own forward pass."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def stage_and_input(out=24, **settings):
 
 
 @pytest.mark.parametrize(("out", "stride"), [(24, 2), (16, 1)])
-def test_timms_blocks_some_pixels_at_a_time(out, stride, monkeypatch):
-    """Of the first stage the input itself is what the first block adds to."""
+def test_chunks_of_pixels_equal_timms_forward(out, stride, monkeypatch):
+    """Without a downsampling layer (stride 1) the input must not be overwritten."""
     stage, x = stage_and_input(out, stride=stride)
-    monkeypatch.setattr(convnext, "PIXELS_AT_ONCE", 700)  # the last part is smaller
+    monkeypatch.setattr(convnext, "PIXELS_PER_CHUNK", 700)  # the last chunk is smaller
     with torch.no_grad():
-        assert convnext.applies(stage, x)
+        assert convnext.is_supported(stage, x)
         before = x.clone()
         got, expected = convnext.stage(stage, x), stage(x)
     assert x.equal(before)
@@ -45,15 +45,15 @@ def test_timms_blocks_some_pixels_at_a_time(out, stride, monkeypatch):
     [{"conv_mlp": True}, {"use_grn": True}, {"ls_init_value": None}, {"act_layer": "gelu_tanh"}],
     ids=lambda settings: next(iter(settings)),
 )
-def test_other_blocks_take_timms_way(settings):
+def test_other_blocks_use_timms_forward(settings):
     stage, x = stage_and_input(**settings)
     with torch.no_grad():
-        assert not convnext.applies(stage, x)
+        assert not convnext.is_supported(stage, x)
         assert convnext.stage(stage, x).equal(stage(x))
 
 
-def test_the_frozen_backbone_takes_this_way(monkeypatch):
-    """CLIP's ConvNeXts have GELU; the tiny one, which is timm's for tests, has its tanh form."""
+def test_the_frozen_backbone_uses_chunks(monkeypatch):
+    """CLIP's ConvNeXts have GELU; timm's tiny one for tests has the tanh form, not supported."""
     clip = tiny_model().eval().backbone
     trunk = clip.clip_model.visual.trunk
     x = torch.rand(2, 3, 64, 96)
@@ -61,13 +61,17 @@ def test_the_frozen_backbone_takes_this_way(monkeypatch):
         for stage in trunk.stages:
             for block in stage.blocks:
                 block.mlp.act = torch.nn.GELU()
-                block.gamma.fill_(0.5)  # the blocks count
-        taken, applies = [], convnext.applies
-        spy = monkeypatch.setattr
-        spy(convnext, "applies", lambda *args: taken.append(applies(*args)) or taken[-1])
+                block.gamma.fill_(0.5)  # the blocks contribute to the output
+        decisions, is_supported = [], convnext.is_supported
+
+        def record(*args):
+            decisions.append(is_supported(*args))
+            return decisions[-1]
+
+        monkeypatch.setattr(convnext, "is_supported", record)
         ours = clip(x)
-        assert taken == [True] * 4
-        spy(convnext, "applies", lambda *args: False)
+        assert decisions == [True] * 4
+        monkeypatch.setattr(convnext, "is_supported", lambda *args: False)
         expected = clip(x)
     for name, feature in expected.items():
         torch.testing.assert_close(ours[name], feature, rtol=1e-5, atol=1e-5)
@@ -75,26 +79,26 @@ def test_the_frozen_backbone_takes_this_way(monkeypatch):
 
 
 class Lora(torch.nn.Linear):
-    """What replaces a layer may compute more."""
+    """A replaced layer, which may compute more than a linear layer."""
 
 
-def test_changed_layers_and_hooks_take_timms_way():
+def test_replaced_layers_and_hooks_use_timms_forward():
     stage, x = stage_and_input()
     with torch.no_grad():
         handle = stage.blocks[1].mlp.register_forward_hook(lambda *args: None)
-        assert not convnext.applies(stage, x)
+        assert not convnext.is_supported(stage, x)
         handle.remove()
-        assert convnext.applies(stage, x)
+        assert convnext.is_supported(stage, x)
         stage.blocks[1].mlp.fc2.__class__ = Lora
-        assert not convnext.applies(stage, x)
+        assert not convnext.is_supported(stage, x)
 
 
-def test_gradients_and_autocast_take_timms_way():
+def test_gradients_and_autocast_use_timms_forward():
     stage, x = stage_and_input()
-    assert not convnext.applies(stage, x)
+    assert not convnext.is_supported(stage, x)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert not convnext.applies(stage, x)
+        assert not convnext.is_supported(stage, x)
         assert convnext.stage(stage, x).equal(stage(x))
     with torch.no_grad():
-        assert not convnext.applies(stage, x.contiguous())
-        assert not convnext.applies(stage.train(), x)
+        assert not convnext.is_supported(stage, x.contiguous())
+        assert not convnext.is_supported(stage.train(), x)

@@ -1,8 +1,8 @@
 """The Triton kernels against float64 autograd through grid_sample.
 
-Where there is a GPU they run on it. Triton's interpreter runs them on a CPU, in a process of its
-own, as Triton decides at its import whether it interprets; `test_interpreted` starts that process
-on this very file. `test_compiles` sees what the interpreter does not: types and shared memory.
+With a GPU they run on it. Without one, `test_interpreted` runs this file in Triton's interpreter
+on the CPU, in a subprocess, because Triton reads TRITON_INTERPRET at import. `test_compiles` checks
+what the interpreter does not: types and shared memory.
 """
 
 from __future__ import annotations
@@ -15,33 +15,42 @@ from pathlib import Path
 import pytest
 import torch
 
-from clouds.ops.deformable_attention import choose, deformable_attention, sample_level_by_level
+from clouds.ops.deformable_attention import (
+    choose_implementation,
+    deformable_attention,
+    deformable_attention_torch,
+)
 
 triton = pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 SIZES = [(2, 3), (4, 5), (7, 9)]
-runs_kernels = pytest.mark.skipif(
+no_device = pytest.mark.skipif(
     not INTERPRETED and DEVICE.type == "cpu", reason="no GPU; see test_interpreted"
 )
 
 
+def runs_kernels(test):
+    """Needs a GPU or Triton's interpreter."""
+    return pytest.mark.gpu(no_device(test))
+
+
 def inputs(queries, heads, channels, points, sizes=SIZES, reach=1.6, seed=0):
-    """Values, places (some outside of the maps), weights, and a gradient, in float64."""
+    """Values, locations (some outside of the maps), weights, and a gradient, in float64."""
     generator = torch.Generator().manual_seed(seed)
     shape = (2, queries, heads, len(sizes), points)
     area = sum(h * w for h, w in sizes)
     value = torch.randn(2, area, heads, channels, generator=generator, dtype=torch.float64)
-    places = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
+    locations = torch.rand(*shape, 2, generator=generator, dtype=torch.float64)
     weights = torch.rand(shape, generator=generator, dtype=torch.float64)
     gradient = torch.randn(2, queries, heads * channels, generator=generator, dtype=torch.float64)
-    return (value, 0.5 + reach * (places - 0.5), weights), gradient
+    return (value, 0.5 + reach * (locations - 0.5), weights), gradient
 
 
-def with_gradients(form, tensors, gradient, sizes=SIZES):
+def with_gradients(attend, tensors, gradient, sizes=SIZES):
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
-    out = form(leaves[0], sizes, *leaves[1:])
+    out = attend(leaves[0], sizes, *leaves[1:])
     out.backward(gradient.to(out))
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
@@ -70,7 +79,7 @@ SEVERAL = (50, 2, 20, 1)
 )
 def test_kernels(shape, dtype, tolerance):
     tensors, gradient = inputs(*shape)
-    expected = with_gradients(sample_level_by_level, tensors, gradient)
+    expected = with_gradients(deformable_attention_torch, tensors, gradient)
     got = with_gradients(kernels, [t.to(DEVICE, dtype) for t in tensors], gradient)
     assert_alike(got, expected, tolerance)
 
@@ -80,7 +89,7 @@ def test_kernels(shape, dtype, tolerance):
 @pytest.mark.parametrize("sizes", [[(1, 1)], [(3, 1), (1, 6)], SIZES[::-1]])
 def test_kernels_on_odd_maps_and_far_outside(sizes, reach):
     tensors, gradient = inputs(5, 1, 8, 2, sizes, reach)
-    expected = with_gradients(sample_level_by_level, tensors, gradient, sizes)
+    expected = with_gradients(deformable_attention_torch, tensors, gradient, sizes)
     got = with_gradients(kernels, [t.to(DEVICE) for t in tensors], gradient, sizes)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs)
@@ -89,12 +98,12 @@ def test_kernels_on_odd_maps_and_far_outside(sizes, reach):
 @runs_kernels
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
 def test_half_precision_values_are_summed_in_float32(dtype, tolerance):
-    """Off by the rounding of inputs and results alone: that of the inputs is in both."""
+    """The only difference is the rounding of results; that of inputs is in both."""
     (value, locations, weights), gradient = inputs(20, 1, 16, 2)
     value, weights, gradient = (t.to(dtype) for t in (value, weights, gradient))
     locations = locations.float()
     exact = [t.double() for t in (value, locations, weights)]
-    expected = with_gradients(sample_level_by_level, exact, gradient.double())
+    expected = with_gradients(deformable_attention_torch, exact, gradient.double())
     tensors = [t.to(DEVICE) for t in (value, locations, weights)]
     got = with_gradients(kernels, tensors, gradient)
     assert [t.dtype for t in got] == [dtype, dtype, torch.float32, dtype]
@@ -103,9 +112,9 @@ def test_half_precision_values_are_summed_in_float32(dtype, tolerance):
 
 
 @runs_kernels
-def test_in_a_fixed_order_where_asked_for():
+def test_deterministic_algorithms_repeat_bit_for_bit():
     tensors, gradient = inputs(9, 2, 8, 2)
-    expected = with_gradients(sample_level_by_level, tensors, gradient)
+    expected = with_gradients(deformable_attention_torch, tensors, gradient)
     single = [t.to(DEVICE, torch.float32) for t in tensors]
     torch.use_deterministic_algorithms(True)
     try:
@@ -117,7 +126,7 @@ def test_in_a_fixed_order_where_asked_for():
 
 
 @runs_kernels
-def test_a_place_that_is_not_a_number_is_seen():
+def test_a_location_that_is_nan_gives_nan():
     (value, locations, weights), gradient = inputs(6, 1, 4, 2)
     locations[0, 2, 0, 0, 0, 0] = torch.nan
     tensors = [t.to(DEVICE, torch.float32) for t in (value, locations, weights)]
@@ -128,8 +137,8 @@ def test_a_place_that_is_not_a_number_is_seen():
 
 
 @runs_kernels
-def test_what_chooses_and_what_the_operator_promises():
-    assert choose("triton", DEVICE) == "triton"
+def test_triton_is_chosen_and_the_operator_passes_opcheck():
+    assert choose_implementation("triton", DEVICE) == "triton"
     tensors, _ = inputs(3, 1, 4, 1)
     leaves = [t.to(DEVICE, torch.float32).requires_grad_() for t in tensors]
     sides = [side for size in SIZES for side in size]
@@ -138,7 +147,7 @@ def test_what_chooses_and_what_the_operator_promises():
     torch.library.opcheck(operator, (leaves[0], sides, *leaves[1:]), test_utils=checks)
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@pytest.mark.skipif(INTERPRETED, reason="this is the subprocess")
 def test_interpreted():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -157,44 +166,44 @@ def test_interpreted():
     assert len(skipped) == 3, done.stdout  # this test, and the two below
 
 
-@pytest.mark.skipif(INTERPRETED, reason="there it works")
-def test_a_trial_run_that_fails_says_why():
-    from clouds.ops.deformable_attention_triton import try_out
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter needs no GPU")
+def test_a_failed_trial_run_reports_its_error():
+    from clouds.ops.deformable_attention_triton import trial_run_problem
 
-    assert "a trial run of Triton failed (" in try_out(torch.device("cpu"))
+    assert "a trial run of Triton failed (" in trial_run_problem(torch.device("cpu"))
 
 
-@pytest.mark.skipif(INTERPRETED, reason="nothing is compiled then")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
 @pytest.mark.parametrize("value", ["fp32", "bf16"])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles(value, capability):
-    """For GPUs that are not here, with the compiler that comes with Triton."""
+    """Compiled for the named GPUs by Triton's compiler, which needs none of them."""
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
-        pytest.skip("an older Triton's compiler is called in another way")
+        pytest.skip("the compiler of Triton before 3.3 has another interface")
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
     from clouds.ops import deformable_attention_triton as module
 
-    of_places = ("locations", "by_place", "by_value")
-    constants = {"L": 3, "P": 4, "BLOCK_D": 32, "KIND": tl.float32}
-    for kernel, tile, more in (
-        (module._forward, module.FORWARD_TILE, {}),
-        (module._backward, module.BACKWARD_TILE, {"SCATTER": True}),
+    float32 = ("sampling_locations", "grad_locations", "grad_value")
+    constants = {"L": 3, "P": 4, "BLOCK_D": 32, "DTYPE": tl.float32}
+    for kernel, tile, extra in (
+        (module._forward_kernel, module.FORWARD_TILE, {}),
+        (module._backward_kernel, module.BACKWARD_TILE, {"SCATTER": True}),
     ):
-        chosen = {**constants, "BLOCK_Q": tile // 32, **more}
+        values = {**constants, "BLOCK_Q": tile // 32, **extra}
         types = {}
         for name in kernel.arg_names:
-            if name in chosen:
+            if name in values:
                 types[name] = "constexpr"
-            elif name in ("area", "queries", "heads", "channels"):
+            elif name in ("num_values", "num_queries", "num_heads", "head_dim"):
                 types[name] = "i32"
             elif name == "levels":
                 types[name] = "*i32"
             else:
-                types[name] = "*fp32" if name in of_places else f"*{value}"
-        source = ASTSource(kernel, types, chosen)
+                types[name] = "*fp32" if name in float32 else f"*{value}"
+        source = ASTSource(kernel, types, values)
         options = {"num_warps": module.WARPS}
         built = compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         assert built.metadata.shared <= 48 * 1024

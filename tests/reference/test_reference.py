@@ -1,4 +1,4 @@
-"""Our numbers beside those of the published code, for the same weights, image and labels.
+"""Our numbers against those of the published code, for the same weights, image and labels.
 
 CLOUDS_REFERENCE_REPORT=file.json writes the largest difference of every comparison; the same
 numbers are in a JUnit report (--junitxml).
@@ -46,7 +46,7 @@ def cfg():
 
 @pytest.fixture(scope="module")
 def model(cfg):
-    """With the reference's weights, but for the text encoder, which only one test needs."""
+    """With the reference's weights, except in the text encoder, which only one test needs."""
     model = build_seeded(cfg)
     state = model.state_dict()
     part = {name: value for name, value in state.items() if not name.startswith(TEXT_ENCODER)}
@@ -65,7 +65,7 @@ def differences():
 
 @pytest.fixture
 def agree(differences, record_property):
-    """Compare, and note the largest difference."""
+    """Compare, and record the largest difference."""
 
     def check(name, ours, theirs):
         ours = np.asarray(ours.detach() if isinstance(ours, torch.Tensor) else ours)
@@ -86,7 +86,7 @@ def inference(model, reference):
     """Features, pixel decoder's outputs, predictions and scores of the reference's image."""
     sample = {"image": torch.from_numpy(reference["in/image"])}
     with torch.no_grad():
-        images = model._images([sample["image"]]).tensor
+        images = model._preprocess([sample["image"]]).tensor
         features = model.backbone(images)
         mask_features, maps = model.sem_seg_head.pixel_decoder(features)
         predictions = model.sem_seg_head.predictor(maps, mask_features)
@@ -96,7 +96,7 @@ def inference(model, reference):
 
 @pytest.fixture(scope="module")
 def training(model, reference):
-    """Losses, matched pairs and gradients of one image, points drawn after manual_seed(123)."""
+    """Losses, matched pairs and gradients of one image, points sampled after manual_seed(123)."""
     matches = []
 
     def record(*args):
@@ -125,7 +125,7 @@ def test_names_and_shapes_are_those_of_a_published_checkpoint(model):
     assert ours == official
 
 
-def test_the_image_is_normalized_alike(model, reference, agree):
+def test_the_images_normalization(model, reference, agree):
     agree("pixel mean", model.pixel_mean.flatten(), reference["in/pixel_mean"])
     agree("pixel std", model.pixel_std.flatten(), reference["in/pixel_std"])
 
@@ -164,7 +164,7 @@ def test_masks_and_semantic_map(inference, reference, agree):
     assert equal >= 0.999
 
 
-def test_random_numbers_are_those_that_the_reference_drew(reference):
+def test_random_numbers_are_the_references(reference):
     torch.manual_seed(123)
     assert np.array_equal(torch.rand(4).numpy(), reference["crit/rng_check_seed123_first4"])
 
@@ -209,12 +209,12 @@ def test_norms_of_all_gradients(training, published, agree):
 
 
 def test_what_the_optimizer_trains(cfg, model, published):
-    """The published one also lists the void embedding, which gets no gradient."""
+    """The published one also lists the no_object embedding, which gets no gradient."""
     groups = parameter_groups(cfg, model)
     decay = {name: g["weight_decay"] for g in groups for name in g["param_names"]}
-    void = "void_embedding.weight"
-    assert void not in decay
-    assert {n for n, d in decay.items() if d == 0} == set(published["optimizer_wd0"]) - {void}
+    no_object = "void_embedding.weight"
+    assert no_object not in decay
+    assert {n for n, d in decay.items() if d == 0} == set(published["optimizer_wd0"]) - {no_object}
     assert {d for d in decay.values() if d} == {0.05}
     assert len(decay) == published["optimizer"]["n_params"] - 1
     assert [g["lr"] for g in groups] == published["optimizer"]["lr"] * len(groups)
@@ -236,6 +236,6 @@ def test_text_classifier(model, reference, agree):
     weights_rule().fill(model, text)
     model.text_classifier.reset()
     with torch.no_grad():
-        rows = model._text_rows()
-    assert list(rows.counts) == [len(names) for names in CITYSCAPES_19.synonyms]
-    agree("text classifier", rows.rows[:, ::4], reference["inf/text_classifier"])
+        text = model._text_embeddings(model.network)
+    assert list(text.counts) == [len(names) for names in CITYSCAPES_19.synonyms]
+    agree("text classifier", text.rows[:, ::4], reference["inf/text_classifier"])

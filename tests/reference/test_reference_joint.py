@@ -1,8 +1,8 @@
-"""One joint step of the published code and of ours: same weights, images, points, same result.
+"""One joint step of the published code and of ours with the same weights, images and points.
 
-Refinement by SAM is compared in test_reference_refiners.py; here the recorded pseudo-label stands
-in for it, so that a difference is found where it arises. Points of the losses are drawn as in the
-published code, after `torch.manual_seed(70)`: the seed of the recorded step.
+Refinement by SAM is compared in test_reference_refiners.py; here the recorded pseudo-label replaces
+it, so that a difference shows in the test of its cause. Points of the losses are sampled as in the
+published code, after `torch.manual_seed(70)`, the seed of the recorded step.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def model(cfg):
     state = model.state_dict()
     part = {name: value for name, value in state.items() if not name.startswith(TEXT_ENCODER)}
     weights_rule().fill(model, part)
-    model.self_training.teacher.restart()
-    model.self_training.teacher.update()  # as the published code does before its first step
+    model.pseudo_labeler.teacher.reset()
+    model.pseudo_labeler.teacher.update()  # as the published code does before its first step
     return model.train()
 
 
@@ -62,12 +62,12 @@ def batch(reference):
             "domain": Domain.SOURCE,
         }
 
-    painted = {
+    generated = {
         "image": torch.from_numpy(reference["in/joint0/generated/image_aug"]),
         "clean_image": torch.from_numpy(reference["in/joint0/generated/image"]),
         "domain": Domain.GENERATED,
     }
-    return [source("source0"), painted, source("source1")]
+    return [source("source0"), generated, source("source1")]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def step(cfg, model, batch, reference):
         return matches
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model.self_training, "refine", refine)
+        patch.setattr(model.pseudo_labeler, "refine", refine)
         patch.setattr(criterion, "match", record)
         torch.manual_seed(SEED)
         losses = model(batch)
@@ -145,10 +145,10 @@ def test_parameters_after_the_step(name, step, reference, record_property):
 
 
 @pytest.mark.parametrize("name", STEPPED)
-def test_the_step_goes_where_the_published_one_went(name, step, model, reference):
-    """The recorded parameters have moved by up to twice the learning rate, so by two steps of
-    AdamW, of which only the first is recorded otherwise: the way they went is what there is to
-    compare beyond the tolerance, which is larger than the whole way."""
+def test_the_step_has_the_published_direction(name, step, model, reference):
+    """The recorded parameters differ from the initial ones by up to twice the learning rate: two
+    steps of AdamW, of which only the first is recorded. As the tolerance of the other comparison
+    is larger than the whole change, its direction is compared here."""
     shape = reference[f"joint0/after_step/{name}"].shape
     before = weights_rule().value_for(name, shape)
     published = reference[f"joint0/after_step/{name}"] - before
@@ -159,7 +159,7 @@ def test_the_step_goes_where_the_published_one_went(name, step, model, reference
 
 @pytest.mark.parametrize("name", STEPPED)
 def test_the_step_is_adamws(name, step, model):
-    """The first step by the formula: a rate's length against the gradient, and the decay."""
+    """AdamW's first step by its formula: the learning rate times the gradient's sign."""
     gradient = dict(model.named_parameters())[name].grad.double().numpy()
     before = weights_rule().value_for(name, gradient.shape).astype(np.float32).astype(np.float64)
     # no decay on norm layers and embeddings, which both of these are

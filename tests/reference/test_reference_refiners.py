@@ -1,9 +1,9 @@
-"""Components, points, SAM and overlaps beside those of the published code.
+"""Components, points, SAM and overlaps against those of the published code.
 
-It gave SAM the true size of the recorded image: points are scaled by 1024 / 320 across and, as
-SAM rounds the short side, 819 / 256 down. (At 768x768, which it names in its source, both agree.)
-Its random points are fed to ours; that ours come from the same pixels is shown by drawing from
-our candidates with its generator.
+It gave SAM the true size of the recorded image: points are scaled by 1024 / 320 in x and, as SAM
+rounds the short side, 819 / 256 in y. (At 768x768, the size in its source, both are equal.)
+Our code gets its random points. That our candidates are the same pixels is tested by drawing from
+them with its generator.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from reference_files import needs_reference, weights_rule
 
 from clouds.config import get_cfg
 from clouds.self_training.refiners.sam.model import build_sam
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor, input_size
 from clouds.self_training.refiners.sam.prompts import (
     PointOptions,
-    candidates,
-    choose_points,
+    candidate_pixels,
     find_components,
+    sample_points,
 )
-from clouds.self_training.refiners.sam.refiner import ImageEmbedder, PointDecoder, resized, unite
+from clouds.self_training.refiners.sam.refiner import merge_masks_by_class
 
 pytestmark = needs_reference
 
@@ -31,13 +32,13 @@ IOU_TOLERANCE = 1e-5
 EQUAL_PIXELS = 0.999
 
 
-def unpacked(reference, name, shape):
+def unpack(reference, name, shape):
     bits = np.unpackbits(reference[name], count=int(np.prod(shape)))
     return torch.from_numpy(bits.reshape(shape).astype(bool))
 
 
-def of_classes(counts):
-    """int64 (M,), the class of each component, from how many each class has."""
+def component_classes(counts):
+    """int64 (M,), the class of each component, from the number of components of each class."""
     return torch.tensor([int(c) for c, count in counts.items() for _ in range(count)])
 
 
@@ -51,19 +52,19 @@ def components(reference):
 
 def test_components_and_their_areas(components, published):
     areas = {
-        kind: components.areas[components.classes == int(kind)].tolist()
-        for kind in published["post/shapes_areas"]
+        number: components.areas[components.classes == int(number)].tolist()
+        for number in published["post/shapes_areas"]
     }
     assert areas == {k: [int(a) for a in v] for k, v in published["post/shapes_areas"].items()}
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_points_come_from_the_same_pixels(mode, components, reference):
-    """With its generator, our candidates give the published points exactly."""
+    """With the published code's generator our candidates give its points exactly."""
     generator = np.random.RandomState(5)
     options = PointOptions(mode=mode)
     for index, published in enumerate(reference[f"post/points_{mode}_erosion0_seed5"]):
-        pixels = candidates(components.crop(index), options)
+        pixels = candidate_pixels(components.crop(index), options)
         drawn = pixels[generator.choice(len(pixels), 5, replace=False)][:, ::-1]
         corner = components.boxes[index, 1::-1]
         assert (drawn + corner == published).all(), index
@@ -74,51 +75,52 @@ def test_points_of_eroded_components_come_from_the_same_pixels(mode, components,
     generator = np.random.RandomState(5)
     options = PointOptions(mode=mode, erosion=3)
     for index, published in enumerate(reference[f"post/points_{mode}_erosion1_seed5"]):
-        pixels = candidates(components.crop(index), options)
+        pixels = candidate_pixels(components.crop(index), options)
         drawn = pixels[generator.choice(len(pixels), 5, replace=False)][:, ::-1]
         corner = components.boxes[index, 1::-1]
         assert (drawn + corner == published).all(), index
 
 
 def test_no_component_is_without_points(components, reference):
-    """Published: 8 point sets for 11 components (it takes the last part, not the largest)."""
+    """The published code has 8 point sets for 11 components: it takes the last part, not the
+    largest one."""
     assert len(reference["post/points_largest_component_erosion1_seed5"]) == 8
     options = PointOptions(mode="largest_component", erosion=3)
-    points = choose_points(components, options, np.random.default_rng(0))
+    points = sample_points(components, options, np.random.default_rng(0))
     assert len(points) == len(components) == 11
     columns, rows = points.astype(int).transpose(2, 0, 1)
     assert (components.ids[rows, columns] == np.arange(11)[:, None]).all()
 
 
 @pytest.fixture(scope="module")
-def united(reference, published):
-    three = unpacked(reference, "post/sam_masks_packed", (11, 3, 192, 192))
+def best_masks(reference, published):
+    three = unpack(reference, "post/sam_masks_packed", (11, 3, 192, 192))
     best = torch.from_numpy(reference["post/sam_ious"]).argmax(1)
     masks = three[torch.arange(11), best]
-    classes = of_classes(published["post/counts_random_erosion0"]["counts"])
+    classes = component_classes(published["post/counts_random_erosion0"]["counts"])
     teacher = torch.from_numpy(reference["post/sem_seg"])
     return masks, classes, teacher
 
 
-def test_best_masks(united, reference):
-    assert (united[0] == unpacked(reference, "post/best_packed", (11, 192, 192))).all()
+def test_best_masks(best_masks, reference):
+    assert (best_masks[0] == unpack(reference, "post/best_packed", (11, 192, 192))).all()
 
 
-def test_overlaps_and_union(united, reference):
-    masks, classes, teacher = united
-    without = unpacked(reference, "post/no_overlap_packed", (11, 192, 192))
-    ours = unite(masks, classes, teacher, overlap="published")
+def test_overlaps_and_union(best_masks, reference):
+    masks, classes, teacher = best_masks
+    without = unpack(reference, "post/no_overlap_packed", (11, 192, 192))
+    ours = merge_masks_by_class(masks, classes, teacher, overlap="published")
     assert ours.labels.tolist() == reference["post/final_labels"].tolist()
-    assert (ours.masks == unpacked(reference, "post/final_masks_packed", (7, 192, 192))).all()
+    assert (ours.masks == unpack(reference, "post/final_masks_packed", (7, 192, 192))).all()
     assert (ours.covered == without.any(0)).all()
     union = np.where(reference["post/union"] == 19, 255, reference["post/union"])
     assert (ours.class_map().numpy() == union).all()
 
 
-def test_masks_of_one_class_may_share_pixels(united, reference):
-    masks, classes, teacher = united
-    published = unite(masks, classes, teacher, overlap="published")
-    ours = unite(masks, classes, teacher, overlap="classes")
+def test_masks_of_one_class_may_share_pixels(best_masks, reference):
+    masks, classes, teacher = best_masks
+    published = merge_masks_by_class(masks, classes, teacher, overlap="published")
+    ours = merge_masks_by_class(masks, classes, teacher, overlap="classes")
     for label, mask in zip(ours.labels, ours.masks, strict=True):
         own, others = masks[classes == label].any(0), masks[classes != label].any(0)
         assert (mask == own & ~others).all()
@@ -137,18 +139,18 @@ def joint_components(reference):
 @pytest.fixture(scope="module")
 def recorded(reference):
     names = ("joint0/best_masks_packed", "joint0/best_masks_no_overlap_packed")
-    return [unpacked(reference, name, (27, 256, 320)) for name in names]
+    return [unpack(reference, name, (27, 256, 320)) for name in names]
 
 
 def test_components_of_the_teachers_map(joint_components, reference, published):
     counts = published["joint0/points_per_class"]
-    assert joint_components.classes.tolist() == of_classes(counts).tolist()
+    assert joint_components.classes.tolist() == component_classes(counts).tolist()
     columns, rows = reference["joint0/points_xy"].astype(int).transpose(2, 0, 1)
     assert (joint_components.ids[rows, columns] == np.arange(27)[:, None]).all()
 
 
 def test_points_in_sams_frame(reference):
-    height, width = resized(256, 320, 1024)
+    height, width = input_size(256, 320, 1024)
     scaled = reference["joint0/points_xy"] * np.array([width / 320, height / 256])
     assert np.allclose(scaled, reference["joint0/sam/point_coords_1024"], rtol=0, atol=1e-9)
 
@@ -161,7 +163,7 @@ def test_pseudo_labels_from_the_recorded_masks(joint_components, recorded, refer
 def assert_pseudo_labels(masks, components, without, reference, equal):
     teacher = torch.from_numpy(reference["joint0/teacher_sem_seg"])
     classes = torch.from_numpy(components.classes)
-    ours = unite(masks, classes, teacher, overlap="published")
+    ours = merge_masks_by_class(masks, classes, teacher, overlap="published")
     assert ours.labels.tolist() == reference["joint0/pseudo_labels"].tolist()
     assert (ours.masks.numpy() == reference["joint0/pseudo_masks"]).mean() >= equal
     assert (ours.covered == without.any(0)).float().mean() >= equal
@@ -178,7 +180,7 @@ def decoded(reference):
     state = {f"sam.sam.{name}": value for name, value in sam.state_dict().items()}
     weights_rule().fill(sam, state)
     embedding = ImageEmbedder(sam)([torch.from_numpy(reference["in/joint0/generated/image"])])[0]
-    (decoded,) = PointDecoder(sam)([embedding], [reference["joint0/points_xy"]], [(256, 320)])
+    (decoded,) = PointPredictor(sam)([embedding], [reference["joint0/points_xy"]], [(256, 320)])
     return decoded
 
 

@@ -1,12 +1,15 @@
-"""The teacher: a moving average beside the model, and what of it survives a checkpoint."""
+"""The teacher: a moving average of all parameters that train, and its state in checkpoints."""
 
 from __future__ import annotations
+
+import logging
 
 import pytest
 import torch
 from torch import nn
 
-from clouds.self_training.ema import EMATeacher, label_from_scores
+from clouds.self_training.ema import EMATeacher
+from clouds.self_training.pseudo_labeler import label_from_scores
 
 
 def layers(seed=0):
@@ -14,58 +17,99 @@ def layers(seed=0):
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
 
 
+def teacher_of(momentum=0.9, interval=1, frozen=True, seed=0):
+    """A student with a backbone, of which one layer is always frozen, and a head."""
+    backbone = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    backbone[0].requires_grad_(False)
+    backbone.requires_grad_(False) if frozen else backbone[1].requires_grad_(True)
+    student = {"backbone": backbone, "sem_seg_head": layers(seed).train()}
+    teacher = EMATeacher(student, momentum, interval)
+    teacher.reset()
+    return student, teacher
+
+
 def test_the_average_is_the_geometric_sum_of_the_students_weights():
-    student = layers()
-    teacher = EMATeacher(student, momentum=0.9, interval=1)
-    weight = student[0].weight
-    seen = [weight.detach().double().clone()]
-    teacher.restart()
+    student, teacher = teacher_of(frozen=False)
+    weights = [student["sem_seg_head"][0].weight, student["backbone"][1].weight]
+    history = [[weight.detach().double().clone() for weight in weights]]
     for i in range(5):
         with torch.no_grad():
-            weight += 0.3 * i - 0.5
+            for weight in weights:
+                weight += 0.3 * i - 0.5
         teacher.update()
-        seen.append(weight.detach().double().clone())
-    # after n updates: m^n w_0 + (1 - m) sum_k m^(n - k) w_k
-    expected = 0.9**5 * seen[0] + 0.1 * sum(0.9 ** (5 - k) * seen[k] for k in range(1, 6))
-    torch.testing.assert_close(teacher.head[0].weight.double(), expected, atol=1e-6, rtol=1e-6)
+        history.append([weight.detach().double().clone() for weight in weights])
+    averages = [teacher.parts["sem_seg_head"][0].weight, teacher.parts["backbone"][1].weight]
+    for average, values in zip(averages, zip(*history, strict=True), strict=True):
+        # after n updates: m^n w_0 + (1 - m) sum_k m^(n - k) w_k
+        expected = 0.9**5 * values[0] + 0.1 * sum(0.9 ** (5 - k) * values[k] for k in range(1, 6))
+        torch.testing.assert_close(average.double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_updates_come_after_every_interval():
-    teacher = EMATeacher(layers(), 0.9, interval=100)
+    _, teacher = teacher_of(interval=100)
     assert [i for i in range(301) if teacher.due(i)] == [99, 199, 299]
 
 
 def test_it_never_trains_and_is_no_part_of_the_student():
-    student = layers().train()
-    teacher = EMATeacher(student, 0.9, 1)
-    assert not any(p.requires_grad for p in teacher.head.parameters())
-    assert not any(m.training for m in teacher.head.modules())
-    assert student.training and all(p.requires_grad for p in student.parameters())
-    mine = {p.data_ptr() for p in student.parameters()}
-    assert mine.isdisjoint(p.data_ptr() for p in teacher.head.parameters())
+    student, teacher = teacher_of()
+    head = teacher.parts["sem_seg_head"]
+    assert not any(p.requires_grad for p in head.parameters())
+    assert not any(m.training for m in head.modules())
+    assert student["sem_seg_head"].training
+    assert all(p.requires_grad for p in student["sem_seg_head"].parameters())
+    shared = {p.data_ptr() for p in student["sem_seg_head"].parameters()}
+    assert shared.isdisjoint(p.data_ptr() for p in head.parameters())
+
+
+def test_what_is_frozen_is_shared_and_not_saved():
+    student, teacher = teacher_of(frozen=True)
+    assert teacher.parts["backbone"] is student["backbone"]
+    assert {name.split(".")[0] for name in teacher.state_dict()} == {"sem_seg_head"}
+    student, teacher = teacher_of(frozen=False)
+    copy = teacher.parts["backbone"]
+    assert copy[0].weight is student["backbone"][0].weight
+    assert copy[1].weight.data_ptr() != student["backbone"][1].weight.data_ptr()
+    saved = {name for name in teacher.state_dict() if name.startswith("backbone")}
+    assert saved == {"backbone.1.weight", "backbone.1.bias"}
 
 
 def test_buffers_are_those_of_the_student():
-    student = layers().train()
-    teacher = EMATeacher(student, 0.9, 1)
-    teacher.restart()
-    student(torch.randn(8, 3))
+    student, teacher = teacher_of()
+    student["sem_seg_head"](torch.randn(8, 3))
     teacher.update()
-    assert torch.equal(teacher.head[1].running_mean, student[1].running_mean)
-    assert teacher.head[1].num_batches_tracked == 1
+    norm = teacher.parts["sem_seg_head"][1]
+    assert torch.equal(norm.running_mean, student["sem_seg_head"][1].running_mean)
+    assert norm.num_batches_tracked == 1
 
 
-def test_its_state_comes_back():
-    student = layers()
-    teacher = EMATeacher(student, 0.5, 1)
-    teacher.restart()
+@pytest.mark.parametrize("frozen", [True, False])
+def test_its_state_comes_back(frozen):
+    student, teacher = teacher_of(0.5, frozen=frozen)
     with torch.no_grad():
-        student[0].weight += 1
+        student["sem_seg_head"][0].weight += 1
+        student["backbone"][1].weight += 1
     teacher.update()
-    other = EMATeacher(layers(seed=1), 0.5, 1)
+    _, other = teacher_of(0.5, frozen=frozen, seed=1)
     other.load_state_dict(teacher.state_dict())
-    for name, value in teacher.head.state_dict().items():
-        assert torch.equal(value, other.head.state_dict()[name])
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+
+
+def test_a_state_of_another_network_is_refused():
+    state = teacher_of(frozen=False)[1].state_dict()
+    with pytest.raises(ValueError, match=r"2 names or shapes differ.*MODEL\.BACKBONE\.FREEZE"):
+        teacher_of(frozen=True)[1].load_state_dict(state)
+
+
+def test_states_of_earlier_versions_hold_the_head_alone(caplog):
+    _, teacher = teacher_of(frozen=False)
+    earlier = {name: value + 1 for name, value in layers().state_dict().items()}
+    backbone = teacher.parts["backbone"][1].weight.clone()
+    with caplog.at_level(logging.WARNING):
+        teacher.load_state_dict(earlier)
+    assert torch.equal(teacher.parts["sem_seg_head"][0].weight, earlier["0.weight"])
+    assert torch.equal(teacher.parts["backbone"][1].weight, backbone)
+    assert "averages the head alone; its backbone starts" in caplog.text
 
 
 def test_confidence_is_the_share_of_the_best_class():

@@ -26,7 +26,7 @@ from clouds.self_training.refiners.sam.embedding_cache import (
     fingerprint,
 )
 from clouds.self_training.refiners.sam.model import build_sam
-from clouds.self_training.refiners.sam.refiner import ImageEmbedder
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder
 
 SIZE = (96, 160)
 SHAPE = (4, 8, 8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clouds.config import get_cfg
-from clouds.self_training.pseudo_labeler import PseudoLabelOptions, targets
+from clouds.self_training.pseudo_labeler import PseudoLabelOptions, pseudo_targets
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
 
 #            teacher    confidence        refined              agreement
@@ -37,7 +37,7 @@ def maps(result):
 
 
 def test_published_every_pixel_counts(teacher, refined):
-    result = targets(teacher, refined)
+    result = pseudo_targets(teacher, refined)
     assert maps(result) == {0: "110 000", 4: "000 110"}
     assert result.weights is None
     assert result.masks.dtype == torch.bool
@@ -45,20 +45,20 @@ def test_published_every_pixel_counts(teacher, refined):
 
 
 def test_uncovered_ignored(teacher, refined):
-    result = targets(teacher, refined, PseudoLabelOptions(uncovered="ignore"))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(uncovered="ignore"))
     assert maps(result) == {0: "110 000", 4: "000 110"}
     assert result.weights.tolist() == [[1, 1, 0], [1, 1, 0]]
 
 
 def test_uncovered_left_to_the_teacher(teacher, refined):
-    result = targets(teacher, refined, PseudoLabelOptions(uncovered="teacher"))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(uncovered="teacher"))
     assert maps(result) == {0: "110 000", 1: "001 000", 2: "000 001", 4: "000 110"}
     assert result.weights is None
 
 
 def test_the_teacher_adds_to_a_class_that_is_there(refined):
     classes = torch.tensor([[9, 9, 4], [9, 9, 255]], dtype=torch.uint8)
-    result = targets(
+    result = pseudo_targets(
         PseudoLabel(classes, CONFIDENCE), refined, PseudoLabelOptions(uncovered="teacher")
     )
     assert maps(result) == {0: "110 000", 4: "001 110"}
@@ -66,24 +66,24 @@ def test_the_teacher_adds_to_a_class_that_is_there(refined):
 
 def test_the_refined_masks_are_not_written_to(teacher, refined):
     before = refined.masks.clone()
-    targets(teacher, refined, PseudoLabelOptions("teacher", 0.5, 0.3, "both"))
+    pseudo_targets(teacher, refined, PseudoLabelOptions("teacher", 0.5, 0.3, "both"))
     assert (refined.masks == before).all()
 
 
 def test_pixels_of_little_confidence_do_not_count(teacher, refined):
-    result = targets(teacher, refined, PseudoLabelOptions(min_confidence=0.6))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(min_confidence=0.6))
     assert result.weights.tolist() == [[1, 1, 0], [1, 0, 0]]
     assert result.labels.tolist() == [0, 4]
 
 
 def test_a_class_without_a_pixel_that_counts_is_no_target(teacher, refined):
-    result = targets(teacher, refined, PseudoLabelOptions(min_confidence=0.7))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(min_confidence=0.7))
     assert result.weights.tolist() == [[1, 1, 0], [0, 0, 0]]
     assert maps(result) == {0: "110 000"}
 
 
 def test_little_agreement_drops_covered_pixels_only(teacher, refined):
-    result = targets(teacher, refined, PseudoLabelOptions(min_agreement=0.3))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(min_agreement=0.3))
     assert result.weights.tolist() == [[1, 1, 1], [0, 0, 1]]
     assert maps(result) == {0: "110 000"}
 
@@ -97,7 +97,7 @@ def test_little_agreement_drops_covered_pixels_only(teacher, refined):
     ],
 )
 def test_weights(teacher, refined, weight, expected):
-    result = targets(teacher, refined, PseudoLabelOptions(weight=weight))
+    result = pseudo_targets(teacher, refined, PseudoLabelOptions(weight=weight))
     torch.testing.assert_close(result.weights, torch.tensor(expected))
     assert result.weights.dtype == torch.float32
     assert result.labels.tolist() == [0, 4]
@@ -105,7 +105,7 @@ def test_weights(teacher, refined, weight, expected):
 
 def test_options_together(teacher, refined):
     options = PseudoLabelOptions("ignore", min_confidence=0.55, weight="confidence")
-    result = targets(teacher, refined, options)
+    result = pseudo_targets(teacher, refined, options)
     torch.testing.assert_close(result.weights, torch.tensor([[0.9, 0.8, 0], [0.6, 0, 0]]))
 
 
@@ -117,7 +117,7 @@ def test_a_label_with_no_class_at_all(uncovered, weight):
         torch.empty(0, dtype=torch.int64), torch.empty(0, 2, 3, dtype=torch.bool), torch.zeros(2, 3)
     )
     assert (refined.class_map() == 255).all()
-    result = targets(
+    result = pseudo_targets(
         PseudoLabel(nothing, torch.zeros(2, 3)),
         refined,
         PseudoLabelOptions(uncovered, 0, 0, weight),
@@ -133,8 +133,8 @@ def test_an_emptied_class_stays_where_every_pixel_counts(teacher):
         torch.stack([MASKS[0], torch.zeros(2, 3, dtype=torch.bool)]),
         AGREEMENT,
     )
-    assert targets(teacher, refined).labels.tolist() == [0, 4]
-    ignoring = targets(teacher, refined, PseudoLabelOptions(uncovered="ignore"))
+    assert pseudo_targets(teacher, refined).labels.tolist() == [0, 4]
+    ignoring = pseudo_targets(teacher, refined, PseudoLabelOptions(uncovered="ignore"))
     assert ignoring.labels.tolist() == [0]
 
 

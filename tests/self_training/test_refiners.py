@@ -13,21 +13,19 @@ from tiny_sam import config, image_of, label_of
 
 from clouds.config import get_cfg
 from clouds.ops.sam import as_tokens, attend, best_masks, encode
-from clouds.self_training.pseudo_labeler import targets
+from clouds.self_training.pseudo_labeler import pseudo_targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners.base import PseudoLabel
-from clouds.self_training.refiners.sam import refiner as sam_refiner
+from clouds.self_training.refiners.sam import predictor
 from clouds.self_training.refiners.sam.model import build_sam, read_weights
-from clouds.self_training.refiners.sam.prompts import PointOptions, choose_points, find_components
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor, input_size
+from clouds.self_training.refiners.sam.prompts import PointOptions, find_components, sample_points
 from clouds.self_training.refiners.sam.refiner import (
-    ImageEmbedder,
-    PointDecoder,
     SamOptions,
     SamRefiner,
-    resized,
-    unite,
+    merge_masks_by_class,
 )
-from clouds.self_training.refiners.superpixel import majority, superpixels
+from clouds.self_training.refiners.superpixel import majority_vote, superpixels
 
 SIZES = ((96, 160), (160, 96), (128, 128), (61, 83))
 
@@ -58,12 +56,12 @@ def predicted(sam, image, points, second_pass):
 def test_embedding_and_masks_equal_segment_anythings(tiny_sam, size, second_pass):
     image, label = image_of(size), label_of(size)
     components = find_components(label.classes.numpy(), 100)
-    points = choose_points(components, PointOptions(), np.random.default_rng(0))
+    points = sample_points(components, PointOptions(), np.random.default_rng(0))
     masks, ious, embedding = predicted(tiny_sam, image, points, second_pass)
     ours = ImageEmbedder(tiny_sam)([image])[0]
     assert ours.shape == (64, 8, 8)
     torch.testing.assert_close(ours, embedding)
-    [(our_masks, our_ious)] = PointDecoder(tiny_sam, second_pass)([ours], [points], [size])
+    [(our_masks, our_ious)] = PointPredictor(tiny_sam, second_pass)([ours], [points], [size])
     torch.testing.assert_close(our_ious, ious, rtol=1e-4, atol=1e-4)
     assert our_masks.shape == masks.shape and our_masks.dtype == torch.bool
     assert (our_masks == masks).float().mean() > 0.9999
@@ -137,12 +135,12 @@ def test_the_decoder_is_segment_anythings(points):
 
 def test_the_second_pass_changes_masks(tiny_sam):
     image, label = image_of(), label_of()
-    points = choose_points(
+    points = sample_points(
         find_components(label.classes.numpy(), 100), PointOptions(), np.random.default_rng(0)
     )
     embeddings = ImageEmbedder(tiny_sam)([image])
     once, twice = (
-        next(PointDecoder(tiny_sam, passes)(embeddings, [points], [(96, 160)]))[0]
+        next(PointPredictor(tiny_sam, passes)(embeddings, [points], [(96, 160)]))[0]
         for passes in (False, True)
     )
     assert (once != twice).any()
@@ -153,14 +151,14 @@ def test_resizing_is_segment_anythings(size):
     from segment_anything.utils.transforms import ResizeLongestSide
 
     for side in (128, 1024):
-        assert resized(*size, side) == ResizeLongestSide.get_preprocess_shape(*size, side)
+        assert input_size(*size, side) == ResizeLongestSide.get_preprocess_shape(*size, side)
 
 
 @pytest.mark.parametrize("second_pass", [False, True])
 def test_how_many_are_decoded_at_once_does_not_matter(tiny_sam, second_pass, monkeypatch):
-    monkeypatch.setattr(sam_refiner, "CPU_AT_ONCE", 1000)
+    monkeypatch.setattr(predictor, "REGIONS_AT_ONCE_CPU", 1000)
     points = [
-        choose_points(
+        sample_points(
             find_components(label_of(size, seed).classes.numpy(), 50),
             PointOptions(),
             np.random.default_rng(0),
@@ -170,7 +168,7 @@ def test_how_many_are_decoded_at_once_does_not_matter(tiny_sam, second_pass, mon
     images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
     embeddings = ImageEmbedder(tiny_sam)(images)
     for at_once in (1, 3, 1000):  # 3: of one image, and of two
-        together = list(PointDecoder(tiny_sam, second_pass, at_once)(embeddings, points, SIZES))
+        together = list(PointPredictor(tiny_sam, second_pass, at_once)(embeddings, points, SIZES))
         assert len(together) == len(SIZES)
         for image, own, (masks, ious) in zip(images, points, together, strict=True):
             expected, expected_ious, _ = predicted(tiny_sam, image, own, second_pass)
@@ -192,7 +190,7 @@ TEACHER = torch.tensor([[3, 3, 3, 7], [3, 0, 7, 7]], dtype=torch.uint8)
 
 
 def test_overlap_between_classes():
-    united = unite(MASKS, OF, TEACHER)
+    united = merge_masks_by_class(MASKS, OF, TEACHER)
     assert united.labels.tolist() == [3, 7]  # nothing is left of 9
     assert (united.masks == drawn("1100 1100", "0000 0011")).all()
     # 3: 1100 1100 has 3 of its 4 pixels in the teacher's 3; of 0110 is left 0100, which has all.
@@ -200,7 +198,7 @@ def test_overlap_between_classes():
 
 
 def test_overlap_as_published():
-    united = unite(MASKS, OF, TEACHER, overlap="published")
+    united = merge_masks_by_class(MASKS, OF, TEACHER, overlap="published")
     assert united.labels.tolist() == [3, 7, 9]
     assert (united.masks == drawn("1000 1100", "0000 0011", "0000 0000")).all()
     thirds = pytest.approx([2 / 3, 2 / 3])
@@ -209,7 +207,7 @@ def test_overlap_as_published():
 
 
 def test_overlap_left():
-    united = unite(MASKS, OF, TEACHER, remove_overlap=False)
+    united = merge_masks_by_class(MASKS, OF, TEACHER, remove_overlap=False)
     assert (united.masks == drawn("1110 1100", "0010 0011")).all()
     # Where masks meet the better agreement counts: at (0, 2), 1 of 0110 over 2/3 of 0010 0011.
     assert united.agreement[0, 2] == 1.0
@@ -221,7 +219,9 @@ def test_many_random_masks_pixel_by_pixel():
     classes = torch.tensor([0, 0, 0, 2, 5, 5, 7, 7, 7, 7, 11, 18])
     teacher = torch.randint(0, 19, (20, 30), generator=generator).to(torch.uint8)
     before = masks.clone()
-    ours, published = (unite(masks, classes, teacher, overlap=o) for o in ("classes", "published"))
+    ours, published = (
+        merge_masks_by_class(masks, classes, teacher, overlap=o) for o in ("classes", "published")
+    )
     assert (masks == before).all()
     for row in range(20):
         for column in range(30):
@@ -254,7 +254,7 @@ def test_sam_refines_images_of_several_sizes():
         assert (one.agreement[~one.covered] == 0).all()
         columns, rows = one.points.long().permute(2, 0, 1)
         assert (large.ids[rows, columns] == np.arange(len(large))[:, None]).all()
-        assert targets(label, one).weights is None
+        assert pseudo_targets(label, one).weights is None
 
 
 def test_one_seed_one_label_whatever_else_is_in_the_batch():
@@ -278,9 +278,8 @@ def test_an_image_without_a_large_component_keeps_its_label_and_is_not_embedded(
     images, labels = [image_of(seed=s) for s in range(3)], [label_of(seed=s) for s in range(3)]
     checked = np.indices((96, 160)).sum(0) % 2
     labels[1] = PseudoLabel(torch.from_numpy(checked.astype(np.uint8)), labels[1].confidence)
-    refined = SamRefiner(tiny_sam, SamOptions(larger_than=100), embed).refine(
-        images, labels, [0, 1, 2]
-    )
+    refiner = SamRefiner(embed, PointPredictor(tiny_sam), SamOptions(size_threshold=100))
+    refined = refiner.refine(images, labels, [0, 1, 2])
     assert len(embedded) == 2
     assert embedded[0] is images[0] and embedded[1] is images[2]
     assert refined[1].labels.tolist() == [0, 1]
@@ -298,7 +297,7 @@ def test_a_label_that_names_no_class(refiner):
     refined = refine(cfg, [image_of()], [label], [0])[0]
     assert refined.masks.shape == (0, 96, 160)
     assert (refined.agreement == 0).all()
-    assert len(targets(label, refined).labels) == 0
+    assert len(pseudo_targets(label, refined).labels) == 0
 
 
 def test_no_images():
@@ -422,7 +421,7 @@ def test_segment_anything_without_its_package(monkeypatch):
 def test_majority_by_hand():
     segments = np.array([[0, 0, 1, 1], [0, 0, 1, 3], [3, 3, 3, 3]])
     classes = np.array([[7, 7, 2, 4], [7, 1, 255, 9], [9, 0, 0, 255]], np.uint8)
-    winners, shares = majority(segments, classes)
+    winners, shares = majority_vote(segments, classes)
     # 0: 7 x3 of 4. 1: 2 and 4 once each, 255 has no vote. 3: 9 and 0 twice each, of 5.
     assert winners.tolist() == [[7, 7, 2, 2], [7, 7, 2, 0], [0, 0, 0, 0]]
     expected = [[3 / 4] * 2 + [1 / 3] * 2, [3 / 4] * 2 + [1 / 3, 2 / 5], [2 / 5] * 4]
@@ -431,7 +430,7 @@ def test_majority_by_hand():
 
 
 def test_a_segment_where_nobody_votes():
-    winners, shares = majority(np.array([[0, 1]]), np.array([[255, 3]], np.uint8))
+    winners, shares = majority_vote(np.array([[0, 1]]), np.array([[255, 3]], np.uint8))
     assert winners.tolist() == [[255, 3]]
     assert shares.tolist() == [[0, 1]]
 
@@ -440,7 +439,7 @@ def test_majority_segment_by_segment():
     generator = np.random.default_rng(0)
     segments = generator.integers(0, 40, (50, 70))
     classes = generator.choice(np.array([0, 3, 18, 255], np.uint8), (50, 70))
-    winners, shares = majority(segments, classes)
+    winners, shares = majority_vote(segments, classes)
     for segment in range(40):
         inside = segments == segment
         votes = [(classes[inside] == kind).sum() for kind in (0, 3, 18)]
@@ -543,6 +542,6 @@ def test_one_of_your_own():
 def test_options_come_from_the_config():
     assert SamOptions.from_config(get_cfg()) == SamOptions()
     cfg = config(RM_INTERSECTION=False, OVERLAP="published", REFINEMENT=True, NUM_POINTS=3)
-    assert SamOptions.from_config(cfg) == SamOptions(
-        100, PointOptions(count=3), False, "published", True, 64
-    )
+    options = SamOptions(100, PointOptions(num_points=3), False, "published")
+    assert SamOptions.from_config(cfg) == options
+    assert build_refiner(cfg, "cpu").predict_masks.second_pass

@@ -1,3 +1,5 @@
+"""The tool that reports on the datasets under a root."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,9 +9,17 @@ from pathlib import Path
 import check_datasets as tool
 import numpy as np
 import pytest
-from dataset_files import EVERY, picture, real_camvid, save, save_palette, write
+from dataset_files import (
+    DATASET_NAMES,
+    random_image,
+    real_camvid,
+    save,
+    save_palette,
+    write,
+    write_generated,
+)
 
-from clouds.data.dataset_report import check_dataset
+from clouds.data.dataset_report import UNREADABLE, check_dataset
 from clouds.data.datasets import forget_listings, get_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,26 +43,26 @@ def run(capsys, root, *args) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_sound_datasets(tmp_path, capsys, full):
-    for name in EVERY:
+def test_valid_datasets(tmp_path, capsys, full):
+    for name in DATASET_NAMES:
         for i in range(7):
             write(tmp_path, name, i)
-    code, out = run(capsys, tmp_path, "--datasets", *EVERY, *(["--full"] if full else []))
+    code, out = run(capsys, tmp_path, "--datasets", *DATASET_NAMES, *(["--full"] if full else []))
     assert code == 0
-    for name in EVERY:
+    for name in DATASET_NAMES:
         opened = "7" if full else "5"
         assert cells(out, name) == [name, "ok", "7", "0", "0", "0", opened, "0", "0", "0"]
     assert ("--full opens all" in out) is not full
 
 
-def test_nothing_is_there(tmp_path, capsys):
+def test_no_dataset_exists(tmp_path, capsys):
     code, out = run(capsys, tmp_path)
     assert code == 0
-    for name in EVERY:
+    for name in DATASET_NAMES:
         assert cells(out, name) == [name, "missing"]
 
 
-def test_missing_by_name_is_a_failure_with_a_hint(tmp_path, capsys):
+def test_a_requested_dataset_that_is_missing_fails_with_a_hint(tmp_path, capsys):
     write(tmp_path, "bdd_val", 0)
     code, out = run(capsys, tmp_path, "--datasets", "bdd_val", "mapillary_val")
     assert code == 1
@@ -62,7 +72,7 @@ def test_missing_by_name_is_a_failure_with_a_hint(tmp_path, capsys):
     assert "https://www.mapillary.com" in out
 
 
-def test_halves_without_partner_are_counted(tmp_path, capsys):
+def test_files_without_partner_are_counted(tmp_path, capsys):
     for i in range(6):
         image, _ = write(tmp_path, "cityscapes_val", i)
         if i < 2:
@@ -76,8 +86,8 @@ def test_halves_without_partner_are_counted(tmp_path, capsys):
     assert "000001_000019_gtFine_labelIds.png" in out
 
 
-def test_labels_folder_missing(tmp_path, capsys):
-    save(tmp_path / "synthia/RGB/0000000.png", picture(0))
+def test_missing_labels_folder(tmp_path, capsys):
+    save(tmp_path / "synthia/RGB/0000000.png", random_image(0))
     code, out = run(capsys, tmp_path, "--datasets", "synthia")
     assert code == 1
     assert cells(out, "synthia")[1] == "broken"
@@ -89,7 +99,7 @@ def test_defects_inside_files(tmp_path, capsys):
         write(tmp_path, "mapillary_val", i)
     top = tmp_path / "mapillary_vistas/validation"
     (top / "images/_14Xy-Z.jpg").write_bytes(b"")
-    (top / "labels/_15Xy-Z.png").write_text("no picture")
+    (top / "labels/_15Xy-Z.png").write_text("not an image")
     save_palette(top / "labels/_16Xy-Z.png", np.full((24, 32), 66, np.uint8))
     save_palette(top / "labels/_17Xy-Z.png", np.full((24, 30), 0, np.uint8))
     code, out = run(capsys, tmp_path, "--datasets", "mapillary_val", "--full", "--workers", "3")
@@ -102,7 +112,7 @@ def test_defects_inside_files(tmp_path, capsys):
     assert "_17Xy-Z.png (30x24, image 32x24)" in out
 
 
-def test_a_defect_in_a_dataset_not_asked_for_shows_and_is_no_failure(tmp_path, capsys):
+def test_a_defect_in_a_dataset_that_was_not_requested_is_shown_without_failing(tmp_path, capsys):
     for i in range(3):
         write(tmp_path, "synthia", i)
     (tmp_path / "synthia/RGB/0000001.png").write_bytes(b"")
@@ -111,7 +121,7 @@ def test_a_defect_in_a_dataset_not_asked_for_shows_and_is_no_failure(tmp_path, c
     assert cells(out, "synthia")[1] == "broken"
 
 
-def test_gta_pairs_of_two_sizes_are_counted_and_no_failure(tmp_path, capsys):
+def test_gta_pairs_of_different_size_are_counted_without_failing(tmp_path, capsys):
     for i in range(4):
         write(tmp_path, "gta5", i)
     save_palette(tmp_path / "gta5/labels/00002.png", np.full((25, 32), 7, np.uint8))
@@ -121,7 +131,7 @@ def test_gta_pairs_of_two_sizes_are_counted_and_no_failure(tmp_path, capsys):
 
 
 def test_generated_folders_are_found(tmp_path, capsys):
-    save(tmp_path / "stable_diffusion/day1/images/a.png", picture(0))
+    save(tmp_path / "stable_diffusion/day1/images/a.png", random_image(0))
     code, out = run(capsys, tmp_path)
     assert code == 0
     assert cells(out, "sd_day1")[:3] == ["sd_day1", "ok", "1"]
@@ -142,14 +152,14 @@ def test_the_sample_is_spread_from_first_to_last(tmp_path):
     for path in ("0001TP_000000.png", "0001TP_000039.png"):
         (tmp_path / "camvid/val" / path).write_bytes(b"")
     seen = []
-    health = check_dataset(
+    report = check_dataset(
         get_dataset("camvid_val", tmp_path), 3, 2, lambda done, total: seen.append((done, total))
     )
-    assert len(health.broken_files) == 2
+    assert len(report.defects[UNREADABLE]) == 2
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_as_a_command(tmp_path):
+def test_from_the_command_line(tmp_path):
     write(tmp_path, "gta5", 0)
     command = [sys.executable, str(TOOL), "--root", str(tmp_path), "--datasets", "gta5"]
     done = subprocess.run(
@@ -157,6 +167,82 @@ def test_as_a_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert cells(done.stdout, "gta5")[1:3] == ["ok", "1"]
+
+
+# ---------------------------------------------------------------- generated images
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Four generated images, numbers 100 to 103."""
+    for i in range(4):
+        write_generated(tmp_path, f"{100 + i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def images(root):
+    return root / "stable_diffusion/x/images"
+
+
+def test_valid_generated_datasets(root, capsys):
+    write_generated(root, "1.png", folder="y")
+    code, out = run(capsys, root, "--full")
+    assert code == 0
+    assert cells(out, "sd_x") == ["sd_x", "ok", "4", "4", "0", "0", "4", "0", "0", "0"]
+    assert cells(out, "sd_y")[:3] == ["sd_y", "ok", "1"]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_generated_dataset_with_every_defect(root, images, capsys, full):
+    for i in range(4, 7):
+        write_generated(root, f"{100 + i}.png")
+    save(images / "200.png", random_image(0))
+    (images / "100.png").unlink()
+    (images / "101.png").write_bytes(b"")
+    save(images / "102.png", random_image(102, (20, 32)))
+    save(images / "103.png", random_image(0))  # the same size, other contents
+    code, out = run(capsys, root, "--datasets", "sd_x", "--workers", "2", *["--full"] * full)
+    assert code == 1
+    assert cells(out, "sd_x")[1] == "broken"
+    assert f"1 images have no entry in {images.parent / 'manifest.jsonl'}" in out
+    assert str(images / "200.png") in out
+    assert f"missing in {images}: 100.png" in out
+    if full:
+        assert cells(out, "sd_x")[7] == "1"
+        assert "2 images differ from the manifest" in out
+        assert f"{images / '102.png'} (32x20, manifest 32x24)" in out
+        assert f"{images / '103.png'} (other contents than when it was generated)" in out
+    else:
+        assert "other contents" not in out
+
+
+def test_hashes_are_compared_when_all_images_are_opened(root, images):
+    path = images / "103.png"
+    path.write_bytes(path.read_bytes() + b"\0")  # still an image with the same pixels
+    dataset = get_dataset("sd_x", root)
+    assert check_dataset(dataset, 4, 1).state == "ok"
+    assert check_dataset(dataset, None, 1).problems() == [
+        f"1 images differ from the manifest: {path} (other contents than when it was generated)"
+    ]
+
+
+def test_a_broken_manifest_is_reported(root, images, capsys):
+    with (images.parent / "manifest.jsonl").open("a") as file:
+        file.write("{}\n")
+    code, out = run(capsys, root, "--datasets", "sd_x")
+    assert code == 1
+    assert "manifest.jsonl:5: not a valid manifest entry" in out
+
+
+def test_without_a_manifest_nothing_is_compared(root, images, capsys):
+    (images.parent / "manifest.jsonl").unlink()
+    code, out = run(capsys, root, "--datasets", "sd_x", "--full")
+    assert code == 0
+    assert cells(out, "sd_x")[1] == "ok"
+
+
+# ---------------------------------------------------------------- real images
 
 
 def test_real_camvid(capsys):

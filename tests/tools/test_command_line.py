@@ -1,6 +1,7 @@
-"""What the commands share: which errors become one line, and which keep their traceback."""
+"""Shared by the commands: errors in one line or with their traceback, and paths with `~`."""
 
 import argparse
+import importlib
 import logging
 import subprocess
 import sys
@@ -16,12 +17,12 @@ OTHER = {"__name__": "clouds_of_another", "__file__": "/anywhere/clouds_of_anoth
 
 
 def run(source, module, *also, **options):
-    """Run code as that of a module, called by a command."""
+    """Run code as that of a module, within a command."""
     with command_line.user_errors_in_one_line(*also, **options):
         exec(source, dict(module))
 
 
-def told(capsys, source, module, *also, **options):
+def error_of(capsys, source, module, *also, **options):
     with pytest.raises(SystemExit) as leaving:
         run(source, module, *also, **options)
     assert leaving.value.code == 2
@@ -33,11 +34,11 @@ def told(capsys, source, module, *also, **options):
 @pytest.mark.parametrize("module", [CLOUDS, TOOL])
 @pytest.mark.parametrize("kind", ["ValueError", "OSError", "FileNotFoundError", "ImportError"])
 def test_an_error_of_this_project_is_one_line(capsys, module, kind):
-    assert told(capsys, f"raise {kind}('it is wrong')", module) == "it is wrong"
+    assert error_of(capsys, f"raise {kind}('it is wrong')", module) == "it is wrong"
 
 
-def test_a_key_error_is_told_without_its_quotes(capsys):
-    assert told(capsys, "raise KeyError('no such name')", CLOUDS) == "no such name"
+def test_the_message_of_a_key_error_has_no_quotes(capsys):
+    assert error_of(capsys, "raise KeyError('no such name')", CLOUDS) == "no such name"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_a_key_error_is_told_without_its_quotes(capsys):
         "from pathlib import Path; Path('/nowhere/at/all').read_text()",
     ],
 )
-def test_errors_of_others_keep_their_traceback(capsys, source):
+def test_errors_of_other_packages_keep_their_traceback(capsys, source):
     with pytest.raises((ValueError, OSError)):
         run(source, OTHER)
     assert capsys.readouterr().err == ""
@@ -65,34 +66,34 @@ def test_errors_of_others_keep_their_traceback(capsys, source):
         "raise KeyboardInterrupt",
     ],
 )
-def test_errors_that_tell_of_a_defect_keep_their_traceback(capsys, source):
+def test_errors_of_the_program_keep_their_traceback(capsys, source):
     kinds = (ValueError, ZeroDivisionError, AssertionError, MemoryError, KeyboardInterrupt)
     with pytest.raises(kinds):
         run(source, CLOUDS)
     assert capsys.readouterr().err == ""
 
 
-def test_what_the_system_refuses_is_one_line(capsys):
+def test_errors_of_the_operating_system_are_one_line(capsys):
     for source in (
         "from pathlib import Path; Path('/nowhere/x').read_text()",
         "open('/nowhere/x')",
     ):
-        assert told(capsys, source, CLOUDS) == "/nowhere/x: No such file or directory"
+        assert error_of(capsys, source, CLOUDS) == "/nowhere/x: No such file or directory"
     source = "import errno; raise OSError(errno.ENOSPC, 'the disk is full')"
-    assert told(capsys, source, CLOUDS) == "the disk is full"
+    assert error_of(capsys, source, CLOUDS) == "the disk is full"
 
 
-def test_further_kinds_and_interruption(capsys):
-    assert told(capsys, "raise MemoryError('too large')", CLOUDS, MemoryError) == "too large"
+def test_further_types_and_interruption(capsys):
+    assert error_of(capsys, "raise MemoryError('too large')", CLOUDS, MemoryError) == "too large"
     with pytest.raises(SystemExit) as leaving:
-        run("raise KeyboardInterrupt", OTHER, stopped="go on with it")
+        run("raise KeyboardInterrupt", OTHER, stopped="resume with it")
     assert leaving.value.code == 130
-    assert capsys.readouterr().err == "\ngo on with it\n"
+    assert capsys.readouterr().err == "\nresume with it\n"
 
 
 def test_the_log_gets_the_traceback(capsys, caplog):
     with caplog.at_level(logging.DEBUG, "clouds"):
-        told(capsys, "raise ValueError('wrong')", CLOUDS)
+        error_of(capsys, "raise ValueError('wrong')", CLOUDS)
     assert "Traceback" in caplog.text
 
 
@@ -121,7 +122,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_without_the_package_a_command_says_what_to_install(name):
+def test_without_the_package_the_message_is_how_to_install_it(name):
     bare = [sys.executable, "-S", "-E"]  # no site-packages, no PYTHONPATH
     command = [*bare, str(TOOLS / f"{name}.py"), *WORDS[name]]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -130,6 +131,54 @@ def test_without_the_package_a_command_says_what_to_install(name):
     assert f"Install the project first: pip install -e {TOOLS.parent}" in done.stderr
 
 
-def test_every_command_is_tried_without_the_package():
-    others = {"command_line", "demo"}  # the one has no command, the other starts those above
+def test_all_commands_are_tested_without_the_package():
+    others = {"command_line", "demo"}  # no command; starts the commands above
     assert {path.stem for path in TOOLS.glob("*.py")} == WORDS.keys() | others
+
+
+HOME_PATHS = [
+    ("benchmark", ["--config-file", "x.yaml", "--json", "~/a/b"], "json"),
+    ("check_datasets", ["--root", "~/a/b"], "root"),
+    ("check_prompts", ["~/a/b"], "file"),
+    ("convert_checkpoint", ["~/a/b", "c.pth"], "input"),
+    ("convert_checkpoint", ["c.pth", "~/a/b"], "output"),
+    ("generate_images", ["--output", "~/a/b"], "output"),
+    ("generate_images", ["--output", "x", "--prompts", "~/a/b"], "prompts"),
+    ("generate_images", ["--output", "x", "--model", "~/a/b"], "model"),
+    ("street_renderer.demo", ["--data", "~/a/b"], "data"),
+    ("street_renderer.demo", ["--output", "~/a/b"], "output"),
+    ("street_renderer.demo", ["--prompts", "~/a/b"], "prompts"),
+    ("street_renderer.make_demo_data", ["--output", "~/a/b"], "output"),
+    ("street_renderer.make_demo_data", ["--contact-sheet", "~/a/b"], "contact_sheet"),
+    ("write_prompts", ["--model", "x", "--output", "~/a/b"], "output"),
+    ("write_prompts", ["--output", "x", "--model", "~/a/b"], "model"),
+]
+"""Module of a command, a command line, and the argument with the path."""
+
+
+@pytest.mark.parametrize(("module", "words", "name"), HOME_PATHS)
+def test_home_directory_in_paths(module, words, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parse = importlib.import_module(module).parse
+    if module == "street_renderer.demo":  # reads the command line of the process
+        monkeypatch.setattr(sys, "argv", [module, *words])
+        args = parse()
+    else:
+        args = parse(words)
+    assert str(getattr(args, name)) == str(tmp_path / "a/b")
+
+
+def test_home_directory_in_lists_of_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["--model", "x", "--output", "y", "--avoid", "~/a", "b"]
+    args = importlib.import_module("write_prompts").parse(words)
+    assert args.avoid == [tmp_path / "a", Path("b")]
+
+
+def test_names_on_a_hub_are_not_paths():
+    assert command_line.path_or_name("org/model~1") == "org/model~1"
+
+
+def test_home_directory_of_an_unknown_user():
+    with pytest.raises(argparse.ArgumentTypeError, match="~no_such_user/x"):
+        command_line.path("~no_such_user/x")

@@ -1,4 +1,4 @@
-"""tools/convert_checkpoint.py: what is written, what stays behind, what is refused."""
+"""tools/convert_checkpoint.py: the written tensors, the omitted entries, the errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def convert():
     import convert_checkpoint
 
     def run(*words):
-        """The exit code."""
+        """Returns the exit code."""
         try:
             return convert_checkpoint.main([str(word) for word in words])
         except SystemExit as leaving:
@@ -39,7 +39,7 @@ def convert():
 
 @pytest.fixture
 def run(tmp_path):
-    """A checkpoint as a joint run would leave it, and the model's own tensors."""
+    """A checkpoint with entries of joint training, and the model's tensors."""
     weights = dict(tiny_model(SEED=3).state_dict())
     extra = {"sem_seg_head_ema.predictor.x": torch.ones(1), "sam.sam.y": torch.ones(1)}
     content = {"model": weights | extra, "optimizer": {"state": {}}, "iteration": 9, "clouds": {}}
@@ -58,7 +58,7 @@ def families(names):
 def test_to_safetensors(convert, run, tmp_path, capsys):
     path, weights = run
     assert convert(path, tmp_path / "out.safetensors") == 0
-    # The bytes are read without our code.
+    # The file is read by the library.
     with safetensors.safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert same({name: file.get_tensor(name) for name in file.keys()}, weights)  # noqa: SIM118
     model = tiny_model()
@@ -71,7 +71,7 @@ def test_to_safetensors(convert, run, tmp_path, capsys):
     assert len(text.splitlines()) < 24
 
 
-def test_to_the_published_form_and_back(convert, run, tmp_path):
+def test_to_the_published_format_and_back(convert, run, tmp_path):
     path, weights = run
     assert convert(path, tmp_path / "a.safetensors") == 0
     assert convert(tmp_path / "a.safetensors", tmp_path / "b.pth", "--to", "published") == 0
@@ -113,7 +113,7 @@ def config_file(folder):
     return path
 
 
-def test_checked_against_a_config(convert, run, tmp_path, capsys):
+def test_comparison_with_a_config(convert, run, tmp_path, capsys):
     path, weights = run
     config = config_file(tmp_path)
     assert convert(path, tmp_path / "a.pth", "--config-file", config) == 0
@@ -122,7 +122,7 @@ def test_checked_against_a_config(convert, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["shape", "missing", "override"])
-def test_not_the_weights_of_the_config(convert, run, tmp_path, wrong, capsys):
+def test_weights_of_another_config(convert, run, tmp_path, wrong, capsys):
     _, weights = run
     name, override = "sem_seg_head.predictor.query_feat.weight", []
     if wrong == "shape":
@@ -141,7 +141,7 @@ def test_not_the_weights_of_the_config(convert, run, tmp_path, wrong, capsys):
     assert not (tmp_path / "a.pth").exists()
 
 
-def test_what_is_refused(convert, run, tmp_path, capsys):
+def test_invalid_arguments(convert, run, tmp_path, capsys):
     path, _ = run
     before = path.read_bytes()
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
@@ -160,7 +160,7 @@ def test_what_is_refused(convert, run, tmp_path, capsys):
     assert list(torch.load(path, weights_only=True)) == ["model"]
 
 
-def test_views_of_a_large_tensor_do_not_drag_it_along(convert, tmp_path):
+def test_views_are_written_without_the_storage_of_the_tensor(convert, tmp_path):
     large = torch.zeros(1_000_000)
     weights = {"backbone.a": large[:2], "backbone.b": large[:2]}
     torch.save(weights, tmp_path / "in.pth")

@@ -11,7 +11,7 @@ import dataset_files
 import pytest
 import torch
 import yaml
-from engine_toy import loggers_as_before, script_environment
+from engine_toy import restored_loggers, script_environment
 from tiny_model import tiny_config
 
 import clouds
@@ -27,14 +27,14 @@ def tool():
     module = importlib.util.module_from_spec(spec)
     sys.modules["train_net"] = module
     spec.loader.exec_module(module)
-    with loggers_as_before():
+    with restored_loggers():
         yield module
     del sys.modules["train_net"]
 
 
 @pytest.fixture
 def fails(tool, capsys):
-    """Runs the command and returns what it said when it left with the status for wrong input."""
+    """Runs the command, which must exit with the status of an input error; returns its message."""
 
     def run(*words):
         with pytest.raises(SystemExit) as leaving:
@@ -75,11 +75,11 @@ def test_flags_after_overrides(fails):
     assert "--resume comes after KEY VALUE" in text
 
 
-def test_config_that_is_not_there(fails):
+def test_missing_config(fails):
     assert "no_such.yaml" in fails("--config-file", "no_such.yaml")
 
 
-def test_wrong_overrides_are_told_together(fails):
+def test_invalid_overrides_are_reported_together(fails):
     text = fails("--config-file", BASE, "SOLVER.BASE_LRR", "1", "SOLVER.MAX_ITER", "many")
     assert "SOLVER.BASE_LR" in text
     assert "SOLVER.MAX_ITER" in text
@@ -91,7 +91,7 @@ def test_more_gpus_than_there_are(fails, monkeypatch):
     assert "--num-gpus is 64, but this machine has 2 usable GPU(s)" in text
 
 
-def test_a_gpu_that_is_not_there(fails, monkeypatch, tmp_path):
+def test_missing_gpu(fails, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     text = fails("--config-file", BASE, "OUTPUT_DIR", tmp_path, "MODEL.DEVICE", "cuda")
     assert "this machine has 0 usable CUDA GPUs" in text
@@ -122,7 +122,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def command(data, tmp_path, monkeypatch):
-    """Words of a command that trains a tiny model for four iterations and evaluates it."""
+    """Command line that trains a tiny model for four iterations and evaluates it."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
     settings = {
         "INPUT__CROP__SIZE": (64, 64),
@@ -163,9 +163,9 @@ def test_train_evaluate_and_build(tool, command, tmp_path, capsys):
     first = log.splitlines()[0]
     for fact in (f"clouds {clouds.__version__}", "d2 backend", "torch", "device cpu"):
         assert fact in first
-    shown = capsys.readouterr().out
-    assert "mIoU" in shown
-    assert "iteration 4/4" in shown
+    console = capsys.readouterr().out
+    assert "mIoU" in console
+    assert "iteration 4/4" in console
     records = records_of(out)
     assert [r["iteration"] for r in records] == [0, 1, 1, 2, 3, 3]
     assert sum(name.startswith("loss_") for name in records[0]) == 3 * 4  # four predictions
@@ -200,20 +200,20 @@ def test_train_evaluate_and_build(tool, command, tmp_path, capsys):
     assert not same(dict(fresh.state_dict()), dict(built.state_dict()))
 
 
-def test_a_resumed_command_gives_the_unbroken_run(tool, command, tmp_path):
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
+def test_a_resumed_run_equals_an_uninterrupted_one(tool, command, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     tool.main([*command, "OUTPUT_DIR", str(whole)])
-    broken.mkdir()
-    # What a kill in iteration 2 leaves: the checkpoint after iteration 1.
+    killed.mkdir()
+    # The files after a kill in iteration 2, with the checkpoint after iteration 1.
     for name in ("model_0000001.pth", "metrics.json"):
-        (broken / name).write_bytes((whole / name).read_bytes())
-    (broken / "last_checkpoint").write_text("model_0000001.pth")
-    tool.main([*command, "--resume", "OUTPUT_DIR", str(broken)])
-    assert records_of(broken) == records_of(whole)
-    assert same(final_weights(broken), final_weights(whole))
+        (killed / name).write_bytes((whole / name).read_bytes())
+    (killed / "last_checkpoint").write_text("model_0000001.pth")
+    tool.main([*command, "--resume", "OUTPUT_DIR", str(killed)])
+    assert records_of(killed) == records_of(whole)
+    assert same(final_weights(killed), final_weights(whole))
 
 
-def test_divergence_leaves_with_its_own_status(tool, command, tmp_path, capsys):
+def test_exit_status_of_divergence(tool, command, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as leaving:
         tool.main([*command, "OUTPUT_DIR", str(out), "MODEL.MASK_FORMER.MASK_WEIGHT", "1e39"])
@@ -232,17 +232,17 @@ def test_missing_weights(fails, command, tmp_path, when):
 
 @pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
 @pytest.mark.parametrize("name", ["cityscapess_val", "synthia"])
-def test_data_that_is_not_there_is_told_before_training(fails, command, tmp_path, key, name):
+def test_missing_data_is_reported_before_training(fails, command, tmp_path, key, name):
     text = fails(*command, "OUTPUT_DIR", tmp_path / "out", key, f"('{name}',)")
     assert name in text
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_of_the_real_model_are_one(command, tmp_path):
+def test_two_processes_of_the_real_model_train_as_one(command, tmp_path):
     for processes in (1, 2):
         words = ["--num-gpus", str(processes), "MODEL.DEVICE", "cpu"]
-        # Adam makes full steps of gradients that are nothing but rounding, as some biases' are.
+        # Adam makes full steps for gradients that are only rounding errors, as for some biases.
         words += ["SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", "0.1"]
         words += ["OUTPUT_DIR", str(tmp_path / str(processes))]
         program = [sys.executable, str(TOOL), *command, *words]

@@ -1,4 +1,4 @@
-"""The datasets: one table of rows, listed lazily, with labels turned to train ids on reading."""
+"""Datasets: their descriptions, lazy listing of their files, and access by name."""
 
 from __future__ import annotations
 

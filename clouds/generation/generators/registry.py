@@ -1,7 +1,7 @@
 """The interface of image generators and their registry.
 
-Generators of other packages are found by their entry points in the group `clouds.generators`
-(name = "module:function"); the function is what would be registered in `GENERATOR_REGISTRY`.
+Those of other packages have entry points (name = "module:function") in `ENTRY_POINT_GROUP`; the
+function is what would be registered in `GENERATOR_REGISTRY`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,11 +76,7 @@ class Generator(Protocol):
 
 
 def build_generator(name: str, options: Mapping[str, object] | None = None) -> Generator:
-    """Build a generator.
-
-    Args:
-        name: one of `generator_names`.
-        options: values by name; options that are left out have the generator's defaults.
+    """Build the generator `name` with these options, by name, and defaults of the others.
 
     Raises:
         ValueError: unknown name, an option that this generator does not have, or an invalid value.
@@ -88,7 +84,7 @@ def build_generator(name: str, options: Mapping[str, object] | None = None) -> G
             get them.
     """
     build = get_generator(name)
-    given = dict(options or {})
+    given = options or {}
     allowed = option_names(build)
     for option in given:
         if option not in allowed:
@@ -112,23 +108,16 @@ def get_generator(name: str) -> Callable[..., Generator]:
         ValueError: unknown name.
         ImportError: the package of its entry point cannot be imported.
     """
+    build: Callable[..., Generator]
     if name in GENERATOR_REGISTRY:
-        build: Callable[..., Generator] = GENERATOR_REGISTRY.get(name)
+        build = GENERATOR_REGISTRY.get(name)
         return build
     found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
     if not found:
         raise ValueError(f"unknown generator {name!r}; known: {', '.join(generator_names())}")
-    return _load(found[0])
-
-
-def option_names(build: Callable[..., Any]) -> list[str]:
-    """Names of the options of a registered generator."""
-    return list(inspect.signature(build).parameters)
-
-
-def _load(entry_point: EntryPoint) -> Callable[..., Generator]:
+    entry_point = found[0]
     try:
-        build: Callable[..., Generator] = entry_point.load()
+        build = entry_point.load()
     except ModuleNotFoundError as error:
         distribution = entry_point.dist.name if entry_point.dist else entry_point.module
         raise ImportError(
@@ -138,6 +127,11 @@ def _load(entry_point: EntryPoint) -> Callable[..., Generator]:
             "`pip install -e .` in its repository)"
         ) from error
     return build
+
+
+def option_names(build: Callable[..., Any]) -> list[str]:
+    """Names of the options of a registered generator."""
+    return list(inspect.signature(build).parameters)
 
 
 def _flag(option: str) -> str:

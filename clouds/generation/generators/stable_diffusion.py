@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def stable_diffusion(
 GENERATOR_REGISTRY.register(stable_diffusion)
 
 
+@dataclass
 class StableDiffusion:
     """A loaded diffusion model; see `Generator`.
 
@@ -106,33 +108,19 @@ class StableDiffusion:
 
     The safety checker is not loaded: it replaces false positives by black images.
 
-    Args:
+    Attributes:
         pipeline: of diffusers, on its device.
-        model: id or folder that it was loaded from.
         arguments: of each call of the pipeline, apart from prompts and random generators.
-        settings: see `Generator`.
-        size: (height, width), pixels.
-        batch_size: images per call.
     """
 
+    pipeline: Any
+    model: str
+    arguments: Mapping[str, Any]
+    settings: Mapping[str, SettingValue]
+    size: tuple[int, int]
+    batch_size: int
     name = "stable_diffusion"
     has_labels = False
-
-    def __init__(
-        self,
-        pipeline: Any,
-        model: str,
-        arguments: Mapping[str, Any],
-        settings: Mapping[str, SettingValue],
-        size: tuple[int, int],
-        batch_size: int,
-    ) -> None:
-        self.pipeline = pipeline
-        self.model = model
-        self.arguments = dict(arguments)
-        self.settings = settings
-        self.size = size
-        self.batch_size = batch_size
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
         """Generate one image per prompt; see `Generator.generate`.
@@ -148,9 +136,9 @@ class StableDiffusion:
         copies = self.batch_size - len(prompts)
         texts = [*prompts, *[prompts[-1]] * copies]
         noise = [torch.Generator("cpu").manual_seed(s) for s in [*seeds, *[seeds[-1]] * copies]]
-        arguments = self.arguments
+        arguments = dict(self.arguments)
         if "negative_prompt" in arguments:
-            arguments = arguments | {"negative_prompt": [arguments["negative_prompt"]] * len(texts)}
+            arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(texts)
         try:
             images = self.pipeline(texts, generator=noise, output_type="np", **arguments).images
         except torch.OutOfMemoryError as error:
@@ -162,7 +150,9 @@ class StableDiffusion:
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for prompts that are too long for all text encoders of the model."""
-        return cut_prompts(prompts, self._tokenizers())
+        parts = self.pipeline.components
+        names = [name for name in sorted(parts) if name.startswith("tokenizer")]
+        return cut_prompts(prompts, [parts[name] for name in names])
 
     def _to_bytes(self, image: Any) -> Any:
         """(H, W, 3) floats in 0 to 1 -> uint8."""
@@ -178,10 +168,6 @@ class StableDiffusion:
                 f"{self.size[0]}x{self.size[1]} pixels. Use a size that the model supports."
             )
         return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
-
-    def _tokenizers(self) -> list[Any]:
-        parts = self.pipeline.components
-        return [parts[name] for name in sorted(parts) if name.startswith("tokenizer")]
 
 
 # ---------------------------------------------------------------------- validation of options

@@ -1,25 +1,66 @@
-"""What the model asks of a backbone beyond Detectron2's `Backbone`."""
+"""What a backbone may offer beyond Detectron2's `Backbone`.
+
+A backbone is Detectron2's: images (N, 3, H, W) to a dict of named feature maps, `output_shape()`
+and `size_divisibility`. Two further abilities are optional: `TextEncoder`, which the text class
+head and the geometric ensemble need, and parameter groups for the optimizer
+(`clouds.engine.optimizer`).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def masks_at(dense: Tensor, mask_logits: Tensor) -> Tensor:
-    """Where mask logits (N, Q, h, w) are > 0 at the size of a map (N, C, H, W): (N, Q, H, W)."""
-    resized = F.interpolate(
-        mask_logits, size=dense.shape[-2:], mode="bilinear", align_corners=False
-    )
-    return resized > 0
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Ability of a backbone with a text encoder whose space images and texts share, as CLIP's."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Dimension D of the shared space."""
+        ...
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor on cosine similarities of image and text embeddings, shape ()."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings (T, D), not normalized, on the backbone's device."""
+        ...
+
+    def embed_masks(
+        self, features: Mapping[str, Tensor], mask_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Image embeddings of the regions of masks.
+
+        Args:
+            features: the backbone's output, name -> (N, C, H / stride, W / stride).
+            mask_logits: (N, Q, h, w); a pixel is in a mask where its logit is > 0.
+
+        Returns:
+            Embeddings (N, Q, D), not normalized, and bool (N, Q): whether a mask has a pixel at the
+            stride of the features that are pooled.
+        """
+        ...
 
 
-def pool_masks(features: Tensor, inside: Tensor) -> Tensor:
-    """Mean feature inside each mask: (N, C, H, W), bool (N, Q, H, W) -> (N, Q, C).
+def binary_masks_at(features: Tensor, mask_logits: Tensor) -> Tensor:
+    """Where mask logits (N, Q, h, w), resized bilinearly to features (N, C, H, W), are > 0."""
+    size = features.shape[-2:]
+    return F.interpolate(mask_logits, size=size, mode="bilinear", align_corners=False) > 0
+
+
+def pool_masks(features: Tensor, masks: Tensor) -> Tensor:
+    """Mean feature in each mask: (N, C, H, W), bool (N, Q, H, W) -> (N, Q, C).
 
     A mask without a pixel gives zeros.
     """
-    weight = inside.to(features.dtype)
+    weight = masks.to(features.dtype)
     weight = weight / (weight.sum((-1, -2), keepdim=True) + 1e-8)
     return torch.einsum("nchw,nqhw->nqc", features, weight)

@@ -6,6 +6,7 @@ class of a mask are made.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, configurable
-from clouds.modeling.backbone.base import masks_at, pool_masks
-from clouds.modeling.backbone.open_clip_models import create_clip
+from clouds.modeling.backbone.base import binary_masks_at, pool_masks
+from clouds.modeling.backbone.open_clip_models import create_clip, get_tokenizer
 from clouds.ops import convnext
 
 STAGES = ("res2", "res3", "res4", "res5")
+
+TEXTS_AT_ONCE = 128
+"""Bounds the memory of the text encoder; the result does not depend on it."""
 
 
 @BACKBONE_REGISTRY.register()
@@ -44,12 +48,10 @@ class CLIP(Backbone):
             raise ValueError(
                 f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid"
             )
-        self._out_features = ["stem", *STAGES, "clip_vis_dense"]
-        self._out_feature_strides = dict(
-            zip(self._out_features, (4 if self.is_convnext else 2, 4, 8, 16, 32, 32), strict=True)
-        )
-        widths = self._widths()
-        self._out_feature_channels = dict(zip(self._out_features, widths, strict=True))
+        names = self._out_features = ["stem", *STAGES, "clip_vis_dense"]
+        strides = (4 if self.is_convnext else 2, 4, 8, 16, 32, 32)
+        self._out_feature_strides = dict(zip(names, strides, strict=True))
+        self._out_feature_channels = dict(zip(names, self._widths(), strict=True))
         clip_model.requires_grad_(False)
         if frozen:  # pixels with all their channels, as its layers compute: nothing is turned round
             visual.to(memory_format=torch.channels_last)
@@ -82,14 +84,6 @@ class CLIP(Backbone):
     def size_divisibility(self) -> int:
         return 32
 
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels[name], stride=self._out_feature_strides[name]
-            )
-            for name in self._out_features
-        }
-
     def train(self, mode: bool = True) -> CLIP:
         super().train(mode and not self.frozen)
         for module in self.modules():
@@ -111,26 +105,29 @@ class CLIP(Backbone):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._convnext(x) if self.is_convnext else self._resnet(x)
 
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, context length) -> text features (N, embed_dim), not normalized."""
-        features: Tensor = self.clip_model.encode_text(tokens)
-        return features
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings (T, embed_dim), not normalized, in float32 also under autocast."""
+        device = self.logit_scale.device
+        tokens = get_tokenizer(self.model_name)(list(texts)).to(device)
+        with torch.autocast(device.type, enabled=False):
+            chunks = [self.clip_model.encode_text(c) for c in torch.split(tokens, TEXTS_AT_ONCE)]
+        return torch.cat(chunks).float()
 
-    def embed_masks(self, dense: Tensor, mask_logits: Tensor) -> Tensor:
-        """CLIP's image embedding of what each mask covers.
+    def embed_masks(
+        self, features: Mapping[str, Tensor], mask_logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """CLIP's image embeddings of the regions of masks, see `TextEncoder`.
 
-        Args:
-            dense: `clip_vis_dense` (N, C, H, W).
-            mask_logits: (N, Q, h, w); a pixel belongs to a mask where its logit is > 0.
-
-        Returns:
-            (N, Q, embed_dim), not normalized. A mask without a pixel is described by zeros
-            (ConvNeXt) or by the whole image (ResNet).
+        A mask without a pixel at the stride of `clip_vis_dense` is embedded as zeros (ConvNeXt) or
+        as the whole image (ResNet).
         """
-        inside = masks_at(dense, mask_logits)
+        dense = features["clip_vis_dense"]
+        masks = binary_masks_at(dense, mask_logits)
         if self.is_convnext:
-            return self._project_convnext(pool_masks(dense, inside))
-        return self._attention_pool(dense, inside)
+            embeddings = self._project_convnext(pool_masks(dense, masks))
+        else:
+            embeddings = self._attention_pool(dense, masks)
+        return embeddings, masks.flatten(2).any(-1)
 
     def _widths(self) -> tuple[int, ...]:
         visual = self.clip_model.visual

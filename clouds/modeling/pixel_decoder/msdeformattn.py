@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import ShapeSpec
-from clouds.ops.deformable_attention import Size, deformable_attention
+from clouds.ops.deformable_attention import deformable_attention
+
+Size = tuple[int, int]
+"""Height and width of a feature map."""
+
+MASK_STRIDE = 4
+NORM_GROUPS = 32
 
 
 def sine_position_encoding(
@@ -20,10 +26,10 @@ def sine_position_encoding(
     device: torch.device | str | None = None,
     temperature: float = 10000.0,
 ) -> Tensor:
-    """Encode where a pixel is (DETR, appendix A.4).
+    """Sine encoding of pixel coordinates (DETR, appendix A.4).
 
-    Coordinates run over (0, 2 pi], the last row and column at 2 pi. The first half of the channels
-    encodes y, the second x; in each, sines and cosines alternate, their frequencies falling.
+    Coordinates are in (0, 2 pi], the last row and column at 2 pi. The first half of the channels
+    encodes y, the second x; in each, sines and cosines alternate, with falling frequencies.
 
     Returns:
         (channels, height, width) float32
@@ -43,38 +49,45 @@ def sine_position_encoding(
 
 
 class MSDeformAttn(nn.Module):
-    """Attention whose keys are a few learned sampling points around each query's own position.
+    """Multi-scale deformable attention (Deformable DETR, section 4.1).
+
+    Keys are a few sampling points per level around each query's reference point; their offsets
+    and weights are linear functions of the query.
 
     Args:
-        channels: of queries and values.
-        levels: number of feature maps.
-        heads: attention heads; `channels` is a multiple of it.
-        points: sampling points per head and level.
+        d_model: channels of queries and values, a multiple of `num_heads`.
+        num_levels: number of feature maps.
+        num_points: sampling points per head and level.
         implementation: see `deformable_attention`.
     """
 
     def __init__(
-        self, channels: int, levels: int, heads: int, points: int, implementation: str = "auto"
+        self,
+        d_model: int,
+        num_levels: int,
+        num_heads: int,
+        num_points: int,
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         self.implementation = implementation
-        self.levels, self.heads, self.points = levels, heads, points
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        self.sampling_offsets = nn.Linear(d_model, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(d_model, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(d_model, d_model)
+        self.output_proj = nn.Linear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Each head looks in a direction of its own, its k-th point k pixels away."""
+        """Initial offsets: head h at angle 2 pi h / num_heads, its k-th point k pixels away."""
         nn.init.zeros_(self.sampling_offsets.weight)
-        angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
+        angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
         directions = directions / directions.abs().amax(-1, keepdim=True)
-        distances = torch.arange(1, self.points + 1, dtype=torch.float32)
+        distances = torch.arange(1, self.num_points + 1, dtype=torch.float32)
         offsets = directions[:, None, None] * distances[None, None, :, None]
         with torch.no_grad():
-            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.levels, -1, -1).flatten())
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
         nn.init.zeros_(self.attention_weights.weight)
         nn.init.zeros_(self.attention_weights.bias)
         for projection in (self.value_proj, self.output_proj):
@@ -82,110 +95,91 @@ class MSDeformAttn(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(
-        self, query: Tensor, reference: Tensor, value: Tensor, sizes: Sequence[Size]
+        self, query: Tensor, reference_points: Tensor, value: Tensor, spatial_shapes: Sequence[Size]
     ) -> Tensor:
         """
         Args:
-            query: (N, Q, C), positions added.
-            reference: (Q, 2) as (x, y) in [0, 1], where each query is.
+            query: (N, Q, C), position encoding added.
+            reference_points: (Q, 2) as (x, y) in [0, 1], the position of each query.
             value: (N, S, C), the maps flattened one after another.
-            sizes: (height, width) of each map.
+            spatial_shapes: (height, width) of each map.
 
         Returns:
             (N, Q, C)
         """
-        n, q, _ = query.shape
-        shape = (n, q, self.heads, self.levels, self.points)
-        # Places are computed in float32: half precision cannot tell neighbouring pixels apart.
-        # Over flat rows: on a CPU an operation whose last side is 2 takes several times as long.
+        locations = self._sampling_locations(query, reference_points, spatial_shapes)
+        # Softmax over the first dimension: on a CPU several times as fast as over short rows.
+        logits = self.attention_weights(query).view(-1, self.num_levels * self.num_points).t()
+        weights = logits.softmax(0).t().view(locations.shape[:-1])
+        values = self.value_proj(value).view(
+            value.shape[0], -1, self.num_heads, value.shape[-1] // self.num_heads
+        )
+        attended = deformable_attention(
+            values, spatial_shapes, locations, weights.to(values.dtype), self.implementation
+        )
+        out: Tensor = self.output_proj(attended)
+        return out
+
+    def _sampling_locations(
+        self, query: Tensor, reference_points: Tensor, spatial_shapes: Sequence[Size]
+    ) -> Tensor:
+        """(N, Q, M, L, P, 2) in float32: half precision is coarser than a pixel.
+
+        Computed on flat rows: on a CPU an operation whose last dimension is 2 takes several times
+        as long.
+        """
         offsets = self.sampling_offsets(query).float()
-        pixel = offsets.new_empty(self.heads, self.levels, self.points, 2)
-        for level, (height, width) in enumerate(sizes):  # filled, as a copy would wait for a GPU
+        pixel = offsets.new_empty(self.num_heads, self.num_levels, self.num_points, 2)
+        for level, (height, width) in enumerate(spatial_shapes):
+            # Filled, as the host would wait for a copy to a GPU.
             pixel[:, level, :, 0].fill_(1 / width)
             pixel[:, level, :, 1].fill_(1 / height)
         pixel = pixel.flatten()
-        centres = reference.repeat(1, pixel.numel() // 2)
-        locations = torch.addcmul(centres, offsets, pixel).view(*shape, 2)
-        # Over columns rather than short rows: on a CPU several times as fast.
-        logits = self.attention_weights(query).view(-1, self.levels * self.points).t()
-        weights = logits.softmax(0).t().view(shape)
-        values = self.value_proj(value).view(n, -1, self.heads, value.shape[-1] // self.heads)
-        out: Tensor = self.output_proj(
-            deformable_attention(
-                values, sizes, locations, weights.to(values.dtype), self.implementation
-            )
-        )
-        return out
+        centers = reference_points.repeat(1, pixel.numel() // 2)
+        locations = torch.addcmul(centers, offsets, pixel)
+        return locations.view(*query.shape[:2], self.num_heads, self.num_levels, self.num_points, 2)
 
 
-class EncoderLayer(nn.Module):
-    """Deformable self-attention, then a feed-forward network, each with a norm after its sum."""
+class MSDeformAttnTransformerEncoderLayer(nn.Module):
+    """Deformable self-attention and a feed-forward network, each followed by sum and LayerNorm."""
 
     def __init__(
-        self,
-        channels: int,
-        hidden: int,
-        levels: int,
-        heads: int,
-        points: int,
-        dropout: float,
-        implementation: str = "auto",
+        self, attention: MSDeformAttn, d_model: int, dim_feedforward: int, dropout: float
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(channels, levels, heads, points, implementation)
-        self.norm1 = nn.LayerNorm(channels)
-        self.linear1 = nn.Linear(channels, hidden)
-        self.linear2 = nn.Linear(hidden, channels)
-        self.norm2 = nn.LayerNorm(channels)
+        self.self_attn = attention
+        self.norm1 = nn.LayerNorm(d_model)
+        self.linear1 = nn.Linear(d_model, dim_feedforward)
+        self.linear2 = nn.Linear(dim_feedforward, d_model)
+        self.norm2 = nn.LayerNorm(d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, position: Tensor, reference: Tensor, sizes: Sequence[Size]
+        self, x: Tensor, position: Tensor, reference_points: Tensor, spatial_shapes: Sequence[Size]
     ) -> Tensor:
-        """x (N, S, C), position (1, S, C), reference (S, 2) -> (N, S, C)"""
-        x = self.norm1(x + self.dropout(self.self_attn(x + position, reference, x, sizes)))
+        """x (N, S, C), position (1, S, C), reference_points (S, 2) -> (N, S, C)"""
+        attended = self.self_attn(x + position, reference_points, x, spatial_shapes)
+        x = self.norm1(x + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
         out: Tensor = self.norm2(x + self.dropout(self.linear2(hidden)))
         return out
 
 
-class Encoder(nn.Module):
-    """Encoder layers, one after the other."""
+class MSDeformAttnTransformerEncoderOnly(nn.Module):
+    """A transformer encoder over the pixels of all feature maps together.
 
-    def __init__(self, layers: Sequence[EncoderLayer]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(
-        self, x: Tensor, position: Tensor, reference: Tensor, sizes: Sequence[Size]
-    ) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, position, reference, sizes)
-        return x
-
-
-class DeformableTransformer(nn.Module):
-    """Feature maps of one width, coarse to fine, into maps that know of one another."""
+    Args:
+        level_embed: uninitialized (L, C), one row per feature map.
+        layers: in the order in which they are applied.
+    """
 
     def __init__(
-        self,
-        channels: int,
-        hidden: int,
-        levels: int,
-        layers: int,
-        heads: int,
-        points: int,
-        dropout: float,
-        implementation: str = "auto",
+        self, level_embed: Tensor, layers: Sequence[MSDeformAttnTransformerEncoderLayer]
     ) -> None:
         super().__init__()
-        self.level_embed = nn.Parameter(torch.empty(levels, channels))
-        self.encoder = Encoder(
-            [
-                EncoderLayer(channels, hidden, levels, heads, points, dropout, implementation)
-                for _ in range(layers)
-            ]
-        )
+        self.level_embed = nn.Parameter(level_embed)
+        # A dictionary for the published names, `encoder.layers.0.…`.
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -198,7 +192,7 @@ class DeformableTransformer(nn.Module):
         nn.init.normal_(self.level_embed)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """L maps (N, C, H_l, W_l) -> L maps of the same shapes."""
+        """L maps (N, C, H_l, W_l), coarse to fine -> L maps of the same shapes."""
         sizes: list[Size] = [(f.shape[-2], f.shape[-1]) for f in features]
         channels, device = features[0].shape[1], features[0].device
         position = torch.cat(
@@ -208,69 +202,69 @@ class DeformableTransformer(nn.Module):
             ]
         )
         flat = torch.cat([f.flatten(2).transpose(1, 2) for f in features], dim=1)
-        flat = self.encoder(flat, position[None], reference_points(sizes, device), sizes)
-        levels = flat.split([h * w for h, w in sizes], dim=1)
+        centers = pixel_centers(sizes, device)
+        for layer in self.encoder["layers"].children():
+            flat = layer(flat, position[None], centers, sizes)
+        levels = torch.split(flat, [h * w for h, w in sizes], dim=1)
         return [
-            # Unflattened last, a batch of one would not be known to have its channels last.
-            level.unflatten(1, size).permute(0, 3, 1, 2)
+            # Unflatten, then permute: the reverse order loses the channels-last layout where N = 1.
+            torch.unflatten(level, 1, size).permute(0, 3, 1, 2)
             for level, size in zip(levels, sizes, strict=True)
         ]
 
 
-def reference_points(sizes: Sequence[Size], device: torch.device) -> Tensor:
-    """Centres of the pixels of every map, (S, 2) as (x, y) in (0, 1)."""
-    centres = []
-    for h, w in sizes:
+def pixel_centers(spatial_shapes: Sequence[Size], device: torch.device) -> Tensor:
+    """Centers of the pixels of every map, (S, 2) as (x, y) in (0, 1): the reference points."""
+    centers = []
+    for h, w in spatial_shapes:
         y = (torch.arange(h, dtype=torch.float32, device=device) + 0.5) / h
         x = (torch.arange(w, dtype=torch.float32, device=device) + 0.5) / w
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        centres.append(torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1))
-    return torch.cat(centres)
+        centers.append(torch.stack((grid_x, grid_y), dim=-1).flatten(0, 1))
+    return torch.cat(centers)
 
 
-GROUPS = 32
-MASK_STRIDE = 4
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution as a matrix product, its initial bias zero.
 
-
-class Pointwise(nn.Conv2d):
-    """A 1x1 convolution as a product of matrices.
-
-    Memory is laid out with the channels last, as a ConvNeXt's features are and as the transformer
-    wants its tokens: so nothing is copied on the way from the one to the other.
+    It keeps the channels-last memory layout, which a frozen ConvNeXt's features have and which the
+    transformer's tokens need, so that nothing is copied between them.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _pointwise(x, self.weight, self.bias)
+        return _conv1x1(x, self.weight, self.bias)
 
 
 class ConvNorm(nn.Conv2d):
-    """A convolution without bias, then GroupNorm, a part of it under the name `norm`."""
+    """A convolution without bias and its GroupNorm, the submodule `norm`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False
         )
-        self.norm = nn.GroupNorm(GROUPS, out_channels)
+        self.norm = nn.GroupNorm(NORM_GROUPS, out_channels)
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _pointwise(x, self.weight) if self.kernel_size == (1, 1) else super().forward(x)
+        x = _conv1x1(x, self.weight) if self.kernel_size == (1, 1) else super().forward(x)
         out: Tensor = self.norm(x)
         return out
 
 
 class MSDeformAttnPixelDecoder(nn.Module):
-    """Coarse backbone features through deformable attention, finer ones joined as in an FPN.
+    """A deformable transformer on coarse backbone features, and an FPN down to stride 4.
 
     Args:
-        input_shape: name -> channels and stride of the backbone features it reads.
-        transformer_in_features: those of them that go through the transformer.
-        channels: width of the decoder.
+        input_shape: name -> channels and stride of the backbone features that it reads.
+        transformer_in_features: names of those that go through the transformer.
+        conv_dim: channels of the decoder.
         mask_dim: channels of the mask features.
-        layers, heads, points, hidden, dropout: of the transformer.
+        num_layers, num_heads, num_points, dim_feedforward, dropout: of the transformer.
         implementation: of its attention, see `deformable_attention`.
     """
 
@@ -279,12 +273,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
         input_shape: Mapping[str, ShapeSpec],
         *,
         transformer_in_features: Sequence[str],
-        channels: int,
+        conv_dim: int,
         mask_dim: int,
-        layers: int,
-        heads: int,
-        points: int = 4,
-        hidden: int,
+        num_layers: int,
+        num_heads: int,
+        num_points: int = 4,
+        dim_feedforward: int,
         dropout: float,
         implementation: str = "auto",
     ) -> None:
@@ -293,22 +287,31 @@ class MSDeformAttnPixelDecoder(nn.Module):
         fine_to_coarse = sorted(transformer_in_features, key=strides.__getitem__)
         self.transformer_features = fine_to_coarse[::-1]
         self.input_proj = nn.ModuleList(
-            _projection(_channels(input_shape[name]), channels)
+            _input_projection(_channels(input_shape[name]), conv_dim)
             for name in self.transformer_features
         )
-        self.transformer = DeformableTransformer(
-            channels, hidden, len(fine_to_coarse), layers, heads, points, dropout, implementation
+        num_levels = len(fine_to_coarse)
+        self.transformer = MSDeformAttnTransformerEncoderOnly(
+            torch.empty(num_levels, conv_dim),
+            [
+                MSDeformAttnTransformerEncoderLayer(
+                    MSDeformAttn(conv_dim, num_levels, num_heads, num_points, implementation),
+                    conv_dim,
+                    dim_feedforward,
+                    dropout,
+                )
+                for _ in range(num_layers)
+            ],
         )
-        # One step of the pyramid per halving of the stride, down to that of the masks.
-        steps = int(math.log2(strides[fine_to_coarse[0]] // MASK_STRIDE))
+        # One FPN level per halving of the stride, down to the stride of the masks.
+        num_fpn_levels = int(math.log2(strides[fine_to_coarse[0]] // MASK_STRIDE))
         by_stride = sorted(input_shape, key=strides.__getitem__)
-        self.fpn_features = by_stride[:steps][::-1]
-        for i, name in enumerate(by_stride[:steps], start=1):
-            self.add_module(f"adapter_{i}", ConvNorm(_channels(input_shape[name]), channels, 1))
-            self.add_module(f"layer_{i}", ConvNorm(channels, channels, 3))
-        self.mask_features = Pointwise(channels, mask_dim)
+        self.fpn_features = by_stride[:num_fpn_levels][::-1]
+        for i, name in enumerate(by_stride[:num_fpn_levels], start=1):
+            self.add_module(f"adapter_{i}", ConvNorm(_channels(input_shape[name]), conv_dim, 1))
+            self.add_module(f"layer_{i}", ConvNorm(conv_dim, conv_dim, 3))
+        self.mask_features = Conv1x1(conv_dim, mask_dim)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
-        _zero_bias(self.mask_features)
 
     def forward(self, features: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
         """
@@ -317,14 +320,10 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
         Returns:
             mask features (N, mask_dim, H / 4, W / 4), and the transformer's maps
-            (N, channels, H / s, W / s), coarse to fine.
+            (N, conv_dim, H / stride, W / stride), coarse to fine.
         """
-        maps = self.transformer(
-            [
-                projection(features[name])
-                for name, projection in zip(self.transformer_features, self.input_proj, strict=True)
-            ]
-        )
+        projections = zip(self.transformer_features, self.input_proj, strict=True)
+        maps = self.transformer([projection(features[name]) for name, projection in projections])
         fine = maps[-1]
         for i, name in zip(range(len(self.fpn_features), 0, -1), self.fpn_features, strict=True):
             lateral = self.get_submodule(f"adapter_{i}")(features[name])
@@ -333,27 +332,21 @@ class MSDeformAttnPixelDecoder(nn.Module):
         return self.mask_features(fine), maps
 
 
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _conv1x1(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
-def _projection(in_channels: int, channels: int) -> nn.Sequential:
-    conv = Pointwise(in_channels, channels)
+def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
+    conv = Conv1x1(in_channels, conv_dim)
     nn.init.xavier_uniform_(conv.weight)
-    _zero_bias(conv)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels))
-
-
-def _zero_bias(conv: nn.Conv2d) -> None:
-    assert conv.bias is not None
-    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, conv_dim))
 
 
 def _channels(spec: ShapeSpec) -> int:
-    assert spec.channels is not None, "a backbone says how many channels its features have"
+    assert spec.channels is not None, "output_shape of the backbone has no channels"
     return spec.channels
 
 
 def _stride(spec: ShapeSpec) -> int:
-    assert spec.stride is not None, "a backbone says what stride its features have"
+    assert spec.stride is not None, "output_shape of the backbone has no stride"
     return spec.stride

@@ -1,4 +1,4 @@
-"""What a refiner is, and how a config chooses one."""
+"""What a refiner of pseudo-labels is, and how a config selects one."""
 
 from __future__ import annotations
 
@@ -7,64 +7,64 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from clouds.d2 import CfgNode, Registry
-from clouds.data.structures import masks_from_label
-
-NO_CLASS = 255
-"""In a class map: no class here (the train ids' value for "ignore")."""
-
-
-def union(masks: torch.Tensor) -> torch.Tensor:
-    """bool (H, W), where any of the masks, bool (K, H, W), is."""
-    # On a CPU mask after mask is several times faster than one reduction over all.
-    where = masks.new_zeros(masks.shape[1:])
-    for mask in masks:
-        where |= mask
-    return where
+from clouds.data.label_space import IGNORE
+from clouds.data.structures import masks_from_label, union_of_masks
 
 
 @dataclass(frozen=True)
 class PseudoLabel:
-    """What the teacher says of one image.
+    """The teacher's label of one image.
 
     Attributes:
-        classes: uint8 (H, W), train ids; 255 where it names none.
-        confidence: float32 (H, W) in [0, 1], how sure it is of that.
+        classes: uint8 (H, W), train ids; 255 where there is none.
+        confidence: float32 (H, W) in [0, 1].
+        scores: float32 (C, H, W), the semantic map that both come from; None unless the refiner
+            asks for it (`Refiner.needs_scores`).
     """
 
-    classes: torch.Tensor
-    confidence: torch.Tensor
+    classes: Tensor
+    confidence: Tensor
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class RefinedLabel:
-    """What a refiner makes of it.
+    """A refiner's label of one image.
 
     Attributes:
         labels: int64 (K,), train ids, ascending, each once.
-        masks: bool (K, H, W), where each of them is. Masks overlap only if the refiner was told
-            to leave overlaps, and a mask is empty only if it was told to keep emptied ones.
+        masks: bool (K, H, W), the pixels of each class. Masks overlap, or are empty, only where an
+            option of the refiner keeps such masks.
         agreement: float32 (H, W) in [0, 1]: of the pixels in this pixel's refined segment, the
-            share that the teacher gives the segment's class; 0 where no mask is. Where several
-            segments meet, the best share.
-        points: float32 (M, P, 2), the (x, y) points in pixels that M segments were asked with,
-            for pictures; None from a refiner that asks with none.
+            share for which the teacher's class is the segment's; 0 outside of all masks. Where
+            several segments overlap, the largest share.
+        points: float32 (M, P, 2), point prompts (x, y) of M segments in pixels, for
+            visualization; None from a refiner without point prompts.
     """
 
-    labels: torch.Tensor
-    masks: torch.Tensor
-    agreement: torch.Tensor
-    points: torch.Tensor | None = None
+    labels: Tensor
+    masks: Tensor
+    agreement: Tensor
+    points: Tensor | None = None
+
+    @classmethod
+    def from_teacher(cls, label: PseudoLabel) -> RefinedLabel:
+        """The teacher's classes unchanged, with an agreement of 1 wherever there is one."""
+        targets = masks_from_label(label.classes, IGNORE)
+        agreement = (label.classes != IGNORE).to(torch.float32)
+        return cls(targets.labels, targets.masks, agreement)
 
     @property
-    def covered(self) -> torch.Tensor:
-        """bool (H, W), where there is any mask."""
-        return union(self.masks)
+    def covered(self) -> Tensor:
+        """bool (H, W), the union of all masks."""
+        return union_of_masks(self.masks)
 
-    def class_map(self) -> torch.Tensor:
-        """uint8 (H, W) train ids, 255 where no mask is; the larger id where masks overlap."""
-        classes = self.labels.new_full(self.masks.shape[1:], NO_CLASS, dtype=torch.uint8)
+    def class_map(self) -> Tensor:
+        """uint8 (H, W) train ids, 255 outside of all masks; the larger id where masks overlap."""
+        classes = self.labels.new_full(self.masks.shape[1:], IGNORE, dtype=torch.uint8)
         for label, mask in zip(self.labels.tolist(), self.masks, strict=True):
             classes[mask] = label
         return classes
@@ -72,30 +72,33 @@ class RefinedLabel:
 
 REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """
-Refiners: functions or classes, called with (cfg, device), that return a `Refiner`. The name they
-are registered by, their own, is what MODEL.CLOUDS.REFINER says.
+Refiners: functions or classes, called with (cfg, device), that return a `Refiner`. Their own name
+is the value of MODEL.CLOUDS.REFINER that selects them.
 """
 
 
 class Refiner(Protocol):
-    """Turns the teacher's labels of clean generated images into better ones.
+    """Refines the teacher's labels of clean generated images.
 
-    A refiner is no part of the model: it is no module, trains nothing and is not saved. Networks
+    A refiner is no part of the model: it is no module, does not train and is not saved. Networks
     in it are frozen and in evaluation mode.
+
+    Attributes:
+        needs_scores: whether `refine` reads `PseudoLabel.scores`, the teacher's full semantic map.
+            It takes 4 * C bytes per pixel and image.
     """
 
+    needs_scores: bool
+
     def refine(
-        self,
-        images: Sequence[torch.Tensor],
-        labels: Sequence[PseudoLabel],
-        seeds: Sequence[int],
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
     ) -> list[RefinedLabel]:
         """One refined label per image.
 
         Args:
-            images: uint8 (3, H, W) RGB, clean; sizes may differ.
+            images: clean images, uint8 (3, H, W) RGB; sizes may differ.
             labels: the teacher's, each (H, W) as its image.
-            seeds: one per image, at least 0; whatever is drawn for an image is drawn from it.
+            seeds: one per image, at least 0; all random numbers for an image are drawn from it.
 
         Returns:
             Tensors on the device of the labels.
@@ -106,7 +109,7 @@ class Refiner(Protocol):
 def build_refiner(cfg: CfgNode, device: torch.device | str) -> Refiner:
     """The refiner that MODEL.CLOUDS.REFINER names.
 
-    'sam' with MODEL.CLOUDS.SAM.ENABLED False, the published way to do without, is 'none'.
+    'sam' with MODEL.CLOUDS.SAM.ENABLED False, the published way to disable it, is 'none'.
 
     Raises:
         ValueError: no refiner is registered by that name.
@@ -121,23 +124,16 @@ def build_refiner(cfg: CfgNode, device: torch.device | str) -> Refiner:
     return refiner
 
 
-def as_it_is(label: PseudoLabel) -> RefinedLabel:
-    """All the teacher's classes, large or small; it agrees with itself wherever it names one."""
-    split = masks_from_label(label.classes, NO_CLASS)
-    agreement = (label.classes != NO_CLASS).to(torch.float32)
-    return RefinedLabel(split.labels, split.masks, agreement)
-
-
 class NoRefiner:
-    """Hands the teacher's labels on."""
+    """Returns the teacher's labels unchanged."""
+
+    needs_scores = False
 
     def refine(
-        self,
-        images: Sequence[torch.Tensor],
-        labels: Sequence[PseudoLabel],
-        seeds: Sequence[int],
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
     ) -> list[RefinedLabel]:
-        return [as_it_is(label) for label in labels]
+        """See `Refiner`."""
+        return [RefinedLabel.from_teacher(label) for label in labels]
 
 
 def none(cfg: CfgNode, device: torch.device) -> Refiner:

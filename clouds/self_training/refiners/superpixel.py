@@ -1,4 +1,4 @@
-"""Majority vote in superpixels: labels follow the image's edges, without any weights."""
+"""Majority vote in superpixels: labels follow the image's edges, without a network."""
 
 from __future__ import annotations
 
@@ -8,63 +8,55 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from clouds.d2 import CfgNode
-from clouds.self_training.refiners.base import (
-    NO_CLASS,
-    REFINER_REGISTRY,
-    PseudoLabel,
-    RefinedLabel,
-    Refiner,
-    as_it_is,
-)
+from clouds.data.label_space import IGNORE
+from clouds.self_training.refiners.base import REFINER_REGISTRY, PseudoLabel, RefinedLabel, Refiner
 
-ITERATIONS = 5
-"""Rounds of SLIC: each takes as long as the one before, and moves fewer pixels."""
+SLIC_ITERATIONS = 5
+"""Each takes as long as the one before, and moves fewer pixels."""
 
 
 class SuperpixelRefiner:
-    """Gives each superpixel (SLIC, Achanta et al., 2012) the class most of its pixels have.
+    """Gives each superpixel (SLIC, Achanta et al., 2012) the class of most of its pixels.
 
     Args:
         size: side of a superpixel, pixels, on average.
-        ruler: weight of distance against color, as scikit-image's `compactness`; the larger, the
-            squarer are the superpixels.
+        compactness: weight of distance against color, as in scikit-image; with larger values
+            superpixels are closer to squares.
     """
 
-    def __init__(self, size: int, ruler: float) -> None:
+    needs_scores = False
+
+    def __init__(self, size: int, compactness: float) -> None:
         self.size = size
-        self.ruler = ruler
+        self.compactness = compactness
 
     def refine(
-        self,
-        images: Sequence[torch.Tensor],
-        labels: Sequence[PseudoLabel],
-        seeds: Sequence[int],
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
     ) -> list[RefinedLabel]:
-        """See `Refiner`. A superpixel where the teacher names no class gets none."""
+        """See `Refiner`. A superpixel without a class of the teacher gets none."""
         return [self._refine(i, label) for i, label in zip(images, labels, strict=True)]
 
-    def _refine(self, image: torch.Tensor, label: PseudoLabel) -> RefinedLabel:
-        segments = superpixels(image.permute(1, 2, 0).cpu().numpy(), self.size, self.ruler)
-        classes, agreement = majority(segments, label.classes.cpu().numpy())
+    def _refine(self, image: Tensor, label: PseudoLabel) -> RefinedLabel:
+        pixels = image.permute(1, 2, 0).cpu().numpy()
+        segments = superpixels(pixels, self.size, self.compactness)
+        classes, agreement = majority_vote(segments, label.classes.cpu().numpy())
         device = label.classes.device
         voted = PseudoLabel(torch.from_numpy(classes).to(device), label.confidence)
-        split = as_it_is(voted)
-        return RefinedLabel(split.labels, split.masks, torch.from_numpy(agreement).to(device))
+        refined = RefinedLabel.from_teacher(voted)
+        return RefinedLabel(refined.labels, refined.masks, torch.from_numpy(agreement).to(device))
 
 
-def superpixels(image: npt.NDArray[np.uint8], size: int, ruler: float) -> npt.NDArray[np.intp]:
-    """SLIC's superpixels.
-
-    Args:
-        image: uint8 (H, W, 3) RGB.
-        size: side of a superpixel, pixels, on average.
-        ruler: scikit-image's `compactness`.
+def superpixels(
+    image: npt.NDArray[np.uint8], size: int, compactness: float
+) -> npt.NDArray[np.intp]:
+    """Superpixels by SLIC of an image, uint8 (H, W, 3) RGB; see `SuperpixelRefiner`.
 
     Returns:
-        (H, W), numbers from 0, of which some may be missing. A superpixel may have stray pixels:
-        a vote needs no connected ones, and joining strays to a neighbour would lose edges.
+        (H, W), numbers from 0, some of which may be missing. Superpixels need not be connected:
+        a vote does not need it, and merging stray pixels into a neighbor would lose edges.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -77,13 +69,13 @@ def superpixels(image: npt.NDArray[np.uint8], size: int, ruler: float) -> npt.ND
         ) from error
     height, width = image.shape[:2]
     lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    # SLIC stretches what it gets to [0, 1]: `compactness` shrinks with it.
-    stretch = float(np.ptp(lab)) or 1.0
+    # SLIC rescales its input to [0, 1], so compactness is rescaled with it.
+    value_range = float(np.ptp(lab)) or 1.0
     segments: npt.NDArray[np.intp] = slic(
         lab,
         n_segments=max(1, round(height * width / size**2)),
-        compactness=ruler / stretch,
-        max_num_iter=ITERATIONS,
+        compactness=compactness / value_range,
+        max_num_iter=SLIC_ITERATIONS,
         enforce_connectivity=False,
         convert2lab=False,  # OpenCV is several times faster
         start_label=0,
@@ -91,24 +83,25 @@ def superpixels(image: npt.NDArray[np.uint8], size: int, ruler: float) -> npt.ND
     return segments
 
 
-def majority(
-    segments: npt.NDArray[np.intp], classes: npt.NDArray[np.uint8], ignore: int = NO_CLASS
+def majority_vote(
+    segments: npt.NDArray[np.intp], classes: npt.NDArray[np.uint8], ignore: int = IGNORE
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
-    """The commonest class of each segment, and how common it is there.
+    """The most frequent class of each segment, and its share.
 
     Args:
         segments: (H, W), numbers from 0.
         classes: uint8 (H, W).
-        ignore: the value that is no class and has no vote.
+        ignore: value that is no class; such pixels do not vote.
 
     Returns:
-        classes: uint8 (H, W), the smallest of equally common ones; `ignore` where nobody votes.
-        agreement: float32 (H, W) in [0, 1], the share of the segment's pixels of that class.
+        classes: uint8 (H, W), the smallest of equally frequent ones; `ignore` without any vote.
+        agreement: float32 (H, W) in [0, 1], the share of the segment's pixels with that class.
     """
-    count = int(segments.max()) + 1
-    kinds = int(classes.max()) + 1
-    pairs = segments.ravel() * kinds + classes.ravel()
-    votes = np.bincount(pairs, minlength=count * kinds).reshape(count, kinds)
+    num_segments = int(segments.max()) + 1
+    num_values = int(classes.max()) + 1
+    pairs = segments.ravel() * num_values + classes.ravel()
+    votes = np.bincount(pairs, minlength=num_segments * num_values)
+    votes = votes.reshape(num_segments, num_values)
     areas = votes.sum(1)
     votes[:, ignore:] = 0
     most = votes.max(1)

@@ -70,8 +70,8 @@ def _brightness(canvas: Canvas, quad: Floats, toward: GroundPoint) -> float:
 def _pixels(canvas: Canvas, quad: Floats) -> tuple[Floats, float, float]:
     """Projected corners, and mean height and width in pixels."""
     corners = canvas.camera.project(quad)
-    tall = 0.5 * (abs(corners[3, 1] - corners[0, 1]) + abs(corners[2, 1] - corners[1, 1]))
-    return corners, float(tall), float(abs(corners[1, 0] - corners[0, 0]))
+    height = 0.5 * (abs(corners[3, 1] - corners[0, 1]) + abs(corners[2, 1] - corners[1, 1]))
+    return corners, float(height), float(abs(corners[1, 0] - corners[0, 0]))
 
 
 def _in_image(canvas: Canvas, corners: Floats) -> bool:
@@ -147,10 +147,10 @@ def draw_block(
         start: GroundPoint, end: GroundPoint, pattern: Pattern, toward: GroundPoint, shops: bool
     ) -> None:
         quad = _upright_quad(layout, start, end, 0, block.height)
-        corners, tall, wide = _pixels(canvas, quad)
+        corners, height, width = _pixels(canvas, quad)
         length = hypot(end[0] - start[0], end[1] - start[1])
         cells = max(1, round(block.height / _FLOOR)), max(1, round(length / bay))
-        size = _cell(tall / cells[0]), _cell(wide / cells[1])
+        size = _cell(height / cells[0]), _cell(width / cells[1])
         shaded = colors.times(_brightness(canvas, quad, toward))
         lit, rough = _LIT[canvas.look.time], canvas.look.style.texture
         texture = facade(rng, pattern, shaded, cells, size, rough, lit, shops)
@@ -221,14 +221,14 @@ def draw_barrier(
     """Draw a segment of wall, fence or hedge along the street."""
     near, far = max(barrier.near, _NEAR_CLIP), max(barrier.far, _NEAR_CLIP + 0.3)
     quad = _upright_quad(layout, (barrier.lateral, near), (barrier.lateral, far), 0, barrier.height)
-    corners, tall, wide = _pixels(canvas, quad)
+    corners, height, width = _pixels(canvas, quad)
     if not _in_image(canvas, corners):
         return
     look = canvas.look
     # All segments of one barrier have the same variant, hence the same material and color.
     own = np.random.default_rng(barrier.variant)
     shade = _brightness(canvas, quad, (0.0, float(quad[0, 2])))
-    size = (round(min(max(tall, 6), 96)), round(min(max(wide, 6), 160)))
+    size = (round(min(max(height, 6), 96)), round(min(max(width, 6), 160)))
     distance = 0.5 * (near + far)
     if barrier.kind == "fence":
         kinds: tuple[FenceKind, ...] = ("pickets", "bars", "mesh", "railing", "pickets")
@@ -260,10 +260,10 @@ def draw_horizon(canvas: Canvas, rng: np.random.Generator, layout: SceneLayout) 
         position = -10.0
         while position < columns:
             width = float(rng.uniform(0.02, 0.07)) * columns
-            tall = camera.pixels_per_meter(200.0) * float(rng.gamma(3.0, 7.0) + 6)
+            height = camera.pixels_per_meter(200.0) * float(rng.gamma(3.0, 7.0) + 6)
             color = look.color(rng, "distant")
             base = float(np.interp(position, np.arange(columns), ground)) + 3
-            top = base - tall
+            top = base - height
             box = np.array([(position, base), (position, top), (position + width, top),
                             (position + width, base)])  # fmt: skip
             canvas.polygon(box, color, surface)
@@ -276,23 +276,23 @@ def draw_horizon(canvas: Canvas, rng: np.random.Generator, layout: SceneLayout) 
     if look.weather == "snow":
         color = mixed(color, (220, 226, 234), 0.3)
     surface = canvas.add_surface(Surface(_TREES, 170.0, 1.0))
-    tall = 9.0 if layout.horizon == "trees" else 4.0
-    _ridge(canvas, rng, ground, tall, 3.0, color, surface)
+    height = 9.0 if layout.horizon == "trees" else 4.0
+    _ridge(canvas, rng, ground, height, 3.0, color, surface)
 
 
 def _ridge(
-    canvas: Canvas, rng: np.random.Generator, ground: Floats, tall: float, rough: float,
+    canvas: Canvas, rng: np.random.Generator, ground: Floats, height: float, rough: float,
     color: Color, surface: int,
 ) -> None:  # fmt: skip
-    """Draw a silhouette `tall` meters high at a distance of 150 m, with waves and small bumps."""
+    """Draw a silhouette `height` meters high at a distance of 150 m, with waves and small bumps."""
     columns = canvas.camera.columns
     along = np.linspace(0, 1, columns // 3 + 2)
     waves = sum(np.sin(2 * np.pi * (f * along + rng.random())) / (f**0.6) for f in (1.3, 2.9, 7.1))
     bumps = rng.normal(0, 1, len(along))
-    height = tall * (0.75 + 0.22 * waves) + 0.35 * rough * bumps
+    heights = height * (0.75 + 0.22 * waves) + 0.35 * rough * bumps
     unit = canvas.camera.pixels_per_meter(150.0)
     base = np.interp(along * (columns - 1), np.arange(columns), ground)
-    top = base - np.maximum(height, 0.5) * unit
+    top = base - np.maximum(heights, 0.5) * unit
     upper = np.stack([along * (columns + 2) - 1, top], axis=1)
     lower = np.array([(columns + 1.0, base[-1] + 4), (-1.0, base[0] + 4)])
     canvas.shape(np.concatenate([upper, lower]), color, surface)

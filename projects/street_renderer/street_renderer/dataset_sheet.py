@@ -9,9 +9,8 @@ import cv2
 import numpy as np
 
 from clouds.data.datasets import get_dataset
-from clouds.data.label_space import CITYSCAPES_19
 from clouds.data.reading import read_image
-from clouds.visualizer import Tile, side_by_side
+from clouds.visualizer import Tile, legend_of, side_by_side
 from street_renderer.canvas import Bytes
 
 
@@ -36,17 +35,18 @@ def dataset_sheet(
     panels = []
     for name in names:
         dataset = get_dataset(name, root)
-        records = dataset.records()
+        records, label_space = dataset.records(), dataset.label_space
         tiles = []
         for record in records[:columns]:
-            label = CITYSCAPES_19.colorize(dataset.read_label(record))
+            label = label_space.colorize(dataset.read_label(record))
             image = _letterbox(read_image(record.image), tile_width, cv2.INTER_AREA)
             label = _letterbox(label, tile_width, cv2.INTER_NEAREST)
             tiles.append(Tile(record.image.name, np.vstack([image, label])))
         tiles += [Tile("", np.full((1, tile_width, 3), 255, np.uint8))] * (columns - len(tiles))
-        legend = range(CITYSCAPES_19.num_classes) if name == names[-1] else ()
+        all_classes = range(label_space.num_classes)
+        legend = legend_of(label_space, all_classes) if name == names[-1] else ()
         title = f"{name}: {len(records)} images"
-        panels.append(side_by_side(tiles, title=title, legend=tuple(legend), tile_width=tile_width))
+        panels.append(side_by_side(tiles, title=title, legend=legend, tile_width=tile_width))
     return np.vstack(panels)
 
 

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clouds.data.datasets.builtin import get_row
+from clouds.data.datasets.builtin import get_description
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 from clouds.data.reading import LabelMapping
-from clouds.files import written_whole
+from clouds.files import atomic_write
 from street_renderer.canvas import Bytes
 from street_renderer.domains import STYLES
 from street_renderer.layout import CLASSES, Contents
@@ -90,8 +90,8 @@ class Recipe:
     @staticmethod
     def of(name: str, seed: int, size: tuple[int, int]) -> Recipe:
         """The parameters of a dataset."""
-        row = get_row(name)
-        return Recipe(name, seed, size, row.label_files[-1].ids, row.classes_present)
+        row = get_description(name)
+        return Recipe(name, seed, size, row.label_formats[-1].ids, row.classes_present)
 
     def raw_ids(self) -> Bytes:
         """Table (256,) from train ids to raw ids; classes that the dataset lacks become ignored."""
@@ -122,16 +122,16 @@ def dataset_names() -> list[str]:
 
 def folders(name: str) -> tuple[str, str]:
     """Folders of a dataset's images and labels, relative to the dataset root."""
-    first = get_row(name).folders[0]
+    first = get_description(name).folders[0]
     return first.images, first.labels
 
 
 def sample_paths(root: Path, name: str, index: int) -> tuple[Path, Path]:
     """Files of image `index` of a dataset and of its label."""
-    row, stem = get_row(name), _format(name).name(index)
+    row, stem = get_description(name), _format(name).name(index)
     images, labels = folders(name)
     image = root / images / (stem + row.image_suffixes[0])
-    return image, root / labels / (stem + row.label_files[-1].suffix)
+    return image, root / labels / (stem + row.label_formats[-1].suffix)
 
 
 def render_sample(recipe: Recipe, index: int) -> RenderedScene:
@@ -148,9 +148,9 @@ def write_sample(recipe: Recipe, index: int, image_path: Path, label_path: Path)
     scene = render_sample(recipe, index)
     raw = cv2.LUT(scene.label, recipe.raw_ids())
     encode_label = _format(recipe.name).encode_label
-    with written_whole(label_path) as file:
+    with atomic_write(label_path) as file:
         file.write(encode_label(raw, scene.instances, recipe.ids))
-    with written_whole(image_path) as file:
+    with atomic_write(image_path) as file:
         file.write(_encode_image(scene.image, image_path.suffix))
 
 
@@ -204,8 +204,8 @@ _SHAPES = ((1.0, 1.0), (0.84, 1.12), (1.16, 0.87), (1.0, 0.89), (1.28, 1.28), (0
 
 
 def _varied_size(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int]:
-    tall, wide = _SHAPES[int(rng.integers(len(_SHAPES)))]
-    rows, columns = (max(MIN_SIZE, 2 * round(v / 2)) for v in (size[0] * tall, size[1] * wide))
+    height, width = _SHAPES[int(rng.integers(len(_SHAPES)))]
+    rows, columns = (max(MIN_SIZE, 2 * round(v / 2)) for v in (size[0] * height, size[1] * width))
     return rows, columns
 
 

@@ -2,10 +2,10 @@
 
     python tools/demo.py
 
-Renders a labeled source and three unseen target domains, generates images from prompts, trains on
-the source (warm-up) and then jointly on source and generated images. It runs the commands of a
-real experiment, prints each of them, and collects the results in OUTPUT/index.html. Nothing is
-downloaded.
+Renders a labeled source and three unseen target domains, generates images from prompts, and trains
+in two phases: source pre-training, then joint training on source and generated images. It runs the
+commands of a real experiment, prints each of them, and collects the results in OUTPUT/index.html.
+Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 DATASETS = ("gta5", "cityscapes_val", "bdd_val", "mapillary_val")
-PHASES = {"warmup": "warm-up: source only", "joint": "joint: source and generated images"}
+PHASES = {
+    "warmup": "source pre-training: source only",
+    "joint": "joint training: source and generated images",
+}
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -31,7 +34,7 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     print(f"\n$ {shown}", flush=True)
     result = subprocess.run([sys.executable, *command], env={**os.environ, **environment})
     if result.returncode:
-        sys.exit(f"the demo stops: the command above ended with status {result.returncode}")
+        sys.exit(f"the demo failed: the command above exited with status {result.returncode}")
     return shown
 
 
@@ -59,7 +62,7 @@ def pseudo_label_table(result: dict[str, Any]) -> str:
 
 def gallery(folder: Path, at: Path) -> str:
     """The panels of one run, in images relative to the folder `at`."""
-    panels = sorted((folder / "pictures").glob("*/*.png"))
+    panels = sorted((folder / "visualizations").glob("*/*.png"))
     return "".join(
         f'<p><img src="{html.escape(os.path.relpath(p, at))}" alt="{html.escape(p.parent.name)}">'
         for p in panels
@@ -81,7 +84,7 @@ def page(
         f"{score_table(results)}<p></p>{pseudo_label_table(results['joint'])}"
         f"<pre>{html.escape(chr(10).join(commands))}</pre>"
         f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"
-        f"<h2>After the warm-up</h2>{gallery(output / 'warmup', output)}"
+        f"<h2>After source pre-training</h2>{gallery(output / 'warmup', output)}"
         f'<h2>Images generated from prompts</h2><img src="{sheet}" alt="contact sheet">'
         '<h2>The domains</h2><img src="scenes.png" alt="contact sheet">'
     )
@@ -95,11 +98,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=500, help="labeled training images")
     parser.add_argument("--val", type=int, default=40, help="images of each unseen domain")
     parser.add_argument("--generated", type=int, default=300, help="images generated from prompts")
-    parser.add_argument("--prompts", default="prompts/street_scenes.txt", help="one per line")
+    prompts = Path("prompts/street_scenes.txt")
+    parser.add_argument("--prompts", type=Path, default=prompts, help="one per line")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of both phases' configs"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    for name in ("data", "output", "prompts"):
+        setattr(args, name, getattr(args, name).expanduser())
+    return args
 
 
 def generated_folder(args: argparse.Namespace) -> Path:
@@ -116,7 +123,7 @@ def commands_of(args: argparse.Namespace, tools: Path) -> list[list[str]]:
     render += ["--train", str(args.train), "--val", str(args.val)]
     render += ["--contact-sheet", str(args.output / "scenes.png")]
     generate = [f"{tool}/generate_images.py", "--generator", "procedural"]
-    generate += ["--prompts", args.prompts, "--count", str(args.generated)]
+    generate += ["--prompts", str(args.prompts), "--count", str(args.generated)]
     generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
     trainings = []
     for phase in PHASES:

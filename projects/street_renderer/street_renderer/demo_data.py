@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clouds.files import written_whole
+from clouds.files import atomic_write
 from street_renderer.dataset_writer import (
     FAMILIES,
     Recipe,
@@ -188,5 +188,5 @@ def _write_record(root: Path, datasets: Mapping[str, RenderedDataset]) -> None:
         name: {"seed": d.seed, "size": d.size, "count": d.count, "painter": d.renderer}
         for name, d in sorted(datasets.items())
     }
-    with written_whole(root / RECORD, "w") as file:
+    with atomic_write(root / RECORD, "w") as file:
         file.write(json.dumps(entries, indent=2) + "\n")

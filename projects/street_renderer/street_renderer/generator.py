@@ -1,7 +1,7 @@
 """The renderer as an image generator of `clouds.generation`, named `procedural`.
 
-It follows the words of the prompt, needs no weights and no GPU, and gives exact labels. The labels
-are not for training: pseudo-labels are evaluated with them. `generated_style` describes the
+It renders what the prompt describes, without weights or a GPU, and writes exact labels. The labels
+are not used in training; pseudo-labels are evaluated on them. `generated_style` describes the
 appearance of the images. The library finds this generator by its entry point (pyproject.toml).
 """
 
@@ -85,7 +85,7 @@ class Procedural:
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for prompts without a known word."""
         return [
-            f"the renderer knows no word of {text!r}: the scene is random"
+            f"no word of {text!r} is in the lexicon of the renderer: the scene is random"
             for text in dict.fromkeys(prompts)
             if parse_scene(text) == SceneDescription()
         ]

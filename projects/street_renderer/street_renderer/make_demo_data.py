@@ -87,6 +87,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="also write an overview of the first images of each dataset",
     )
     args = parser.parse_args(argv)
+    args.output = args.output.expanduser()
+    args.contact_sheet = args.contact_sheet and args.contact_sheet.expanduser()
     if args.workers < 1:
         parser.error("--workers must be at least 1")
     return args

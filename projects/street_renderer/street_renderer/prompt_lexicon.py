@@ -1,8 +1,8 @@
-"""The phrases that `street_renderer.prompt_reader` knows, by topic and value.
+"""The phrases that `street_renderer.prompt_reader` matches, by topic and value.
 
 Phrases are singular, in lower case, separated by commas, with spaces for hyphens. A phrase may be
-in several tables ("snowplow" names a truck, and snow). Within a topic the longest phrase counts
-and the shorter ones inside it do not.
+in several tables ("snowplow" is a truck, and snow). Within a topic the longest phrase is
+matched and the shorter ones inside it are not.
 """
 
 from __future__ import annotations
@@ -262,8 +262,8 @@ NEUTRAL = """bus stop, bus shelter, bus timetable, tram stop, tram shelter, tram
     made, car wash, in the shade of, train bridge, railway bridge, bus roof"""
 """Phrases without a value whose words would otherwise match a shorter phrase."""
 
-ALSO_RULED_OUT: Mapping[str, tuple[str, ...]] = {
+ALSO_EXCLUDED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("traffic", "vehicle"), ("car", "truck", "bus", "train", "motorcycle")),
     **dict.fromkeys(("people", "person"), ("person", "rider")),
 }
-"""Further classes that "no traffic" and "no people" rule out."""
+"""Further classes that "no traffic" and "no people" exclude."""

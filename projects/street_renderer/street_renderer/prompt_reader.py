@@ -1,9 +1,9 @@
-"""Which classes, weather, time of day and place an English prompt names, and what it rules out.
+"""Reads the classes, weather, time of day and place in an English prompt, and what it excludes.
 
 Matching is by whole words from the tables of `prompt_lexicon`, the longest phrase first ("bus
-stop" names no bus, "street lamp" is a pole and no street), with plurals and simple negation ("no
+stop" is not a bus, "street lamp" is a pole and not a street), with plurals and simple negation ("no
 cars", "without traffic lights", "an empty street"). There is no grammatical parsing. The renderer
-follows these descriptions, and `coverage` counts them over a prompt file.
+renders these descriptions, and `coverage` counts them over a prompt file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TypeVar, get_args
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.generation.words import base_forms, tokenize
 from street_renderer.prompt_lexicon import (
-    ALSO_RULED_OUT,
+    ALSO_EXCLUDED,
     BUSTLE_WORDS,
     CLASS_WORDS,
     NEUTRAL,
@@ -35,17 +35,17 @@ from street_renderer.prompt_lexicon import (
 )
 from street_renderer.style import PLACES, TIMES, WEATHERS, Place, Time, Weather
 
-NOT_NAMED = "not said"
-"""Key of `coverage` for prompts that name no value of a topic."""
+NOT_NAMED = "not named"
+"""Key of `coverage` for prompts without a value of a topic."""
 
 
 @dataclass(frozen=True)
 class SceneDescription:
-    """The content of one prompt; None for topics that it does not name.
+    """The content of one prompt; None for topics that are not in it.
 
     Attributes:
         classes: names of the Cityscapes classes in the prompt.
-        unwanted: class names that the prompt rules out ("no cars"); never road or sky, and never
+        unwanted: class names that the prompt excludes ("no cars"); never road or sky, and never
             one of `classes`.
         weather, time, place: as in `street_renderer.style`. Dawn and dusk are both "dusk".
         season: of the year.
@@ -77,7 +77,7 @@ def parse_scene(text: str) -> SceneDescription:
     classes = {v for m in objects if m.start not in negated for v in m.values}
     if any(m.start not in negated for m in ridden):
         classes.add("rider")
-    unwanted = _ruled_out(tokens, objects, negated)
+    unwanted = _excluded_classes(tokens, objects, negated)
     if unwanted.issuperset(_MOVING):
         named["bustle"].insert(0, "quiet")
     return SceneDescription(
@@ -264,7 +264,7 @@ def _list_continues(tokens: list[str], start: int, joins: tuple[str, ...]) -> bo
 
 
 _PARKED = _words("parked chained locked leaning propped row rows")
-_ON_THE_MOVE = _words(
+_MOVING_VERBS = _words(
     """weave weaving stream streaming buzz buzzing squeeze squeezing thread threading cut cutting
     flood flooding swarm swarming rush rushing filtering overtaking abreast"""
 )
@@ -283,7 +283,7 @@ def _split_riders(tokens: list[str], objects: list[_Match]) -> tuple[list[_Match
     for match in objects:
         if not {"bicycle", "motorcycle"} & set(match.values):
             continue
-        if _ON_THE_MOVE & set(tokens[match.end : match.end + 2]):
+        if _MOVING_VERBS & set(tokens[match.end : match.end + 2]):
             ridden.append(match)
             continue
         clause = _clause_start(tokens, match.start)
@@ -311,15 +311,15 @@ _EMPTY = _words("empty deserted abandoned")
 _OPEN_SPACES = _words("city town square downtown village neighbourhood neighborhood")
 
 
-def _ruled_out(tokens: list[str], objects: list[_Match], negated: set[int]) -> set[str]:
+def _excluded_classes(tokens: list[str], objects: list[_Match], negated: set[int]) -> set[str]:
     """Classes that are negated, or excluded by "nobody" or by an empty street."""
     unwanted: set[str] = set()
     for match in objects:
         if match.start in negated:
-            unwanted.update(ALSO_RULED_OUT.get(match.phrase, match.values))
+            unwanted.update(ALSO_EXCLUDED.get(match.phrase, match.values))
     text = " ".join(tokens)
     if "nobody" in tokens or "no one" in text or "not a soul" in text:
-        unwanted.update(ALSO_RULED_OUT["people"])
+        unwanted.update(ALSO_EXCLUDED["people"])
     if _street_is_empty(tokens, objects):
         unwanted.update(_MOVING)
     return unwanted

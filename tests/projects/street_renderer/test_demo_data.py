@@ -194,7 +194,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.png")}
 
 
-def test_the_same_request_renders_nothing_twice(tmp_path):
+def test_existing_images_are_not_rendered_again(tmp_path):
     assert make(tmp_path) == 2
     before = contents(tmp_path)
     assert make(tmp_path) == 0
@@ -228,7 +228,7 @@ def test_more_images_are_added_to_existing_ones(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"size": (80, 128)}, {"count": 1}])
-def test_other_settings_are_refused_unless_overwriting(tmp_path, change):
+def test_other_settings_are_an_error_unless_overwriting(tmp_path, change):
     make(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(
@@ -271,7 +271,7 @@ def test_a_real_dataset_is_never_changed(tmp_path):
     assert len(list(tmp_path.rglob("*.png"))) == 1
 
 
-def test_a_broken_record_is_named(tmp_path):
+def test_a_broken_record_is_reported(tmp_path):
     (tmp_path / "demo_data.json").write_text("{")
     with pytest.raises(ValueError, match=r"demo_data\.json is broken"):
         make(tmp_path)
@@ -326,14 +326,14 @@ def test_single_splits_can_be_chosen(tmp_path, capsys):
         (("--val", "0"), "--val must be at least 1"),
     ],
 )
-def test_bad_arguments_are_explained(tmp_path, capsys, args, message):
+def test_invalid_arguments_are_reported(tmp_path, capsys, args, message):
     code, _, err = run(capsys, "--output", tmp_path / "d", *SMALL, *args)
     assert code == 2
     assert message in err
     assert not list(tmp_path.rglob("*.png"))
 
 
-def test_an_output_that_is_a_file_is_explained(tmp_path, capsys):
+def test_an_output_that_is_a_file_is_reported(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     code, _, err = run(capsys, "--output", tmp_path / "file", *SMALL)
     assert code == 2

@@ -61,13 +61,13 @@ def test_excluded_classes_are_never_visible():
             assert share(image.label, name) == 0
 
 
-def test_weather_time_and_bustle_are_followed():
+def test_weather_time_and_bustle_of_the_prompt_are_rendered():
     def brightness(prompt):
         return np.mean([p.image.mean() for p in generated(prompt, range(6))])
 
     day, night = (brightness(f"a residential street on a clear {t}") for t in ("day", "night"))
     assert night < 0.65 * day
-    # snow lies on the ground; fog takes the contrast away
+    # snow covers the ground; fog reduces the contrast
     road = CITYSCAPES_19.names.index("road")
 
     def road_light(prompt):
@@ -91,7 +91,7 @@ def test_weather_time_and_bustle_are_followed():
     assert moving("a busy avenue") > 1.3 * moving("a quiet avenue")
 
 
-def test_viewpoint_is_followed():
+def test_viewpoint_of_the_prompt_is_rendered():
     def sky(prompt):
         return np.mean([share(p.label, "sky") for p in generated(prompt, range(8))])
 
@@ -124,7 +124,7 @@ def test_prompts_without_a_known_word_give_a_warning():
     assert len(warnings) == 1 and "quelque chose" in warnings[0]
 
 
-def test_a_tiny_size_is_refused():
+def test_a_too_small_size_is_an_error():
     with pytest.raises(ValueError, match="at least 64"):
         build_generator("procedural", {"height": 32, "width": 64})
 

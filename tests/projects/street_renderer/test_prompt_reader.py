@@ -73,7 +73,7 @@ def test_negation(text, unwanted, classes):
 
 
 @pytest.mark.parametrize("text", ["An empty street", "The road is deserted.", "a deserted town"])
-def test_nothing_moves_in_an_empty_street(text):
+def test_moving_classes_are_excluded_in_an_empty_street(text):
     scene = parse_scene(text)
     moving = {"person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"}
     assert scene.unwanted == moving
@@ -138,7 +138,7 @@ def test_coverage_counts_each_prompt_once_for_a_class():
     assert list(counts["class"]) == list(CITYSCAPES_19.names)
     assert {name: n for name, n in counts["class"].items() if n} == {"bus": 1, "car": 1}
     assert counts["weather"] == {
-        "clear": 0, "overcast": 0, "rain": 1, "fog": 0, "snow": 0, "not said": 2
+        "clear": 0, "overcast": 0, "rain": 1, "fog": 0, "snow": 0, "not named": 2
     }  # fmt: skip
     assert counts["time"]["night"] == 1
     for topic, values in counts.items():
@@ -153,7 +153,7 @@ def test_the_prompts_are_many_balanced_short_and_without_repetition():
     assert min(counts["class"].values()) >= 30
     assert min(counts["class"][name] for name in RARE) >= 40
     for topic in ("weather", "time", "place"):
-        assert min(n for value, n in counts[topic].items() if value != "not said") >= 20
+        assert min(n for value, n in counts[topic].items() if value != "not named") >= 20
     for topic in ("season", "viewpoint"):
         assert min(counts[topic].values()) >= 4
     assert near_duplicates(prompts, 0.3) == []

@@ -29,7 +29,7 @@ EDGE = 6.0
 
 
 def look(**changes) -> Look:
-    """A camera that is easy to compute with, and light that adds nothing."""
+    """A camera with round numbers, and light without effects."""
     style = replace(get_style("gta5"), texture=0.0, spread=0.0)
     grade = Grade(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, (1.0, 1.0, 1.0), 100, False)
     camera = Camera(256, 512, FOCAL, EYE, HORIZON, CENTER, 0.0)
@@ -72,7 +72,7 @@ def box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 # ---------------------------------------------------------------------- geometry
-def test_ground_and_sky_lie_where_the_pinhole_formula_puts_them():
+def test_ground_and_sky_are_at_the_rows_of_the_pinhole_formula():
     label = draw().label
     assert set(np.unique(label)) == {ID["road"], ID["sidewalk"], ID["sky"]}
     assert (label[: int(HORIZON)] == ID["sky"]).all()
@@ -86,7 +86,7 @@ def test_ground_and_sky_lie_where_the_pinhole_formula_puts_them():
         assert (label[r, outside] == ID["sidewalk"]).all()
 
 
-def test_a_tilted_camera_turns_the_horizon():
+def test_a_tilted_camera_rotates_the_horizon():
     tilted = look(camera=Camera(256, 512, FOCAL, EYE, HORIZON, CENTER, np.radians(5)))
     sky = draw(look=tilted).label == ID["sky"]
     left, right = sky[:, 0].sum(), sky[:, -1].sum()
@@ -94,7 +94,7 @@ def test_a_tilted_camera_turns_the_horizon():
     assert right - left == pytest.approx(np.tan(np.radians(5)) * 511, abs=2)
 
 
-def test_car_has_the_size_of_its_measures_at_its_distance():
+def test_size_of_a_car_at_a_distance():
     distance = 12.0
     label = draw(Thing("car", 0.5, distance, variant=0)).label
     top, bottom, left, right = box(label == ID["car"])
@@ -117,7 +117,7 @@ def test_a_person_twice_as_far_is_half_as_large():
     assert heights[0] == pytest.approx(1.75 * FOCAL / 10, rel=0.1)
 
 
-def test_a_building_fills_its_front_and_hides_what_is_behind():
+def test_a_building_covers_its_front_and_occludes_objects_behind():
     block = Block("tower", 10.0, 20.0, 40.0, 8.0, 15.0)
     label = draw(blocks=(block,)).label
     building = label == ID["building"]
@@ -128,7 +128,7 @@ def test_a_building_fills_its_front_and_hides_what_is_behind():
     assert not building[:, : round(column(10.0, 41.0))].any()
 
 
-def test_near_objects_occlude_far_ones_in_any_listed_order():
+def test_near_objects_occlude_far_ones_in_any_order_of_the_list():
     car, bus = Thing("car", 0.0, 10.0, variant=0), Thing("bus", 0.0, 25.0, variant=1)
     first, second = draw(car, bus), draw(bus, car)
     assert np.array_equal(first.label, second.label)
@@ -174,7 +174,7 @@ def test_an_object_changes_the_image_only_where_it_is_labeled(kind):
 @pytest.mark.parametrize(
     ("kind", "name"), [("wall", "wall"), ("fence", "fence"), ("hedge", "vegetation")]
 )
-def test_barriers_are_labeled_whole_even_if_transparent(kind, name):
+def test_see_through_barriers_are_labeled_as_a_whole(kind, name):
     barrier = Barrier(kind, 5.0, 10.0, 16.0, 1.5, 1)
     without, rendered = draw(), draw(barriers=(barrier,))
     changed = without.label != rendered.label
@@ -217,12 +217,12 @@ def labels() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_class_is_seen_in_enough_images(labels, name):
+def test_every_class_is_in_enough_images(labels, name):
     seen = (labels == ID[name]).sum(axis=(1, 2)) >= 8
     assert seen.mean() >= 0.08
 
 
-def test_labels_hold_only_train_ids(labels):
+def test_labels_have_only_train_ids(labels):
     assert set(np.unique(labels)) == {*range(19), 255}
 
 
@@ -243,25 +243,25 @@ def test_scenes_differ(labels):
 
 # ---------------------------------------------------------------------- requests
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("road", "sky")])
-def test_wanted_classes_are_there_and_unwanted_ones_are_not(name):
-    seen = 0
+def test_wanted_classes_are_visible_and_unwanted_ones_are_not(name):
+    num_visible = 0
     for n, place in enumerate(PLACES):
         wanted, unwanted = Contents(place, wanted=(name,)), Contents(place, unwanted=(name,))
         _, label = render(np.random.default_rng(n), STYLES["gta5"], wanted, (128, 256))
-        seen += (label == ID[name]).sum() >= 4
+        num_visible += (label == ID[name]).sum() >= 4
         _, label = render(np.random.default_rng(n), STYLES["synthia"], unwanted, (64, 128))
         assert not (label == ID[name]).any()
-    assert seen >= 6  # of 7; something nearer may hide it now and then
+    assert num_visible >= 6  # of 7; nearer objects may occlude it
 
 
 def test_several_wanted_classes_at_once():
     wanted = ("train", "bus", "truck", "rider", "person")
-    found = []
+    visible = []
     for n in range(8):
         contents = Contents("downtown", wanted=wanted)
         _, label = render(np.random.default_rng(n), STYLES["cityscapes"], contents, (128, 256))
-        found.append(np.mean([(label == ID[name]).sum() >= 8 for name in wanted]))
-    assert np.mean(found) > 0.85
+        visible.append(np.mean([(label == ID[name]).sum() >= 8 for name in wanted]))
+    assert np.mean(visible) > 0.85
 
 
 def test_density_zero_leaves_an_empty_street():
@@ -281,7 +281,7 @@ def test_density_zero_leaves_an_empty_street():
         ({"density": -1.0}, "density is -1.0; allowed are 0 to 4"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused(arguments, message):
+def test_invalid_contents_are_an_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         Contents(**arguments)
 
@@ -295,7 +295,7 @@ def test_names_of_styles_and_weather_are_checked():
         get_style("gta5").under(time="noon")
 
 
-# ---------------------------------------------------------------------- looks
+# ---------------------------------------------------------------------- appearance
 def brightness(style, n: int) -> tuple[np.ndarray, np.ndarray]:
     image, label = render(np.random.default_rng(n), style, Contents("avenue"), (128, 256))
     return image.astype(float).mean(axis=2), label
@@ -349,7 +349,7 @@ def test_the_game_is_more_saturated_than_the_target():
 
 
 # ---------------------------------------------------------------------- repeatability, sizes, speed
-def test_a_image_depends_on_its_seed_alone():
+def test_an_image_depends_only_on_its_seed():
     def image(n: int) -> bytes:
         image, label = render(
             np.random.default_rng((5, n)), STYLES["mapillary_vistas"], None, (96, 160)
@@ -362,7 +362,7 @@ def test_a_image_depends_on_its_seed_alone():
     assert len(set(forward)) == 4
 
 
-def test_another_process_renders_the_same_and_needs_no_torch():
+def test_another_process_renders_the_same_image_without_torch():
     code = (
         "import sys, hashlib, numpy as np\n"
         "from street_renderer import STYLES, render\n"
@@ -385,12 +385,12 @@ def test_any_size_can_be_rendered(size):
     assert scene.label.dtype == np.uint8
 
 
-def test_too_small_a_image_is_refused():
+def test_a_too_small_image_is_an_error():
     with pytest.raises(ValueError, match=r"63x512 \(rows x columns\); both must be at least 64"):
         render(np.random.default_rng(0), STYLES["gta5"], None, (63, 512))
 
 
-def test_a_crowded_scene_runs_out_of_surfaces_gracefully():
+def test_a_crowded_scene_with_more_objects_than_surfaces():
     contents = Contents("downtown", density=4.0)
     for style in ("acdc_night", "mapillary_vistas"):
         scene = render_scene(np.random.default_rng(2), STYLES[style], contents, (128, 256))

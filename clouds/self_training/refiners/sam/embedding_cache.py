@@ -1,15 +1,15 @@
-"""Image embeddings on disk, so that SAM's encoder sees each view of a picture once.
+"""Image embeddings of SAM on disk, so that its encoder sees each view of an image once.
 
     <key>.npe            an entry: header (magic, CRC-32 of the values, shape), then the values
-    .<key>.npe.*.part    one that is being written; a killed process may leave it
+    .<key>.npe.*.part    an entry that is being written; a killed process may leave it
 
-The key is a hash of the picture's pixels, of SAM's encoder and of the precision it computes in, so
-neither a picture that was painted again, nor its flipped view, nor other weights, nor a run without
-autocast meet an entry that is not theirs. Entries are in half precision: 2 MB each, whatever the
-picture's size. They hold all values, since SAM's encoder ends in a layer norm.
+The key is a hash of the image's pixels, of SAM's encoder and of the precision that it computes in.
+So an image that was generated again, a flipped view, other weights and a run without autocast have
+entries of their own. Entries are in half precision: 2 MB each, whatever the image's size. All
+values are in its range, since SAM's encoder ends in a layer norm.
 
-Any number of processes may use a folder at once. An entry appears whole, under its name, or not at
-all; one that a power cut has torn does not match its checksum and is made again.
+Any number of processes may use a folder at once. An entry appears under its name only when it is
+complete; one that is damaged does not match its checksum and is computed again.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clouds.files import name_when_whole, raw_bytes, unfinished, written_whole
+from clouds.files import atomic_write, final_name, partial_files, raw_bytes
 
 if TYPE_CHECKING:
-    from clouds.self_training.refiners.sam.refiner import Embed
+    from clouds.self_training.refiners.sam.predictor import Embed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ HEADER = struct.Struct("<8s4I40x")
 """Magic, CRC-32 of the values, shape; 64 bytes."""
 _ENTRY = re.compile(r"[0-9a-f]{32}\.npe")
 ABANDONED_AFTER = 3600.0
-"""Seconds after which an entry that is still being written belongs to a process that is gone."""
+"""Age in seconds from which a partial file is that of a process that no longer runs."""
 
 Shape = tuple[int, int, int]
 Half = npt.NDArray[np.float16]
@@ -54,14 +54,11 @@ class EmbeddingCache:
     """A folder of arrays by key, for any number of processes. It has no size limit.
 
     Args:
-        folder: made if it does not exist. Other files in it are left alone.
+        folder: made if it does not exist (OSError: it cannot). Other files in it are left alone.
         shape: of every array, (C, s, s).
 
     Attributes:
         failure: error of the write after which no more entries are kept; None: none has failed.
-
-    Raises:
-        OSError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, shape: Shape) -> None:
@@ -106,11 +103,7 @@ class EmbeddingCache:
             return None
 
     def put(self, key: str, values: Half) -> None:
-        """Keep an entry. A failure is logged, not raised; no entries are kept after it.
-
-        Args:
-            values: (C, s, s).
-        """
+        """Keep an entry. A failure is logged, not raised; no entries are kept after it."""
         assert values.shape == self.shape and values.dtype == HALF, (values.shape, values.dtype)
         if self.failure is not None:
             return
@@ -132,7 +125,7 @@ class EmbeddingCache:
             size = os.fstat(file.fileno()).st_size
             if size != self.entry_bytes:
                 raise ValueError(f"it has {size} bytes instead of {self.entry_bytes}")
-            # Copy on write, which nobody does: torch warns of arrays that cannot be written.
+            # Copy on write, although nothing writes: torch warns of arrays that are read-only.
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
         magic, checksum, *shape = HEADER.unpack_from(mapped)
         if magic != MAGIC or tuple(shape) != self.shape:
@@ -143,15 +136,15 @@ class EmbeddingCache:
         return values.reshape(self.shape)
 
     def _write(self, path: Path, values: Half) -> None:
-        # Not synced: the checksum tells of a torn one.
-        with written_whole(path, parents=False, synced=False) as file:
+        # Not synced: the checksum detects an incomplete entry.
+        with atomic_write(path, parents=False, fsync=False) as file:
             file.write(HEADER.pack(MAGIC, zlib.crc32(values.data), *self.shape))
             file.write(values.data)
 
     def _remove_abandoned(self) -> None:
         """Delete partial files of processes that were killed while they wrote an entry."""
-        for path in unfinished(self.folder):
-            if not _ENTRY.fullmatch(name_when_whole(path.name) or ""):
+        for path in partial_files(self.folder):
+            if not _ENTRY.fullmatch(final_name(path.name) or ""):
                 continue
             # another process may finish or delete it at this moment
             with contextlib.suppress(FileNotFoundError):
@@ -168,17 +161,16 @@ class EmbeddingCache:
 class CachedEmbedder:
     """Image embeddings from a cache, and from SAM's encoder where it has none: an `Embed`.
 
-    What it returns is rounded to half precision whether it was there or not. It is computed under
-    the autocast of the call, which has a part in the key.
+    Embeddings are rounded to half precision whether they are cached or computed. They are computed
+    under the autocast of the call, which is part of the key.
 
     Args:
-        embed: computes embeddings.
-        cache: where they are kept.
-        encoder: what the embeddings depend on besides the picture, from `fingerprint`.
-        device: where embeddings are wanted.
+        embed, cache: compute embeddings and store them.
+        encoder: hash of what the embeddings depend on besides the image, from `fingerprint`.
+        device: device of the returned embeddings.
 
     Attributes:
-        computed: how many were not in the cache.
+        computed: number of embeddings that were not in the cache.
     """
 
     def __init__(
@@ -191,37 +183,30 @@ class CachedEmbedder:
         self.computed = 0
 
     def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Embeddings, float32 (C, s, s) each.
-
-        Args:
-            images: uint8 (3, H, W) RGB. On a GPU they are copied to the host first.
-        """
+        """Embeddings, float32 (C, s, s), of images, uint8 (3, H, W) RGB (copied to the host)."""
         keys = [self.key(image) for image in images]
-        found = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        entries = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         images_of = dict(zip(keys, images, strict=True))
-        missing = [key for key, values in found.items() if values is None]
+        missing = [key for key, values in entries.items() if values is None]
         if missing:
-            found |= self._compute({key: images_of[key] for key in missing})
-        return [
-            # to the device in half precision, which is half the bytes
-            torch.from_numpy(found[key]).to(self.device).to(torch.float32)
-            for key in keys
-        ]
+            entries |= self._compute({key: images_of[key] for key in missing})
+        # to the device in half precision, which is half the bytes
+        return [torch.from_numpy(entries[key]).to(self.device).to(torch.float32) for key in keys]
 
     def _compute(self, images: dict[str, torch.Tensor]) -> dict[str, Half]:
-        """Embed pictures and keep their embeddings, by key."""
-        made = self.embed(list(images.values()))
+        """Embed images and keep their embeddings, by key."""
+        computed = self.embed(list(images.values()))
         self.computed += len(images)
         rounded = {
             key: np.asarray(embedding.to(torch.float16).cpu().numpy(), HALF)
-            for key, embedding in zip(images, made, strict=True)
+            for key, embedding in zip(images, computed, strict=True)
         }
         for key, values in rounded.items():
             self.cache.put(key, values)
         return rounded
 
     def key(self, image: torch.Tensor) -> str:
-        """The entry of a picture, uint8 (3, H, W): a hash of pixels, size, SAM and autocast."""
+        """Key of an image, uint8 (3, H, W): a hash of pixels, size, SAM and precision."""
         assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
         pixels = image.detach().cpu().contiguous().numpy()
         known = f"{self.encoder} {precision(self.device)} {pixels.shape} "
@@ -231,28 +216,19 @@ class CachedEmbedder:
 
 
 def precision(device: torch.device) -> torch.dtype:
-    """What products are computed in on the device now, under autocast or without."""
+    """Type that matrix products are computed in on the device now, under autocast or without."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
 
 
 def fingerprint(sam: Any, model: str) -> str:
-    """A hash of all that embeddings depend on besides the picture; takes seconds for ViT-H.
+    """A hash of everything that embeddings depend on besides the image; takes seconds for ViT-H.
 
-    That is the encoder's weights and input, not the prompt encoder or the mask decoder.
-
-    Args:
-        sam: as from `build_sam`.
-        model: its name.
+    That is the weights and preprocessing of the encoder, not the prompt encoder or mask decoder.
     """
-    known = (
-        MAGIC,
-        model,
-        sam.image_encoder.img_size,
-        sam.pixel_mean.tolist(),
-        sam.pixel_std.tolist(),
-    )
+    size, mean, std = sam.image_encoder.img_size, sam.pixel_mean, sam.pixel_std
+    known = (MAGIC, model, size, mean.tolist(), std.tolist())
     digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
     for name, tensor in sam.image_encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

@@ -24,7 +24,7 @@ DOWNLOADS = {
     "mobile": "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
 }
 WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-"""Channels of the image encoder's position embedding, by which a weights file shows its size."""
+"""Channels of the image encoder's position embedding, which tell the size of a SAM."""
 POSITIONS = "image_encoder.pos_embed"
 MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
 
@@ -34,16 +34,15 @@ TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
 def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
     """The SAM that MODEL.CLOUDS.SAM.MODEL names, in evaluation mode, without gradients.
 
-    Random weights, where MODEL.CLOUDS.SAM.WEIGHTS is empty, are a function of SEED; the global
-    generator stays as it is.
+    Random weights, where MODEL.CLOUDS.SAM.WEIGHTS is empty, are a function of SEED; torch's global
+    generator is unchanged.
 
     Returns:
         A `segment_anything.modeling.Sam` (for 'mobile', mobile_sam's, which has the same parts).
 
     Raises:
         ImportError: the package that the model comes from is not installed.
-        FileNotFoundError: there is no such weights file.
-        ValueError: the file does not hold weights of this model.
+        FileNotFoundError, ValueError: see `read_weights`; the weights do not fit.
     """
     node = cfg.MODEL.CLOUDS.SAM
     state = read_weights(node.WEIGHTS, node.MODEL) if node.WEIGHTS else None
@@ -52,11 +51,17 @@ def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
         sam = _build(node.MODEL)
     if state is None:
         logger.warning(
-            "SAM %s has random weights (MODEL.CLOUDS.SAM.WEIGHTS is empty): its masks mean nothing",
+            "SAM %s has random weights (MODEL.CLOUDS.SAM.WEIGHTS is empty): "
+            "its masks are meaningless",
             node.MODEL,
         )
     else:
-        _load(sam, state, node.WEIGHTS, node.MODEL)
+        try:
+            sam.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(
+                f"MODEL.CLOUDS.SAM.WEIGHTS: {node.WEIGHTS} does not fit {node.MODEL}: {error}"
+            ) from error
     return sam.requires_grad_(False).eval().to(device)
 
 
@@ -80,20 +85,20 @@ def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
             f"MODEL.CLOUDS.SAM.WEIGHTS: {path} is not a file of weights that torch.load reads "
             f"({type(error).__name__}). Is it complete?"
         ) from error
-    found = _size_of(state)
-    if found is None:
+    size = _size_of(state)
+    if size is None:
         raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {path} does not hold the weights of a SAM")
-    if found != model:
+    if size != model:
         raise ValueError(
-            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} seems to hold {found}, but MODEL.CLOUDS.SAM.MODEL "
-            f"is {model}. Set that to {found}, or name a file of {model}."
+            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} seems to hold {size}, but MODEL.CLOUDS.SAM.MODEL "
+            f"is {model}. Set that to {size}, or name a file of {model}."
         )
     weights: dict[str, torch.Tensor] = state
     return weights
 
 
 def _size_of(state: Any) -> str | None:
-    """Which model's weights these seem to be; None: none of SAM's."""
+    """The model whose weights these seem to be; None: not SAM's."""
     if not isinstance(state, dict):
         return None
     if MOBILE_STEM in state:
@@ -106,37 +111,17 @@ def _size_of(state: Any) -> str | None:
     return WIDTHS.get(width, f"a SAM with {width} channels")
 
 
-def _load(sam: nn.Module, state: dict[str, torch.Tensor], path: str, model: str) -> None:
-    try:
-        sam.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} does not fit {model}: {error}"
-        ) from error
-
-
 def _build(model: str) -> Any:
+    package = source = "segment-anything"
     if model == "mobile":
-        return _mobile()
+        package, source = "mobile_sam", "git+https://github.com/ChaoningZhang/MobileSAM"
     try:
-        from segment_anything import sam_model_registry
+        registry = importlib.import_module(package.replace("-", "_")).sam_model_registry
     except ImportError as error:
         raise ImportError(
-            f"MODEL.CLOUDS.SAM.MODEL {model} needs the package segment-anything: "
-            "pip install segment-anything"
+            f"MODEL.CLOUDS.SAM.MODEL {model} needs the package {package}: pip install {source}"
         ) from error
-    return _tiny() if model == "tiny" else sam_model_registry[model]()
-
-
-def _mobile() -> Any:
-    try:
-        registry = importlib.import_module("mobile_sam").sam_model_registry
-    except ImportError as error:
-        raise ImportError(
-            "MODEL.CLOUDS.SAM.MODEL mobile needs the package mobile_sam: "
-            "pip install git+https://github.com/ChaoningZhang/MobileSAM"
-        ) from error
-    return registry["vit_t"]()
+    return _tiny() if model == "tiny" else registry["vit_t" if model == "mobile" else model]()
 
 
 def _tiny() -> Any:

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from clouds.d2 import CfgNode
 
-NONE = -1
-"""In `Components.ids`: no component here."""
+NO_COMPONENT = -1
+"""In `Components.ids`: the pixel is in no component."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Components:
         ids: int32 (H, W), the component of each pixel, 0..M-1; -1 where there is none.
         classes: int64 (M,), train ids, ascending.
         areas: int64 (M,), pixels.
-        boxes: int64 (M, 4), top, left, bottom, right in pixels; bottom and right lie outside.
+        boxes: int64 (M, 4), top, left, bottom, right in pixels; bottom and right are exclusive.
     """
 
     ids: npt.NDArray[np.int32]
@@ -42,35 +42,36 @@ class Components:
 
 
 def find_components(
-    classes: npt.NDArray[np.uint8], larger_than: int = 0, ignore: int = 255
+    classes: npt.NDArray[np.uint8], size_threshold: int = 0, ignore: int = 255
 ) -> Components:
-    """Regions of one class whose pixels touch side by side (4 neighbours; corners do not join).
+    """Regions of one class whose pixels touch along an edge (4-connectivity).
 
     Args:
         classes: uint8 (H, W), train ids.
-        larger_than: components of at most so many pixels are left out.
+        size_threshold: components of at most so many pixels are left out.
         ignore: the value that is no class.
     """
     assert classes.dtype == np.uint8, f"expected uint8, got {classes.dtype}"
     assert classes.ndim == 2, f"expected (H, W), got {classes.shape}"
-    # The library takes 0 as background: shift by one, where `ignore` wraps around to 0.
+    # The library takes 0 as background: shift so that `ignore` becomes 0 (uint8 wraps around).
     shifted = np.ascontiguousarray(classes - np.uint8(ignore))
     regions = cc3d.connected_components(shifted, connectivity=4).ravel()
-    # From here on, runs along rows stand for their pixels: there are far fewer of them.
+    # From here on runs along rows are processed, not pixels: there are far fewer of them.
     starts = _run_starts(regions, classes.shape[1])
     lengths = np.diff(starts, append=regions.size)
     owners = regions[starts]
     areas = np.bincount(owners, weights=lengths).astype(np.int64)
     areas[0] = 0
-    large = np.flatnonzero(areas > larger_than)
-    numbers = np.full(len(areas), NONE, np.int32)
+    large = np.flatnonzero(areas > size_threshold)
+    numbers = np.full(len(areas), NO_COMPONENT, np.int32)
     numbers[large] = np.arange(len(large))
     runs = numbers[owners]
-    kept = runs != NONE
+    kept = runs != NO_COMPONENT
     first, boxes = _extents(runs[kept], starts[kept], lengths[kept], len(large), classes.shape[1])
     kinds = classes.ravel()[first].astype(np.int64)
     order = np.lexsort((first, kinds))
-    ranks = np.full(len(large) + 1, NONE, np.int32)  # the last one is where NONE points
+    # The last entry is read by index NO_COMPONENT.
+    ranks = np.full(len(large) + 1, NO_COMPONENT, np.int32)
     ranks[order] = np.arange(len(large))
     ids = np.repeat(ranks[runs], lengths).reshape(classes.shape)
     return Components(ids, kinds[order], areas[large[order]], boxes[order])
@@ -105,7 +106,7 @@ def _extents(
 
 
 CENTER_RADIUS = 10.0
-"""Points at the center of a component lie nearer than this to its center of mass, in pixels."""
+"""Distance from the center of mass, in pixels, within which 'center' samples points."""
 
 Mask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.intp]
@@ -113,17 +114,17 @@ Pixels = npt.NDArray[np.intp]
 
 @dataclass(frozen=True)
 class PointOptions:
-    """Which points.
+    """Which point prompts a component gets.
 
     Attributes:
-        count: points per component, P.
+        num_points: points per component, P.
         mode: 'random' in the component, 'center' (random within 10 pixels of the center of mass
             of its largest part), or 'largest_component' (random in its largest part).
-        erosion: side in pixels of the square that components are eroded with first, which may
-            part them; 0: no erosion.
+        erosion: side in pixels of the square that components are eroded with before, which may
+            split them; 0: no erosion.
     """
 
-    count: int = 5
+    num_points: int = 5
     mode: str = "random"
     erosion: int = 0
 
@@ -132,35 +133,35 @@ class PointOptions:
         """From MODEL.CLOUDS.SAM."""
         node = cfg.MODEL.CLOUDS.SAM
         return cls(
-            count=node.NUM_POINTS,
+            num_points=node.NUM_POINTS,
             mode=node.SELECTION_MODE,
             erosion=node.EROSION_SIZE if node.EROSION else 0,
         )
 
 
-def choose_points(
+def sample_points(
     components: Components, options: PointOptions, generator: np.random.Generator
 ) -> npt.NDArray[np.float32]:
     """Points for each component, drawn from `generator` in the components' order.
 
-    Every component gets its points, so that the order of points is the order of components: one
-    that erosion leaves nothing of is taken uneroded, and one with fewer pixels than points gives
-    some of them twice.
+    Every component gets points, so points and components have the same order: a component without
+    a pixel after erosion is used without erosion, and from one with fewer pixels than points some
+    pixels are drawn twice.
 
     Returns:
         (M, P, 2), (x, y) of pixels, each within its component.
     """
-    points = np.empty((len(components), options.count, 2), np.float32)
+    points = np.empty((len(components), options.num_points, 2), np.float32)
     for index in range(len(components)):
-        pixels = candidates(components.crop(index), options)
-        twice = len(pixels) < options.count
-        drawn = pixels[generator.choice(len(pixels), options.count, replace=twice)]
+        pixels = candidate_pixels(components.crop(index), options)
+        replacement = len(pixels) < options.num_points
+        drawn = pixels[generator.choice(len(pixels), options.num_points, replace=replacement)]
         top, left = components.boxes[index, :2]
         points[index] = drawn[:, ::-1] + (left, top)
     return points
 
 
-def candidates(mask: Mask, options: PointOptions) -> Pixels:
+def candidate_pixels(mask: Mask, options: PointOptions) -> Pixels:
     """Pixels that a component's points are drawn from.
 
     Args:
@@ -169,32 +170,32 @@ def candidates(mask: Mask, options: PointOptions) -> Pixels:
 
     Returns:
         (n, 2), (row, column) in the box, n >= 1, in scan order; only where fewer than
-        `options.count` pixels are at the center, the nearest ones instead, by distance.
+        `options.num_points` pixels are at the center, the nearest ones instead, by distance.
     """
     assert mask.any(), "a component has pixels"
     if options.erosion:
         mask = _eroded(mask, options.erosion)
     if options.mode == "random":
         return np.argwhere(mask)
-    largest = np.argwhere(_largest_part(mask))
+    largest = np.argwhere(_largest_connected_part(mask))
     if options.mode == "largest_component":
         return largest
     if options.mode == "center":
-        return _central(largest, options.count)
+        return _central(largest, options.num_points)
     raise ValueError(
         f"selection mode {options.mode!r} is unknown; there are random, center, largest_component"
     )
 
 
 def _eroded(mask: Mask, size: int) -> Mask:
-    """The pixels whose whole `size` x `size` neighbourhood is in the mask, if there are any."""
+    """Pixels whose whole `size` x `size` neighborhood is in the mask; if none, the mask."""
     # What lies outside of the box, or of the image, is not in the component.
     kernel = np.ones((size, size), np.uint8)
     eroded = cv2.erode(mask.view(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return eroded.view(np.bool_) if eroded.any() else mask
 
 
-def _largest_part(mask: Mask) -> Mask:
+def _largest_connected_part(mask: Mask) -> Mask:
     """Its largest connected part; the first in scan order among equals."""
     parts, count = ndimage.label(mask)
     if count == 1:
@@ -207,6 +208,6 @@ def _central(pixels: Pixels, count: int) -> Pixels:
     """Those within CENTER_RADIUS of their mean; the `count` nearest where that is too few."""
     distances = np.linalg.norm(pixels - pixels.mean(axis=0), axis=1)
     near: Pixels = pixels[distances < CENTER_RADIUS]
-    # The mean of a bent region may lie far from all its pixels.
+    # The mean of a non-convex region may be far from all its pixels.
     nearest: Pixels = pixels[distances.argsort(kind="stable")[:count]]
     return near if len(near) >= count else nearest

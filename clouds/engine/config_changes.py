@@ -1,0 +1,66 @@
+"""Differences between the config of a checkpoint and that of the run which resumes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from clouds.config.compat import NO_EFFECT, translate
+from clouds.config.values import Setting
+from clouds.d2 import CfgNode
+
+HARMLESS_KEYS = (
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.TEST",
+    "LOG_PERIOD",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "MODEL.WEIGHTS_PARTIAL",
+    "OUTPUT_DIR",
+    "SOLVER.CHECKPOINTS_KEPT",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "TEST",
+)
+"""Keys and sections that may differ in a resumed run without an effect on training."""
+
+
+def changed_keys(saved_config: str, cfg: CfgNode) -> list[str]:
+    """Lines 'KEY: saved -> present' of keys that differ in a resumed run, without HARMLESS_KEYS.
+
+    Keys of earlier versions are compared by their present names; those without effect are skipped.
+
+    Args:
+        saved_config: YAML of the saved run's config.
+    """
+    saved = _with_present_names(yaml.safe_load(saved_config) or {})
+    present = dict(_flatten(yaml.safe_load(cfg.dump())))
+    return [
+        f"{key}: {saved.get(key, '(absent)')!r} -> {present.get(key, '(absent)')!r}"
+        for key in sorted(saved.keys() | present.keys())
+        if saved.get(key) != present.get(key)
+        and not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS_KEYS)
+    ]
+
+
+def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Present name and value of every key, without those that have no effect or only one value."""
+    present: dict[str, Any] = {}
+    for name, value in _flatten(config):
+        if name in NO_EFFECT:
+            continue
+        settings, problems = translate([Setting(name, value, "checkpoint")])
+        present |= {setting.name: setting.value for setting in settings}
+        if problems:
+            present[name] = value
+    return present
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf of nested dictionaries."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

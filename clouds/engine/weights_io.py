@@ -1,0 +1,137 @@
+"""Reading of weight files without running code that they may contain."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+PICKLED_ARRAYS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+    *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
+}
+"""Modules and names that a pickle of NumPy arrays needs; no others are loaded."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU without running any code that it may contain.
+
+    Args:
+        path: a `.safetensors` file, or a file of `torch.save`: `{"model": weights, …}`,
+            `{"state_dict": weights, …}` or the weights alone; or a `.pkl` of NumPy arrays in the
+            same forms, as in model zoos of Detectron2 projects. A prefix `module.` of all names is
+            removed.
+
+    Returns:
+        Its entries; `model` is the state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is truncated or not a checkpoint; it is a pickle of other objects than
+            tensors and plain values, which could run code; it has no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
+    readers = {".safetensors": read_safetensors, ".pkl": read_pickle}
+    content = readers.get(path.suffix, read_torch)(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(
+            f"checkpoint '{path}' contains a {type(content).__name__}, not a dictionary of weights."
+        )
+    entries = dict(content)
+    for key in ("model", "state_dict"):
+        if isinstance(entries.get(key), Mapping):
+            return {**entries, "model": to_tensors(path, entries.pop(key))}
+    return {"model": to_tensors(path, entries)}
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file."""
+    import safetensors
+    import safetensors.torch
+
+    try:
+        return dict(safetensors.torch.load_file(path, device="cpu"))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"checkpoint '{path}' is truncated or not safetensors: {error}") from error
+
+
+def read_torch(path: Path) -> Any:
+    """Read a file of `torch.save`, tensors and plain values only."""
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except MemoryError:
+            raise
+        except Exception as error:
+            # On damaged bytes torch.load raises any error of its parsers, including KeyError and
+            # OSError, so the types cannot be listed.
+            raise ValueError(_why_unreadable(path, error)) from error
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads pickles of NumPy arrays and plain values, and no others."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if (module_name, global_name) not in PICKLED_ARRAYS:
+            raise pickle.UnpicklingError(f"GLOBAL {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+def read_pickle(path: Path) -> Any:
+    """Read a pickle of NumPy arrays and plain values, or a file of `torch.save` named .pkl."""
+    if zipfile.is_zipfile(path):
+        return read_torch(path)
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's modules were renamed
+        try:
+            return ArrayUnpickler(file, encoding="latin1").load()
+        except MemoryError:
+            raise
+        except Exception as error:  # as in read_torch
+            raise ValueError(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """Message for a file on which a pickle loader raised `error`."""
+    forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    if not isinstance(error, pickle.UnpicklingError) or forbidden is None:
+        return (
+            f"checkpoint '{path}' ({path.stat().st_size} bytes) cannot be read: it is truncated, "
+            "or not a file of torch.save (a plain pickle is refused, since loading it could run "
+            "code). Copy or download it again."
+        )
+    return (
+        f"checkpoint '{path}' is refused: it is a pickle that contains '{forbidden[1]}', and "
+        "loading that could run code. Allowed are tensors and plain values, as torch.save "
+        "writes them from state dicts, NumPy arrays in a .pkl, or a .safetensors file."
+    )
+
+
+def to_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """`weights` as tensors, without the prefix `module.` if all names have it."""
+    tensors: dict[str, torch.Tensor] = {}
+    wrapped = bool(weights) and all(str(name).startswith("module.") for name in weights)
+    for name, value in weights.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"checkpoint '{path}' has no weights: entry {name!r} is a {type(value).__name__}; "
+                "expected are tensors, or an entry 'model' of tensors."
+            )
+        tensors[str(name).removeprefix("module.") if wrapped else str(name)] = value
+    return tensors

@@ -1,0 +1,12 @@
+"""Formatting of log and error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def format_examples(items: Sequence[object], limit: int = 5) -> str:
+    """The first `limit` items of a list and the number of the others: `a, b and 3 more`."""
+    remaining = len(items) - limit
+    examples = ", ".join(str(item) for item in items[:limit])
+    return f"{examples} and {remaining} more" if remaining > 0 else examples
