@@ -137,9 +137,14 @@ class PseudoLabelOptions:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PseudoLabelOptions:
         """From MODEL.CLOUDS.UNCOVERED and MODEL.CLOUDS.PSEUDO_LABEL."""
-        node = cfg.MODEL.CLOUDS
-        options = {key.lower(): value for key, value in node.PSEUDO_LABEL.items()}
-        return cls(uncovered=node.UNCOVERED, **options)
+        node = cfg.MODEL.CLOUDS.PSEUDO_LABEL
+        return cls(
+            uncovered=cfg.MODEL.CLOUDS.UNCOVERED,
+            min_confidence=node.MIN_CONFIDENCE,
+            min_agreement=node.MIN_AGREEMENT,
+            weight=node.WEIGHT,
+            no_object_weight=node.NO_OBJECT_WEIGHT,
+        )
 
 
 def pseudo_targets(
