@@ -64,7 +64,7 @@ def find(kind: Resources, name: str | Path) -> Path:
         The path of an existing file, or `name` as a path if there is neither.
     """
     path = Path(name).expanduser()
-    if path.exists() or path.is_absolute():
+    if path.is_file() or path.is_absolute():
         return path
     short = _shortened(kind, path)
     return folder_of(kind) / f"{short}{kind.suffix}" if short in short_names(kind) else path

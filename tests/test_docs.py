@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 import runpy
@@ -240,14 +241,11 @@ def test_the_parser_accepts_the_command(command, monkeypatch):
 
 def test_every_command_is_in_the_documents():
     given = {(command.script, *command.arguments[:1]) for command in COMMANDS}
-    alike = {"clouds.cli.eval": "clouds.cli.train"}  # a command without a script of its own
     in_documents = {words[1] for words in given if words[0] == "clouds" and words[1:]}
     for script in {words[0] for words in given} - {"clouds"}:
-        in_documents |= set(
-            re.findall(r"The command `clouds ([a-z-]+)`", (ROOT / script).read_text())
-        )
-    missing = table.COMMANDS.keys() - in_documents
-    assert {name for name in missing if table.COMMANDS[name].module not in alike} == set()
+        text = (ROOT / script).read_text()
+        in_documents |= set(re.findall(r"The command `clouds ([a-z-]+)`", text))
+    assert table.COMMANDS.keys() - in_documents == set()
     assert "tools/benchmark.py" in {command.script for command in COMMANDS}
 
 
@@ -257,6 +255,8 @@ EXAMPLES = [example for row in table.COMMANDS.values() for example in row.exampl
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_parser_accepts_the_examples_of_the_commands(example, monkeypatch):
     (command,) = commands(f"`{example}`")
+    if importlib.util.find_spec(table.COMMANDS[command.arguments[0]].module) is None:
+        pytest.skip("the command is not there yet")
     overrides = run_parser(command._replace(abbreviated=False), monkeypatch)
     assert set(overrides[::2]) <= TABLE_KEYS
     assert "--output" not in overrides

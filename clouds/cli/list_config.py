@@ -7,6 +7,7 @@ it differs from the default.
 from __future__ import annotations
 
 import argparse
+import difflib
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -76,7 +77,9 @@ def matching(pattern: str) -> list[Key]:
 
     found = [key for key in KEYS if pattern.lower() in key.name.lower()]
     if not found:
-        close = nearest(pattern)
+        leaves = {key.name.rpartition(".")[2]: key.name for key in KEYS}
+        similar = difflib.get_close_matches(pattern.upper(), leaves, n=3, cutoff=0.5)
+        close = nearest(pattern) or [leaves[leaf] for leaf in similar]
         hint = f"similar keys: {', '.join(close)}" if close else "no key is similar"
         raise ValueError(
             f"no config key contains {pattern!r}; {hint}. Without a pattern all keys are printed."

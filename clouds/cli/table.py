@@ -39,6 +39,14 @@ COMMANDS = {
             "MODEL.WEIGHTS output/model_final.pth",
         ),
     ),
+    "predict": Command(
+        "clouds.cli.predict",
+        "predict class maps of images with a trained model",
+        (
+            "clouds predict --config-file warmup/gta_convnext_large --input images "
+            "--output predictions MODEL.WEIGHTS output/model_final.pth",
+        ),
+    ),
     "generate": Command(
         "clouds.cli.generate",
         "generate unlabeled training images from prompts",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from clouds.d2 import CfgNode
 
-logger = logging.getLogger("clouds.train_net")
+logger = logging.getLogger(__name__)
 
 DIVERGED = 3
 """Exit status of a run whose loss was not finite."""
