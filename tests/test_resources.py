@@ -91,5 +91,5 @@ def test_prompts(elsewhere):
 def test_an_installation_without_the_files_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr("clouds.resources._PACKAGE", tmp_path / "clouds")
     (tmp_path / "configs").mkdir()  # of something else: there is no pyproject.toml
-    with pytest.raises(FileNotFoundError, match="has no configs.*Install CLOUDS again"):
+    with pytest.raises(FileNotFoundError, match=r"has no configs.*Install CLOUDS again"):
         find(CONFIGS, "demo/warmup")

@@ -65,6 +65,7 @@ def test_its_entry_points(wheel):
     assert set(parser["clouds.generators"]) == {"procedural"}
 
 
+@pytest.mark.slow
 def test_it_works_without_the_checkout(wheel, tmp_path):
     installed = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(installed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -86,7 +87,6 @@ def test_help_of_a_command_shows_its_name_and_ends_with_an_example(name):
     done = run(name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: python -m clouds {name} ")
-    assert f"clouds {name} " in done.stdout.splitlines()[-1] or name == "train"
     assert done.stdout.splitlines()[-1].strip() == COMMANDS[name].examples[-1]
 
 
@@ -119,9 +119,7 @@ def test_a_command_of_another_package(plugin):
     assert (done.returncode, done.stdout, done.stderr) == (7, "hello you\n", "")
     assert "usage: " in run("greet", path=[plugin]).stderr
     listed = run("--help", path=[plugin]).stdout
-    assert any(
-        line.split()[:1] == ["greet"] and "my-plugin" in line for line in listed.splitlines()
-    )
+    assert ["greet", "from", "my-plugin"] in [line.split() for line in listed.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +167,6 @@ def test_scikit_learn_is_named_by_its_extra(capsys, monkeypatch):
 
 def test_every_extra_that_messages_name_exists():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    import re
-
     named = set()
     for path in (ROOT / "clouds").rglob("*.py"):
         named |= set(re.findall(r"install_extra\(['\"](\w+)['\"]\)", path.read_text()))
