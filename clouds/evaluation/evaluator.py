@@ -76,13 +76,7 @@ def evaluate(
             are missing, broken or unlabeled.
     """
     names = tuple(cfg.DATASETS.TEST if names is None else names)
-    if not names:
-        raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
-    for name in names:
-        _labeled_records(get_dataset(name))  # report missing files before the first evaluation
+    check_test_data(names)
     datasets = tuple(evaluate_dataset(cfg, model, name) for name in names)
     pseudo_label_results: tuple[PseudoLabelResult, ...] = ()
     if pseudo_labels:
@@ -94,6 +88,21 @@ def evaluate(
         run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
         logger.info("results in %s", write_results(results, run, cfg.OUTPUT_DIR))
     return results
+
+
+def check_test_data(names: Sequence[str]) -> None:
+    """Report missing files before the first evaluation, and before a model is built.
+
+    Raises:
+        FileNotFoundError, ValueError: see `evaluate`.
+    """
+    if not names:
+        raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
+    for name in names:
+        _labeled_records(get_dataset(name))
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:

@@ -6,6 +6,7 @@ import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,18 @@ logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
+
+_skipped = ContextVar("pretrained weights are skipped", default=False)
+
+
+@contextmanager
+def skip_pretrained_weights() -> Iterator[None]:
+    """Within it, `create_clip` leaves the weights random: the caller loads a checkpoint's."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 @cache
@@ -32,6 +45,8 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
         name: open_clip's model name, such as `convnext_large_d_320` or `RN50`.
         pretrained: open_clip's tag of its weights, a weights file, or empty for random weights.
 
+    Within `skip_pretrained_weights`, `pretrained` only determines the activation function.
+
     Raises:
         ValueError: the name or the tag is unknown, or the file does not hold weights of the model.
         FileNotFoundError: the weights can neither be found nor downloaded.
@@ -47,6 +62,9 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
+    if _skipped.get():
+        with _quiet():  # open_clip warns of random weights, by way of the root logger
+            return _create(open_clip, name, None, [pretrained] if pretrained in tags else tags)
     if not pretrained:
         logger.warning(
             "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
