@@ -27,8 +27,7 @@ from clouds.engine.lr_scheduler import build_lr_scheduler
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
 from clouds.environment import check_writable, provenance
-from clouds.evaluation import Results
-from clouds.evaluation import check_test_data
+from clouds.evaluation import Results, check_test_data
 from clouds.evaluation import evaluate as evaluate_model
 from clouds.modeling.build import build_seeded
 from clouds.self_training.pseudo_labeler import PseudoLabeler

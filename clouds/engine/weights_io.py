@@ -42,14 +42,15 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is a folder; it is truncated or not a checkpoint; it is a pickle of other objects than
-            tensors and plain values, which could run code; it has no weights.
+        ValueError: it is a folder; it is truncated or not a checkpoint; it is a pickle of other
+            objects than tensors and plain values, which could run code; it has no weights.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(_why_no_folder(path))
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
+    content: Any
     if path.suffix == ".safetensors":
         content = read_safetensors(path)
     elif path.suffix == ".pkl" and not zipfile.is_zipfile(path):

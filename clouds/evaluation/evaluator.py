@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -188,7 +189,7 @@ class SemSegEvaluator(DatasetEvaluator):
     def _read_label(self, file_name: str) -> Tensor:
         if self._records is None:
             self._records = {str(record.image): record for record in self.dataset.records()}
-        record = self._records.get(file_name)
+        record = self._records.get(str(Path(file_name)))
         if record is None:
             raise ValueError(f"{file_name} is not an image of {self.dataset.name}")
         return torch.from_numpy(self.dataset.read_label(record))
