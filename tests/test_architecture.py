@@ -21,6 +21,7 @@ LAYERS = (
     "version",
     "files",
     "messages",
+    "downloads",
     "d2",
     "device",
     "comm",

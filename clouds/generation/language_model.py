@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clouds.device import resolve_device
+from clouds.downloads import one_warning
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +118,11 @@ def load_language_model(
     _check_folder(model)
     try:
         # Loaded here: `pipeline` reports missing files and wrong model types in the same way.
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=offline)
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            model, local_files_only=offline, dtype=getattr(torch, dtype)
-        )
+        with one_warning():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=offline)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                model, local_files_only=offline, dtype=getattr(torch, dtype)
+            )
     except OSError as error:
         raise FileNotFoundError(_download_advice(model, offline)) from error
     except ValueError as error:

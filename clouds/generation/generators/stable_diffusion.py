@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from clouds.device import resolve_device
+from clouds.downloads import one_warning
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     MAX_SEED,
@@ -247,7 +248,8 @@ def _check_folder(model: str) -> None:
 def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
     """Replace errors about a model that is not available by advice."""
     try:
-        yield
+        with one_warning() as attempts:
+            yield
     except OSError as error:
         if Path(model).is_dir():
             raise FileNotFoundError(
@@ -266,7 +268,8 @@ def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
             copy = model.replace("stabilityai/", "sd2-community/", 1)
             advice += f". Its makers took it off the hub in November 2025; a copy is {copy}"
         raise FileNotFoundError(
-            f"the model {model} cannot be loaded: {_first_line(error)}. {advice}."
+            f"the model {model} cannot be loaded: {attempts.failure or _first_line(error)}. "
+            f"{advice}."
         ) from error
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from clouds.downloads import one_warning
+
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
@@ -84,11 +86,12 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
 
 def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
     try:
-        return _create(open_clip, name, tag, [tag])
+        with one_warning() as attempts:
+            return _create(open_clip, name, tag, [tag])
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"The weights {tag!r} of CLIP {name} are not on this machine and could not be "
-            f"downloaded ({_reason(error)}). On a machine with internet run "
+            f"downloaded ({attempts.failure or _reason(error)}). On a machine with internet run "
             f"`python -c \"import open_clip; open_clip.create_model('{name}', '{tag}')\"` "
             "and copy its cache (~/.cache/huggingface, ~/.cache/clip), or set "
             "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or to '' when MODEL.WEIGHTS "

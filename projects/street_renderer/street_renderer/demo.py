@@ -98,9 +98,10 @@ def page(
     return (
         '<!doctype html><html lang="en"><meta charset=utf-8><title>CLOUDS demo</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style><h1>CLOUDS demo</h1><p>Trained on rendered scenes that look like a game, then "
-        "jointly with images generated from prompts, without labels. Evaluated on three domains "
-        "that are not part of the training.</p>"
+        f"<style>{STYLE}</style><h1>CLOUDS demo</h1>"
+        "<p>Trained on rendered scenes that look like a game, then jointly with images generated "
+        "from prompts, without labels. Evaluated on three domains that are not part of the "
+        "training.</p>"
         f"{score_table(results)}{pseudo_label_table(results['joint'])}"
         f"<pre>{html.escape((2 * chr(10)).join(commands))}</pre>"
         f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"

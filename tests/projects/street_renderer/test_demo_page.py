@@ -5,7 +5,6 @@ from __future__ import annotations
 from html.parser import HTMLParser
 
 from PIL import Image
-
 from street_renderer import demo
 
 
