@@ -12,14 +12,16 @@ from dataclasses import dataclass
 logger = logging.getLogger(__name__)
 
 HUB_LOGGER = "huggingface_hub.utils._http"
-"""Logger of Hugging Face's HTTP client, which writes two lines per attempt."""
+"""Logger of the HTTP client of the hub, which writes two lines per attempt."""
 
 _FAILURE = re.compile(r"^(.*) thrown while requesting \w+ \w+://([^/\s]+)", re.DOTALL)
 
 
 @dataclass
 class Attempts(logging.Filter):
-    """Filter of loggers that reports the first attempt that failed, and no other message.
+    """Filter of the loggers of the hub's client and of open_clip, which logs with the root logger.
+
+    Attempts that fail are reported once; other messages of the hub's client are kept.
 
     Attributes:
         failure: host and reason of that attempt; empty: none failed.
@@ -28,13 +30,14 @@ class Attempts(logging.Filter):
     failure: str = ""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Drop a record of the loggers that the filter is added to."""
+        """Whether a record of these loggers is kept."""
         match = _FAILURE.match(record.getMessage())
         if match and not self.failure:
             reason, host = match.groups()
             self.failure = f"{host} cannot be reached: {reason.strip(chr(39))}"
-            logger.warning("%s; trying again for half a minute", self.failure)
-        return False
+            logger.warning("%s; trying again for up to a minute", self.failure)
+        is_attempt = match is not None or record.getMessage().startswith("Retrying in")
+        return record.name == HUB_LOGGER and not is_attempt
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from clouds.downloads import one_warning
+from clouds.downloads import HUB_LOGGER, one_warning
 
 NOWHERE = "http://127.0.0.1:9/model.bin"  # the port is closed
 
@@ -25,7 +25,9 @@ def test_a_failing_download_is_one_warning(caplog):
         with one_warning() as attempts:
             fetch()
             logging.getLogger().error("open_clip failed")
-        (record,) = caplog.records
+            logging.getLogger(HUB_LOGGER).warning("Rate limited. Waiting 300s")
+        record, other = caplog.records
+        assert other.getMessage() == "Rate limited. Waiting 300s"
         assert record.name == "clouds.downloads" and record.levelname == "WARNING"
         assert attempts.failure.startswith("127.0.0.1:9 cannot be reached: ")
         assert attempts.failure in record.getMessage()

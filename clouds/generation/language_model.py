@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,7 @@ def _download_advice(model: str, offline: bool) -> str:
     where = "in the local cache" if offline else "in the local cache or on the Hugging Face hub"
     other = "leave --offline out" if offline else "check its name and the connection"
     return (
-        f"the model {model!r} is not {where}. To get it: `hf download {model}` (`hf auth login` "
-        f"first if its license must be accepted), or give a folder that contains it; or {other}."
+        f"the model {model!r} is not {where}. To get it: `hf download {shlex.quote(model)}` "
+        "(`hf auth login` first if its license must be accepted), or give a folder that contains "
+        f"it; or {other}."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -257,8 +258,8 @@ def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
                 "the whole folder again."
             ) from error
         advice = (
-            f"Download it where there is a network, `hf download {model} --local-dir FOLDER`, "
-            "and name that folder with --model"
+            f"Download it where there is a network, `hf download {shlex.quote(model)} "
+            "--local-dir FOLDER`, and name that folder with --model"
         )
         if offline:
             advice = f"It is not in the local cache, and --offline forbids a download. {advice}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -89,13 +90,13 @@ def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
         with one_warning() as attempts:
             return _create(open_clip, name, tag, [tag])
     except (OSError, RuntimeError) as error:
+        code = f'import open_clip; open_clip.create_model("{name}", "{tag}")'
         raise FileNotFoundError(
             f"The weights {tag!r} of CLIP {name} are not on this machine and could not be "
             f"downloaded ({attempts.failure or _reason(error)}). On a machine with internet run "
-            f"`python -c \"import open_clip; open_clip.create_model('{name}', '{tag}')\"` "
-            "and copy its cache (~/.cache/huggingface, ~/.cache/clip), or set "
-            "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or to '' when MODEL.WEIGHTS "
-            "brings them."
+            f"`python -c {shlex.quote(code)}` and copy its cache (~/.cache/huggingface, "
+            "~/.cache/clip), or set MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or "
+            "MODEL.WEIGHTS to a checkpoint, which brings them."
         ) from error
 
 

@@ -177,4 +177,4 @@ def main(tools: Path) -> None:
         print(f"  {title}: {results[phase]['mean']['mIoU']:.1f}")
     minutes = (time.monotonic() - started) / 60
     print(f"Done in {minutes:.1f} minutes. Open {index} for images and scores;")
-    print(f"`tensorboard --logdir {args.output}` shows the training curves.")
+    print(f"`tensorboard --logdir {shlex.quote(str(args.output))}` shows the training curves.")

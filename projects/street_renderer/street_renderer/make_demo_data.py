@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,6 +137,6 @@ def report(args: argparse.Namespace, counts: dict[str, int], rendered: int) -> N
         images, labels = folders(name)
         print(f"  {name:18} {count:5} images  {images}  {labels}")
     print("\nUse it:")
-    print(f"  export DETECTRON2_DATASETS={root}")
-    print(f"  python tools/check_datasets.py --datasets {' '.join(counts)}")
+    print(f"  export DETECTRON2_DATASETS={shlex.quote(str(root))}")
+    print(f"  python tools/check_datasets.py --datasets {shlex.join(counts)}")
     print("  python tools/train_net.py --config-file configs/demo/warmup.yaml")
