@@ -131,14 +131,17 @@ def test_files_that_are_missing_or_wrong(tmp_path, register):
         "returns no sample": [],
         "sample 1 has no 'file_name'": [good[0], {}],
         "1 images have no label": [good[0], {"file_name": good[1]["file_name"]}],
-        "1 of its 2 image files do not exist: none.png": [good[0], no_image],
-        "1 of its 1 label files do not exist: no.png": [good[0] | {"sem_seg_file_name": "no.png"}],
+        "1 files do not exist: none.png": [good[0], no_image],
+        "1 files do not exist: no.png": [good[0] | {"sem_seg_file_name": "no.png"}],
         "1 images occur more than once": [good[0], good[0]],
     }
     for number, (words, samples) in enumerate(cases.items()):
         dataset = get_dataset(register(f"mine{number}", samples, stuff_classes=CLASSES))
         with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
             dataset.records()
+        if "exist" in words:
+            report = check_dataset(dataset, None, 1)
+            assert report.state == "broken" and words in "".join(report.problems())
 
 
 def test_other_ids_name_the_file(tmp_path, register):

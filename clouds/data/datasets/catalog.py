@@ -84,6 +84,7 @@ class DatasetSpec(DatasetDescription):
             for files, what in (
                 (listing.images_without_label, "images have no label"),
                 (listing.labels_without_image, "labels have no image"),
+                (listing.missing, "files do not exist"),
             )
             if files and self.labels_required
         ]
@@ -176,7 +177,7 @@ class RegisteredSpec(DatasetSpec):
         """What to correct."""
         return (
             "Each sample must have 'file_name', the image, and 'sem_seg_file_name', the label: "
-            f"{self.how_to_get}."
+            f"{self.how_to_get}. Relative paths start at {Path.cwd()}."
         )
 
 

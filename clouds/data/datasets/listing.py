@@ -61,6 +61,7 @@ class Listing:
         images_without_label, labels_without_image: files that have no partner, sorted.
         skipped: images left out because their label has another size, sorted.
         manifest: of generated images; None when there is none.
+        missing: files of the records that do not exist, of a registered dataset.
     """
 
     images: Path
@@ -72,6 +73,7 @@ class Listing:
     labels_without_image: tuple[Path, ...]
     skipped: tuple[Path, ...]
     manifest: Manifest | None = None
+    missing: tuple[Path, ...] = ()
 
 
 _listings: dict[tuple[Path, str], tuple[_Fingerprint, Listing]] = {}

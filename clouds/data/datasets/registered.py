@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,6 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
 
     Raises:
         ValueError: a sample has no `file_name`, or an image occurs more than once.
-        FileNotFoundError: a file does not exist.
     """
     records: list[Record] = []
     unlabeled: list[Path] = []
@@ -132,8 +131,14 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
             records.append(Record(image, Path(label), Domain.SOURCE, name, label_format))
         else:
             unlabeled.append(image)
-    _check_files(name, [*unlabeled, *(r.image for r in records)], "image")
-    _check_files(name, [r.label for r in records if r.label is not None], "label")
+    images = [*unlabeled, *(record.image for record in records)]
+    repeated = [image for image, count in Counter(images).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"dataset {name!r}: {len(repeated)} images occur more than once: "
+            f"{format_examples(repeated)}. Correct what DatasetCatalog.get({name!r}) returns"
+        )
+    labels = [record.label for record in records if record.label is not None]
     return Listing(
         images=Path(),
         labels=Path(),
@@ -143,20 +148,5 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
         images_without_label=tuple(unlabeled),
         labels_without_image=(),
         skipped=(),
+        missing=tuple(file for file in (*images, *labels) if not file.is_file()),
     )
-
-
-def _check_files(name: str, files: Sequence[Path], what: str) -> None:
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"dataset {name!r}: {len(missing)} of its {len(files)} {what} files do not exist: "
-            f"{format_examples(missing)}. Relative paths start at {Path.cwd()}; correct what "
-            f"DatasetCatalog.get({name!r}) returns"
-        )
-    if what == "image" and len(set(files)) < len(files):
-        repeated = [file for file, count in Counter(files).items() if count > 1]
-        raise ValueError(
-            f"dataset {name!r}: {len(repeated)} images occur more than once: "
-            f"{format_examples(repeated)}. Correct what DatasetCatalog.get({name!r}) returns"
-        )
