@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -180,8 +181,8 @@ def report(
     )
     if num_done == total:
         print(
-            f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {cache.folder} and the same SOLVER.AMP; the "
-            f"embeddings were computed in {computed_in}"
+            f"Train with MODEL.CLOUDS.SAM.CACHE_DIR {shlex.quote(str(cache.folder))} and the same "
+            f"SOLVER.AMP; the embeddings were computed in {computed_in}"
         )
 
 

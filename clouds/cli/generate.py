@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -218,5 +219,8 @@ def finish(job: GenerationJob) -> None:
     folder = job.output.absolute()
     if folder.parent.name == "stable_diffusion":
         print("Use them:")
-        print(f"  export DETECTRON2_DATASETS={folder.parent.parent}")
-        print(f"  clouds check-data --datasets sd_{folder.name}")
+        name = f"sd_{folder.name}"
+        print(f"  export DETECTRON2_DATASETS={shlex.quote(str(folder.parent.parent))}")
+        print(f"  clouds check-data --datasets {shlex.quote(name)}")
+        print("and, with your labelled source in place of gta5, in joint training:")
+        print(f"  DATASETS.TRAIN {shlex.quote(str(('gta5', name)))}")

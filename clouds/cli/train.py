@@ -137,9 +137,11 @@ def evaluate(cfg: CfgNode, resume: bool) -> None:
     from clouds import comm
     from clouds.device import resolve_device
     from clouds.engine.trainer import on_device
+    from clouds.evaluation import check_test_data
     from clouds.evaluation import evaluate as evaluate_model
 
     with user_errors_in_one_line():
+        check_test_data(cfg.DATASETS.TEST)
         cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
         model, weights = load_model(cfg, resume)
         evaluate_model(cfg, model, weights=weights)
@@ -147,17 +149,17 @@ def evaluate(cfg: CfgNode, resume: bool) -> None:
 
 def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
     """The config's model, and the file of its weights; empty for random weights."""
-    from clouds.engine import Checkpointer
-    from clouds.modeling.build import build_seeded
+    from torch import nn
 
-    model = build_seeded(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    from clouds.engine import Checkpointer
+    from clouds.engine.initial_weights import build_and_load
+
+    checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)  # to find the newest file
     weights = str(cfg.MODEL.WEIGHTS)
     if resume and checkpointer.has_checkpoint():
         weights = checkpointer.get_checkpoint_file()
-    if weights:
-        checkpointer.load_weights(weights)
-    else:
+    model = build_and_load(cfg, weights)
+    if not weights:
         log_once(
             logging.WARNING,
             "MODEL.WEIGHTS is empty: RANDOM weights are evaluated. Set a checkpoint with "

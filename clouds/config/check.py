@@ -9,8 +9,15 @@ from clouds.config.config import get_value
 from clouds.config.defaults import KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
-from clouds.data.datasets import get_dataset, is_generated, training_label_space
+from clouds.data.datasets import (
+    UnknownDatasetError,
+    check_names_are_free,
+    get_dataset,
+    is_generated,
+    training_label_space,
+)
 from clouds.device import resolve_device
+from clouds.messages import format_examples
 
 
 class ConfigError(ValueError):
@@ -158,7 +165,7 @@ TEXT_HEADS = ("text", "MultiScaleMaskedTransformerDecoder")
 def label_space_is_known(
     train: tuple[str, ...], num_classes: int, head: str, ensemble: bool, ensemble_ema: bool
 ) -> str | None:
-    """Datasets that only Detectron2's catalog knows are allowed where NUM_CLASSES suffices."""
+    """Datasets whose classes are not known are allowed where NUM_CLASSES suffices."""
     reason = _unknown_label_space(train)
     if reason is None:
         try:
@@ -190,6 +197,42 @@ def num_classes_are_those_of_the_label_space(
         return None
     labelled = ", ".join(name for name in train if not is_generated(name))
     return f"must be {expected}, the number of classes of {labelled} in DATASETS.TRAIN, or 0"
+
+
+@cross_check("DATASETS.TEST", "DATASETS.TRAIN")
+def test_data_has_the_classes_of_the_training_data(
+    test: tuple[str, ...], train: tuple[str, ...]
+) -> str | None:
+    """Predictions are ids of the label space of the training data; unknown datasets are skipped."""
+    if _unknown_label_space(train) is not None:
+        return None
+    try:
+        expected = training_label_space(train)
+    except ValueError:
+        return None  # reported by `label_space_is_known`
+    for name in test:
+        try:
+            found = get_dataset(name).label_space
+        except UnknownDatasetError:
+            continue  # reported when the data is listed, with what to do
+        if found != expected:
+            labelled = ", ".join(name for name in train if not is_generated(name))
+            return (
+                f"{name} has {found.num_classes} classes ({format_examples(found.names, 3)}), and "
+                f"{labelled} in DATASETS.TRAIN {expected.num_classes} "
+                f"({format_examples(expected.names, 3)}). Both must be the same, in the same order"
+            )
+    return None
+
+
+@cross_check("DATASETS.TRAIN", "DATASETS.TEST")
+def dataset_names_are_free(train: tuple[str, ...], test: tuple[str, ...]) -> str | None:
+    """A dataset that the user has registered has a name of its own."""
+    try:
+        check_names_are_free((*train, *test))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _unknown_label_space(train: Sequence[str]) -> str | None:

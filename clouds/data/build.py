@@ -213,8 +213,15 @@ def build_train_loader(
     )
 
 
+def check_training_data(cfg: CfgNode) -> None:
+    """Raise what `build_train_loader` raises about the datasets of DATASETS.TRAIN."""
+    domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
+    for dataset in _training_datasets(cfg.DATASETS.TRAIN, domains):
+        _training_records(dataset)
+
+
 def _training_datasets(
-    names: Sequence[str], mappers: Mapping[Domain, TrainMapper]
+    names: Sequence[str], mappers: Mapping[Domain, TrainMapper | None]
 ) -> list[DatasetSpec]:
     datasets = [get_dataset(name) for name in names]
     if not datasets:

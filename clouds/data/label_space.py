@@ -5,7 +5,8 @@ Train ids are indices into it; `IGNORE` marks pixels that count neither in train
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +20,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Classes in the order of their train ids.
+    """Classes in the order of their train ids. Name and colors are not part of comparisons.
 
     Attributes:
         name: of the label space, for messages and reports.
@@ -30,9 +31,9 @@ class LabelSpace:
         ignore: train id of pixels that do not count; no class.
     """
 
-    name: str
+    name: str = field(compare=False)
     names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[tuple[int, int, int], ...] = field(compare=False)
     synonyms: tuple[tuple[str, ...], ...]
     ignore: int = IGNORE
 
@@ -89,3 +90,14 @@ CITYSCAPES_19 = LabelSpace(
     colors=tuple(color for _, color, _ in _CITYSCAPES_CLASSES),
     synonyms=tuple(tuple(words.split(",")) for _, _, words in _CITYSCAPES_CLASSES),
 )
+
+
+def words_of(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Words of the text classifier per class: those of a label space with these names, else these.
+
+    Args:
+        names: one per class, in the order of the train ids.
+    """
+    if tuple(names) == CITYSCAPES_19.names:
+        return CITYSCAPES_19.synonyms
+    return tuple((name,) for name in names)

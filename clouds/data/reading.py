@@ -288,11 +288,19 @@ def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """End of the names of label files, and how the ids in them are stored and mapped."""
+    """How the ids in the label files of a dataset are stored and mapped.
+
+    Attributes:
+        suffix: end of the names of these files.
+        ids: mapping of the ids.
+        channel: where they are stored.
+        advice: end of the message about other ids.
+    """
 
     suffix: str
     ids: LabelMapping
     channel: Channel = "index"
+    advice: str = "A label that was converted to train ids must be named *_labelTrainIds.png."
 
 
 def read_train_ids(path: Path, label_format: LabelFormat, dataset: str) -> UInt8Array:
@@ -306,7 +314,6 @@ def read_train_ids(path: Path, label_format: LabelFormat, dataset: str) -> UInt8
     if unknown:
         raise ValueError(
             f"{path}: contains the ids {format_examples(unknown, 10)}, which are not among the "
-            f"{label_format.ids.name}. Is it a label of {dataset}? A label that was converted to "
-            "train ids must be named *_labelTrainIds.png."
+            f"{label_format.ids.name}. Is it a label of {dataset}? {label_format.advice}"
         )
     return label_format.ids.apply(raw)

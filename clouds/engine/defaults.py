@@ -10,8 +10,7 @@ from torch import nn
 
 import clouds.modeling  # noqa: F401 - registers what configs name
 from clouds.config import load_config
-from clouds.engine.checkpoint import Checkpointer
-from clouds.modeling.build import build_seeded
+from clouds.engine.initial_weights import build_and_load
 
 
 def build(
@@ -34,8 +33,5 @@ def build(
         ValueError: the config or the checkpoint is invalid; the message has the reason.
     """
     cfg = load_config(config_file, list(overrides))
-    model = build_seeded(cfg)
     path = cfg.MODEL.WEIGHTS if weights is None else str(weights)
-    if path:
-        Checkpointer(model, partial=cfg.MODEL.WEIGHTS_PARTIAL).load_weights(path)
-    return model.eval()
+    return build_and_load(cfg, path).eval()

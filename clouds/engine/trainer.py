@@ -16,18 +16,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.d2 import CfgNode
-from clouds.data.build import build_train_loader, check_batch_size
-from clouds.data.datasets import get_dataset
+from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import changed_keys
 from clouds.engine.hooks import CheckpointHook, EMAHook, EvalHook, MetricsHook
+from clouds.engine.initial_weights import fetch_what_is_missing, has_backbone
 from clouds.engine.interrupt import Interrupted, StopRequest
 from clouds.engine.lr_scheduler import build_lr_scheduler
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
-from clouds.environment import provenance
-from clouds.evaluation import Results
+from clouds.environment import check_writable, provenance
+from clouds.evaluation import Results, check_test_data
 from clouds.evaluation import evaluate as evaluate_model
 from clouds.modeling.build import build_seeded
 from clouds.self_training.pseudo_labeler import PseudoLabeler
@@ -55,7 +55,8 @@ class Trainer(TrainerBase):
 
     Args:
         cfg: the config. MODEL.DEVICE may be 'auto'.
-        model: None: `build_seeded(cfg)`.
+        model: None: `build_seeded(cfg)`. CLIP's weights are fetched when they are needed: not if
+            MODEL.WEIGHTS or the checkpoint to resume from brings them.
         loader: None: `build_train_loader` of the config.
         evaluate: None: `clouds.evaluation.evaluate` on DATASETS.TEST; no evaluation if that is
             empty.
@@ -69,8 +70,10 @@ class Trainer(TrainerBase):
         batches: the training data from `start_iter` on; None before `resume_or_load`.
 
     Raises:
-        ValueError: an invalid device, batch size or AMP type; no parameter is trainable.
-        FileNotFoundError, ValueError: a test dataset is missing or unknown.
+        ValueError: an invalid device, batch size or AMP type; no parameter is trainable;
+            OUTPUT_DIR cannot be written.
+        FileNotFoundError, ValueError: a dataset is missing, unknown or unusable; MODEL.WEIGHTS is
+            missing or unreadable. These are checked before the model is built.
     """
 
     def __init__(
@@ -87,7 +90,10 @@ class Trainer(TrainerBase):
         check_batch_size(self.batch_size, comm.get_world_size())
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
-        model = build_seeded(self.cfg) if model is None else model
+        self.check_files(loader, evaluate)
+        self._backbone_is_random = model is None and self.weights_follow()
+        if model is None:
+            model = build_seeded(self.cfg, skip_pretrained=self._backbone_is_random)
         self.model = model.to(self.device).train()
         self.loader = self.build_loader if loader is None else loader
         self.batches: Iterable[Batch] | None = None
@@ -100,6 +106,24 @@ class Trainer(TrainerBase):
         self.checkpointer = self.build_checkpointer(cfg)
         self.train_step = self.build_train_step()
         self.register_hooks(self.build_hooks(evaluate))
+
+    def check_files(self, loader: Loader | None, evaluate: Callable[[], Results] | None) -> None:
+        """Check what is quickly checked, before the model is built; for the errors see the class.
+
+        Args:
+            loader, evaluate: those of the constructor; without them, the config's data is used.
+        """
+        check_writable(self.cfg.OUTPUT_DIR)
+        if loader is None and type(self).build_loader is Trainer.build_loader:
+            check_training_data(self.cfg)
+        if evaluate is None and self.cfg.DATASETS.TEST:
+            check_test_data(self.cfg.DATASETS.TEST)
+
+    def weights_follow(self) -> bool:
+        """Whether a checkpoint may bring the backbone's weights; raises if it cannot be read."""
+        if Checkpointer(nn.Identity(), self.cfg.OUTPUT_DIR).has_checkpoint():
+            return True  # it is complete if training resumes from it
+        return bool(self.cfg.MODEL.WEIGHTS) and has_backbone(self.cfg.MODEL.WEIGHTS)
 
     def build_loader(self, start: int) -> Iterable[Batch]:
         """Training data of the config from batch `start` on, this process's share of each batch."""
@@ -156,8 +180,6 @@ class Trainer(TrainerBase):
         if self.pseudo_labeler is not None:
             hooks.append(EMAHook(self.pseudo_labeler.teacher))
         if evaluate is None and cfg.DATASETS.TEST:
-            for name in cfg.DATASETS.TEST:
-                get_dataset(name).records()  # raises for missing or unknown datasets
             evaluate = self.evaluate
         if evaluate is not None:
             hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, metrics, self.stop_request))
@@ -197,7 +219,9 @@ class Trainer(TrainerBase):
         return hooks[-1].results if hooks else None
 
     def evaluate(self) -> Results:
-        """Evaluate the model on DATASETS.TEST."""
+        """Evaluate the model on DATASETS.TEST, after `resume_or_load`."""
+        if self._backbone_is_random:
+            raise RuntimeError("call resume_or_load before evaluate: no weights are loaded yet")
         on_disk = self.checkpointer.saved_iteration == self.completed_iter
         return evaluate_model(
             self.cfg,
@@ -225,6 +249,7 @@ class Trainer(TrainerBase):
         if rest is not None:
             self.start_iter = int(rest["iteration"]) + 1
             self.warn_config_changes(rest)
+            self._backbone_is_random = False
         else:
             self.load_initial_weights(resume)
         starts = comm.all_gather(self.start_iter)
@@ -247,6 +272,9 @@ class Trainer(TrainerBase):
             logger.warning("--resume: no checkpoint in '%s'; starting at iteration 0", folder)
         elif self.checkpointer.has_checkpoint():
             logger.warning("'%s' has checkpoints of an earlier run; --resume resumes it", folder)
+        if self._backbone_is_random:
+            fetch_what_is_missing(self.cfg, self.model, self.cfg.MODEL.WEIGHTS)
+            self._backbone_is_random = False
         if self.cfg.MODEL.WEIGHTS:
             self.checkpointer.load_weights(self.cfg.MODEL.WEIGHTS)
         elif self.pseudo_labeler is not None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from clouds.messages import format_examples
+
 PICKLED_ARRAYS = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
@@ -24,7 +26,7 @@ PICKLED_ARRAYS = {
 """Modules and names that a pickle of NumPy arrays needs; no others are loaded."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU without running any code that it may contain.
 
     Args:
@@ -32,20 +34,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             `{"state_dict": weights, …}` or the weights alone; or a `.pkl` of NumPy arrays in the
             same forms, as in model zoos of Detectron2 projects. A prefix `module.` of all names is
             removed.
+        mmap: read a tensor of a file of `torch.save` only when its values are used, so that names
+            and shapes of a large file are there at once.
 
     Returns:
         Its entries; `model` is the state dict.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is truncated or not a checkpoint; it is a pickle of other objects than
-            tensors and plain values, which could run code; it has no weights.
+        ValueError: it is a folder; it is truncated or not a checkpoint; it is a pickle of other
+            objects than tensors and plain values, which could run code; it has no weights.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(_why_no_folder(path))
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
-    readers = {".safetensors": read_safetensors, ".pkl": read_pickle}
-    content = readers.get(path.suffix, read_torch)(path)
+    content: Any
+    if path.suffix == ".safetensors":
+        content = read_safetensors(path)
+    elif path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        content = read_pickle(path)
+    else:
+        content = read_torch(path, mmap)
     if not isinstance(content, Mapping):
         raise ValueError(
             f"checkpoint '{path}' contains a {type(content).__name__}, not a dictionary of weights."
@@ -68,12 +79,14 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"checkpoint '{path}' is truncated or not safetensors: {error}") from error
 
 
-def read_torch(path: Path) -> Any:
-    """Read a file of `torch.save`, tensors and plain values only."""
+def read_torch(path: Path, mmap: bool = False) -> Any:
+    """Read a file of `torch.save`, tensors and plain values only; for `mmap` see above."""
+    mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are read as a whole
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            source = path if mmap else file
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except MemoryError:
             raise
         except Exception as error:
@@ -92,9 +105,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a pickle of NumPy arrays and plain values, or a file of `torch.save` named .pkl."""
-    if zipfile.is_zipfile(path):
-        return read_torch(path)
+    """Read a pickle of NumPy arrays and plain values."""
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's modules were renamed
         try:
@@ -103,6 +114,24 @@ def read_pickle(path: Path) -> Any:
             raise
         except Exception as error:  # as in read_torch
             raise ValueError(_why_unreadable(path, error)) from error
+
+
+def _why_no_folder(folder: Path) -> str:
+    """Message for a folder in place of a file: the checkpoints in it, newest first."""
+    files = [f for f in folder.iterdir() if f.suffix in (".pth", ".safetensors") and f.is_file()]
+    files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    if not files:
+        return (
+            f"checkpoint '{folder}' is a folder, and it has no .pth or .safetensors file. Name the "
+            "file of a checkpoint."
+        )
+    tag = folder / "last_checkpoint"
+    last = f"; its last_checkpoint names {tag.read_text().strip()}" if tag.is_file() else ""
+    names = format_examples([file.name for file in files], 10)
+    return (
+        f"checkpoint '{folder}' is a folder. Name one of its files, newest first: {names}{last}. "
+        f"For example '{files[0]}'."
+    )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

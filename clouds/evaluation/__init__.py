@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from clouds.evaluation.confusion import ConfusionMatrix
-from clouds.evaluation.evaluator import SemSegEvaluator, evaluate, evaluate_dataset
+from clouds.evaluation.evaluator import (
+    SemSegEvaluator,
+    check_test_data,
+    evaluate,
+    evaluate_dataset,
+)
 from clouds.evaluation.protocols import build_protocol
 from clouds.evaluation.report import DatasetResult, Results
 
@@ -13,6 +18,7 @@ __all__ = [
     "Results",
     "SemSegEvaluator",
     "build_protocol",
+    "check_test_data",
     "evaluate",
     "evaluate_dataset",
 ]

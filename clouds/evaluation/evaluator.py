@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -76,13 +77,7 @@ def evaluate(
             are missing, broken or unlabeled.
     """
     names = tuple(cfg.DATASETS.TEST if names is None else names)
-    if not names:
-        raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
-    for name in names:
-        _labeled_records(get_dataset(name))  # report missing files before the first evaluation
+    check_test_data(names)
     datasets = tuple(evaluate_dataset(cfg, model, name) for name in names)
     pseudo_label_results: tuple[PseudoLabelResult, ...] = ()
     if pseudo_labels:
@@ -94,6 +89,21 @@ def evaluate(
         run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
         logger.info("results in %s", write_results(results, run, cfg.OUTPUT_DIR))
     return results
+
+
+def check_test_data(names: Sequence[str]) -> None:
+    """Report missing files before the first evaluation, and before a model is built.
+
+    Raises:
+        FileNotFoundError, ValueError: see `evaluate`.
+    """
+    if not names:
+        raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
+    repeated = sorted({name for name in names if list(names).count(name) > 1})
+    if repeated:
+        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
+    for name in names:
+        _labeled_records(get_dataset(name))
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:
@@ -179,7 +189,7 @@ class SemSegEvaluator(DatasetEvaluator):
     def _read_label(self, file_name: str) -> Tensor:
         if self._records is None:
             self._records = {str(record.image): record for record in self.dataset.records()}
-        record = self._records.get(file_name)
+        record = self._records.get(str(Path(file_name)))
         if record is None:
             raise ValueError(f"{file_name} is not an image of {self.dataset.name}")
         return torch.from_numpy(self.dataset.read_label(record))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clouds.device import resolve_device
+from clouds.downloads import one_warning
 from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
@@ -118,10 +120,11 @@ def load_language_model(
     _check_folder(model)
     try:
         # Loaded here: `pipeline` reports missing files and wrong model types in the same way.
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=offline)
-        network = transformers.AutoModelForCausalLM.from_pretrained(
-            model, local_files_only=offline, dtype=getattr(torch, dtype)
-        )
+        with one_warning():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model, local_files_only=offline)
+            network = transformers.AutoModelForCausalLM.from_pretrained(
+                model, local_files_only=offline, dtype=getattr(torch, dtype)
+            )
     except OSError as error:
         raise FileNotFoundError(_download_advice(model, offline)) from error
     except ValueError as error:
@@ -152,6 +155,7 @@ def _download_advice(model: str, offline: bool) -> str:
     where = "in the local cache" if offline else "in the local cache or on the Hugging Face hub"
     other = "leave --offline out" if offline else "check its name and the connection"
     return (
-        f"the model {model!r} is not {where}. To get it: `hf download {model}` (`hf auth login` "
-        f"first if its license must be accepted), or give a folder that contains it; or {other}."
+        f"the model {model!r} is not {where}. To get it: `hf download {shlex.quote(model)}` "
+        "(`hf auth login` first if its license must be accepted), or give a folder that contains "
+        f"it; or {other}."
     )

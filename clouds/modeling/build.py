@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from clouds.d2 import META_ARCH_REGISTRY, CfgNode
 from clouds.device import resolve_device
+from clouds.modeling.backbone.open_clip_models import skip_pretrained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,16 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def build_seeded(cfg: CfgNode) -> nn.Module:
-    """`build_model` with initial weights drawn from SEED; torch's global generator is unchanged."""
+def build_seeded(cfg: CfgNode, skip_pretrained: bool = False) -> nn.Module:
+    """`build_model` with initial weights drawn from SEED; torch's global generator is unchanged.
+
+    Args:
+        cfg: the config.
+        skip_pretrained: do not fetch MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS: CLIP is random, and the
+            caller loads its weights. The other weights are the same in both cases.
+    """
     device = resolve_device(cfg.MODEL.DEVICE)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    skipping = skip_pretrained_weights() if skip_pretrained else nullcontext()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), skipping:
         torch.manual_seed(cfg.SEED)
         return build_model(cfg)

@@ -178,7 +178,7 @@ def test_a_cache_folder_in_the_home_directory(capsys, config_file, tmp_path, mon
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     output = run(capsys, config_file, "MODEL.CLOUDS.SAM.CACHE_DIR", "~/sam cache").out
     assert len(files(tmp_path / "home/sam cache")) == 2 * NUM_IMAGES
-    assert f"MODEL.CLOUDS.SAM.CACHE_DIR {tmp_path}/home/sam cache" in output
+    assert f"MODEL.CLOUDS.SAM.CACHE_DIR '{tmp_path}/home/sam cache' and" in output
 
 
 # ------------------------------------------------------------------ user errors

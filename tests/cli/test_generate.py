@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 from clouds.cli import generate
+from clouds.config import load_config
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.datasets.manifest import read_manifest
 from clouds.generation import job as jobs
@@ -94,6 +96,21 @@ def test_folder_holds_images_labels_and_a_line_for_each(tmp_path):
         label = np.array(Image.open(folder.output / "labels" / image.name))
         assert np.array_equal(label, generated.label)
     assert len(hashes(folder.output)) == 10
+
+
+def test_advice_can_be_pasted(tmp_path):
+    """Read by a shell's rules: the folder has a space, and so has the list of datasets."""
+    root = tmp_path / "my data"
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("a street\n")
+    done = subprocess.run(
+        [sys.executable, TOOL, *command(root / "stable_diffusion/a b", prompts, 1)],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    advice = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert advice[0] == ["export", f"DETECTRON2_DATASETS={root}"]
+    assert advice[1][-2:] == ["--datasets", "sd_a b"]
+    assert load_config(None, advice[2]).DATASETS.TRAIN == ("gta5", "sd_a b")
 
 
 def test_dataset_table_reads_the_folder(tmp_path):

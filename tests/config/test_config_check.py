@@ -156,12 +156,14 @@ def test_num_classes_follow_from_the_label_space(monkeypatch):
     for name in ("camvid_train", "camvid_val"):
         description = replace(builtin.BUILTIN_DATASETS[name], label_space=space)
         monkeypatch.setitem(builtin.BUILTIN_DATASETS, name, description)
-    camvid = ["DATASETS.TRAIN", "('camvid_train',)"]
+    camvid = ["DATASETS.TRAIN", "('camvid_train',)", "DATASETS.TEST", "('camvid_val',)"]
     assert load_config(None, camvid).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None, [*camvid, NUM_CLASSES, "2"]).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
     with pytest.raises(ConfigError, match=r"NUM_CLASSES = 19 .*must be 2, .*camvid_train"):
         load_config(None, [*camvid, NUM_CLASSES, "19"])
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST .*mapillary_val has 19 .* the same"):
+        load_config(None, camvid[:2])
     mixed = ["DATASETS.TRAIN", "('gta5', 'camvid_train')"]
     for number in ([], [NUM_CLASSES, "19"]):
         with pytest.raises(ConfigError) as error:

@@ -152,6 +152,31 @@ def test_missing_file(tmp_path):
         Checkpointer(Toy()).load_weights(str(tmp_path / "none.pth"))
 
 
+def test_a_folder_lists_its_checkpoints_newest_first(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder, and it has no \.pth or \.safetensors file"):
+        read_checkpoint(tmp_path)
+    for age, name in enumerate(("b.pth", "c.safetensors", "a.pth", "log.txt")):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    with pytest.raises(ValueError, match=r"newest first: b\.pth, c\.safetensors, a\.pth\. "):
+        read_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth; its last_checkpoint names a\.pth\. .*/b\.pth'"):
+        read_checkpoint(tmp_path)
+
+
+def test_names_and_shapes_are_read_without_the_values(tmp_path):
+    torch.save({"model": {"module.w": torch.ones(2, 3)}}, tmp_path / "a.pth")
+    weights = read_checkpoint(tmp_path / "a.pth", mmap=True)["model"]
+    assert list(weights) == ["w"] and torch.equal(weights["w"], torch.ones(2, 3))
+    old = tmp_path / "old.pth"
+    torch.save({"w": torch.ones(4)}, old, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(old, mmap=True)["model"]["w"].shape == (4,)
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated"):
+        read_checkpoint(tmp_path / "b.pth", mmap=True)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
 def test_truncated_file(tmp_path, suffix, share):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from clouds.data.datasets.builtin import generated, is_generated
+from clouds.data.datasets.builtin import UnknownDatasetError, generated, is_generated
 from clouds.data.datasets.catalog import (
     ROOT_VARIABLE,
     DatasetSpec,
+    check_names_are_free,
     dataset_names,
     dataset_root,
     get_dataset,
@@ -19,6 +20,8 @@ __all__ = [
     "ROOT_VARIABLE",
     "DatasetSpec",
     "Listing",
+    "UnknownDatasetError",
+    "check_names_are_free",
     "dataset_names",
     "dataset_root",
     "forget_listings",

@@ -203,17 +203,23 @@ def generated(names: Sequence[str]) -> list[str]:
     return [name for name in names if is_generated(name)]
 
 
+class UnknownDatasetError(ValueError):
+    """No dataset has this name, or what is registered under it does not tell its classes."""
+
+
 def get_description(name: str) -> DatasetDescription:
     """The description of a dataset.
 
     Raises:
-        ValueError: no such dataset; the message lists the known ones.
+        UnknownDatasetError: no such dataset; the message lists the known ones.
     """
     if name in BUILTIN_DATASETS:
         return BUILTIN_DATASETS[name]
     if is_generated(name):
         return generated_description(name.removeprefix(GENERATED_PREFIX))
-    raise ValueError(
+    raise UnknownDatasetError(
         f"unknown dataset {name!r}. Known: {', '.join(BUILTIN_DATASETS)}, and "
-        f"{GENERATED_PREFIX}<folder> for generated images in {GENERATED_ROOT}/<folder>/images"
+        f"{GENERATED_PREFIX}<folder> for generated images in {GENERATED_ROOT}/<folder>/images. "
+        "Register your own, in every process, before the config is loaded: "
+        f"clouds.d2.DatasetCatalog.register({name!r}, …)"
     )

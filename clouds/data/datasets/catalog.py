@@ -16,11 +16,13 @@ from clouds.data.datasets.builtin import (
     BUILTIN_DATASETS,
     GENERATED_PREFIX,
     GENERATED_ROOT,
+    UnknownDatasetError,
     get_description,
     is_generated,
 )
 from clouds.data.datasets.description import DatasetDescription
-from clouds.data.datasets.listing import Listing, list_dataset
+from clouds.data.datasets.listing import Listing, list_dataset, list_registered
+from clouds.data.datasets.registered import describe, list_samples
 from clouds.data.label_space import LabelSpace
 from clouds.data.reading import read_train_ids
 from clouds.data.structures import Record
@@ -82,6 +84,7 @@ class DatasetSpec(DatasetDescription):
             for files, what in (
                 (listing.images_without_label, "images have no label"),
                 (listing.labels_without_image, "labels have no image"),
+                (listing.missing, "files do not exist"),
             )
             if files and self.labels_required
         ]
@@ -138,14 +141,88 @@ class DatasetSpec(DatasetDescription):
         return read_train_ids(record.label, record.label_format, self.name)
 
 
+@dataclass(frozen=True)
+class RegisteredSpec(DatasetSpec):
+    """A dataset that is registered in Detectron2's catalog; `root` is not used.
+
+    The registered function is called once: as in Detectron2, it must always return the same.
+    """
+
+    def listing(self) -> Listing:
+        """Its files; raises as `registered.list_samples`."""
+        from clouds.d2 import DatasetCatalog
+
+        function = DatasetCatalog[self.name]
+        return list_registered(
+            self.name,
+            function,
+            lambda: list_samples(self.name, function(), self.label_formats[0]),
+        )
+
+    def records(self) -> list[Record]:
+        """Its images with their labels, in its order; errors as in `DatasetSpec`."""
+        listing = self.listing()
+        problems = [f"dataset {self.name}: {gap}" for gap in self.gaps(listing)]
+        if problems:
+            raise ValueError("\n".join([*problems, self.hint()]))
+        return list(listing.records)
+
+    def gaps(self, listing: Listing) -> list[str]:
+        """Missing files, a sentence per problem."""
+        if listing.records or listing.images_without_label:
+            return super().gaps(listing)
+        return [f"DatasetCatalog.get({self.name!r}) returns no sample."]
+
+    def hint(self) -> str:
+        """What to correct."""
+        return (
+            "Each sample must have 'file_name', the image, and 'sem_seg_file_name', the label: "
+            f"{self.how_to_get}. Relative paths start at {Path.cwd()}."
+        )
+
+
 def get_dataset(name: str, root: Path | None = None) -> DatasetSpec:
-    """The builtin dataset `name`, or the generated one `sd_<folder>`, under `root`.
+    """The builtin dataset `name`, the generated one `sd_<folder>`, or a registered one.
+
+    Args:
+        name: its name in a config.
+        root: the dataset root; a registered dataset is independent of it.
 
     Raises:
-        ValueError: no such dataset; the message lists the known ones.
+        UnknownDatasetError: no such dataset; the message lists the known ones. Or it is
+            registered, and its metadata is not complete or not allowed.
     """
-    description = vars(get_description(name))
-    return DatasetSpec(**description, root=dataset_root() if root is None else root)
+    if name not in BUILTIN_DATASETS and not is_generated(name):
+        from clouds.d2 import DatasetCatalog, MetadataCatalog
+
+        if name in DatasetCatalog:
+            try:
+                description = describe(name, MetadataCatalog.get(name).as_dict())
+            except ValueError as error:
+                raise UnknownDatasetError(str(error)) from error
+            return RegisteredSpec(**vars(description))
+    description = get_description(name)
+    return DatasetSpec(**vars(description), root=dataset_root() if root is None else root)
+
+
+def check_names_are_free(names: Sequence[str]) -> None:
+    """Check that nobody has registered other data under the name of a dataset of this project.
+
+    Raises:
+        ValueError: somebody has.
+    """
+    from clouds.d2 import DatasetCatalog
+
+    for name in names:
+        own = name in BUILTIN_DATASETS or is_generated(name)
+        if own and name in DatasetCatalog:
+            function = DatasetCatalog[name]
+            if getattr(function, "func", None) is not _samples:
+                raise ValueError(
+                    f"dataset {name!r} is registered in DatasetCatalog, but this is the name of a "
+                    "dataset of CLOUDS, which would be used instead. Register it under another "
+                    f"name; names with {GENERATED_PREFIX} are those of generated images"
+                )
 
 
 def dataset_names(root: Path | None = None) -> list[str]:
@@ -195,7 +272,7 @@ def training_label_space(names: Sequence[str]) -> LabelSpace:
     Raises:
         ValueError: a dataset is unknown, none is labelled, or their label spaces differ.
     """
-    spaces = {name: get_description(name).label_space for name in names if not is_generated(name)}
+    spaces = {name: get_dataset(name).label_space for name in names if not is_generated(name)}
     if not spaces:
         raise ValueError(f"no labelled dataset among {', '.join(names) or 'none'}")
     first, *others = spaces.values()
@@ -206,7 +283,8 @@ def training_label_space(names: Sequence[str]) -> LabelSpace:
 
 
 def known_label_space(names: Sequence[str]) -> LabelSpace | None:
-    """`training_label_space(names)`, or None if a dataset of `names` is not one of this project."""
-    if not names or any(name not in BUILTIN_DATASETS and not is_generated(name) for name in names):
+    """`training_label_space(names)`, or None if `names` is empty or one of them is unknown."""
+    try:
+        return training_label_space(names) if names else None
+    except UnknownDatasetError:
         return None
-    return training_label_space(names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,7 @@ class Listing:
         images_without_label, labels_without_image: files that have no partner, sorted.
         skipped: images left out because their label has another size, sorted.
         manifest: of generated images; None when there is none.
+        missing: files of the records that do not exist, of a registered dataset.
     """
 
     images: Path
@@ -72,14 +73,26 @@ class Listing:
     labels_without_image: tuple[Path, ...]
     skipped: tuple[Path, ...]
     manifest: Manifest | None = None
+    missing: tuple[Path, ...] = ()
 
 
 _listings: dict[tuple[Path, str], tuple[_Fingerprint, Listing]] = {}
+_registered: dict[str, tuple[Callable[[], object], Listing]] = {}
 
 
 def forget_listings() -> None:
     """Clear the listings kept in memory."""
     _listings.clear()
+    _registered.clear()
+
+
+def list_registered(
+    name: str, function: Callable[[], object], make: Callable[[], Listing]
+) -> Listing:
+    """The listing of a registered dataset: `make()` at the first call with this `function`."""
+    if name not in _registered or _registered[name][0] is not function:
+        _registered[name] = function, make()
+    return _registered[name][1]
 
 
 def list_dataset(description: DatasetDescription, root: Path) -> Listing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from clouds.device import resolve_device
+from clouds.downloads import one_warning
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     MAX_SEED,
@@ -248,7 +250,8 @@ def _check_folder(model: str) -> None:
 def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
     """Replace errors about a model that is not available by advice."""
     try:
-        yield
+        with one_warning() as attempts:
+            yield
     except OSError as error:
         if Path(model).is_dir():
             raise FileNotFoundError(
@@ -256,8 +259,8 @@ def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
                 "the whole folder again."
             ) from error
         advice = (
-            f"Download it where there is a network, `hf download {model} --local-dir FOLDER`, "
-            "and name that folder with --model"
+            f"Download it where there is a network, `hf download {shlex.quote(model)} "
+            "--local-dir FOLDER`, and name that folder with --model"
         )
         if offline:
             advice = f"It is not in the local cache, and --offline forbids a download. {advice}"
@@ -267,7 +270,8 @@ def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
             copy = model.replace("stabilityai/", "sd2-community/", 1)
             advice += f". Its makers took it off the hub in November 2025; a copy is {copy}"
         raise FileNotFoundError(
-            f"the model {model} cannot be loaded: {_first_line(error)}. {advice}."
+            f"the model {model} cannot be loaded: {attempts.failure or _first_line(error)}. "
+            f"{advice}."
         ) from error
 
 

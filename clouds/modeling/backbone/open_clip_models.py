@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from clouds.downloads import one_warning
+
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
+
+_skipped = ContextVar("pretrained weights are skipped", default=False)
+
+
+@contextmanager
+def skip_pretrained_weights() -> Iterator[None]:
+    """Within it, `create_clip` leaves the weights random: the caller loads a checkpoint's."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
 
 
 @cache
@@ -32,6 +48,8 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
         name: open_clip's model name, such as `convnext_large_d_320` or `RN50`.
         pretrained: open_clip's tag of its weights, a weights file, or empty for random weights.
 
+    Within `skip_pretrained_weights`, `pretrained` only determines the activation function.
+
     Raises:
         ValueError: the name or the tag is unknown, or the file does not hold weights of the model.
         FileNotFoundError: the weights can neither be found nor downloaded.
@@ -47,6 +65,9 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
+    if _skipped.get():
+        with _quiet():  # open_clip warns of random weights, by way of the root logger
+            return _create(open_clip, name, None, [pretrained] if pretrained in tags else tags)
     if not pretrained:
         logger.warning(
             "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
@@ -66,15 +87,16 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
 
 def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
     try:
-        return _create(open_clip, name, tag, [tag])
+        with one_warning() as attempts:
+            return _create(open_clip, name, tag, [tag])
     except (OSError, RuntimeError) as error:
+        code = f'import open_clip; open_clip.create_model("{name}", "{tag}")'
         raise FileNotFoundError(
             f"The weights {tag!r} of CLIP {name} are not on this machine and could not be "
-            f"downloaded ({_reason(error)}). On a machine with internet run "
-            f"`python -c \"import open_clip; open_clip.create_model('{name}', '{tag}')\"` "
-            "and copy its cache (~/.cache/huggingface, ~/.cache/clip), or set "
-            "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or to '' when MODEL.WEIGHTS "
-            "brings them."
+            f"downloaded ({attempts.failure or _reason(error)}). On a machine with internet run "
+            f"`python -c {shlex.quote(code)}` and copy its cache (~/.cache/huggingface, "
+            "~/.cache/clip), or set MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or "
+            "MODEL.WEIGHTS to a checkpoint, which brings them."
         ) from error
 
 

@@ -29,6 +29,22 @@ PHASES = {
 }
 
 
+STYLE = """
+body { font: 16px/1.4 sans-serif; margin: 0 auto; padding: 1em; max-width: 1400px; }
+img { max-width: 100%; height: auto; vertical-align: top; }
+pre { background: #eee; padding: 1em; }
+table { border-collapse: collapse; }
+td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top; }
+.wide, pre { overflow-x: auto; margin: 1em 0; }
+@media (max-width: 700px) {
+  td, th { padding-right: .6em; font-size: 14px; }
+  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  .wide img { max-width: none; width: 900px; }
+}
+"""
+"""On a phone, wide images keep a readable size and scroll sideways."""
+
+
 def run(command: list[str], environment: dict[str, str]) -> str:
     """Print a command of CLOUDS, run it, and return it as a shell command."""
     shown = shlex.join(["clouds", *command])
@@ -44,12 +60,13 @@ def score_table(results: dict[str, dict[str, Any]]) -> str:
     """Phases as rows, unseen domains as columns, mIoU in percent."""
     names = list(next(iter(results.values()))["datasets"])
     head = "".join(f"<th>{html.escape(name)}" for name in [*names, "mean"])
+    head = head.replace("_", "_<wbr>")  # where a line may break
     rows = []
     for phase, result in results.items():
         scores = [result["datasets"][name]["mIoU"] for name in names]
         cells = "".join(f"<td>{score:.1f}" for score in [*scores, result["mean"]["mIoU"]])
         rows.append(f"<tr><td>{html.escape(PHASES[phase])}{cells}")
-    return f"<table><tr><th>mIoU, %{head}{''.join(rows)}</table>"
+    return f"<div class=wide><table><tr><th>mIoU, %{head}{''.join(rows)}</table></div>"
 
 
 def pseudo_label_table(result: dict[str, Any]) -> str:
@@ -59,36 +76,40 @@ def pseudo_label_table(result: dict[str, Any]) -> str:
         for labels in result["pseudo-labels"].values()
         for name, score in labels["mIoU"].items()
     )
-    return f"<table><tr><th>labels of generated images<th>mIoU, %{rows}</table>"
+    table = f"<table><tr><th>labels of generated images<th>mIoU, %{rows}</table>"
+    return f"<div class=wide>{table}</div>"
+
+
+def wide_image(source: str, text: str) -> str:
+    """An image that is wider than a phone, as a link to its file, with a text in its place."""
+    source, text = html.escape(source), html.escape(text)
+    return f'<div class=wide><a href="{source}"><img src="{source}" alt="{text}"></a></div>'
 
 
 def gallery(folder: Path, at: Path) -> str:
     """The panels of one run, in images relative to the folder `at`."""
     panels = sorted((folder / "visualizations").glob("*/*.png"))
-    return "".join(
-        f'<p><img src="{html.escape(os.path.relpath(p, at))}" alt="{html.escape(p.parent.name)}">'
-        for p in panels
-    )
+    return "".join(wide_image(os.path.relpath(p, at), p.parent.name) for p in panels)
 
 
 def page(
     commands: list[str], results: dict[str, dict[str, Any]], output: Path, generated: Path
 ) -> str:
     """The results as HTML: scores, commands, images."""
-    sheet = html.escape(os.path.relpath(generated / "contact_sheet.png", output))
+    sheet = os.path.relpath(generated / "contact_sheet.png", output)
     return (
-        "<!doctype html><meta charset=utf-8><title>CLOUDS demo</title>"
-        "<style>body{font:16px sans-serif;margin:2em;max-width:1400px}img{max-width:100%}"
-        "td,th{padding:.2em 1em;text-align:left}pre{background:#eee;padding:1em;overflow:auto}"
-        "</style><h1>CLOUDS demo</h1><p>Trained on rendered scenes that look like a game, then "
-        "jointly with images generated from prompts, without labels. Evaluated on three domains "
-        "that are not part of the training.</p>"
-        f"{score_table(results)}<p></p>{pseudo_label_table(results['joint'])}"
-        f"<pre>{html.escape(chr(10).join(commands))}</pre>"
+        '<!doctype html><html lang="en"><meta charset=utf-8><title>CLOUDS demo</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style><h1>CLOUDS demo</h1>"
+        "<p>Trained on rendered scenes that look like a game, then jointly with images generated "
+        "from prompts, without labels. Evaluated on three domains that are not part of the "
+        "training.</p>"
+        f"{score_table(results)}{pseudo_label_table(results['joint'])}"
+        f"<pre>{html.escape((2 * chr(10)).join(commands))}</pre>"
         f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"
         f"<h2>After source pre-training</h2>{gallery(output / 'warmup', output)}"
-        f'<h2>Images generated from prompts</h2><img src="{sheet}" alt="contact sheet">'
-        '<h2>The domains</h2><img src="scenes.png" alt="contact sheet">'
+        f"<h2>Images generated from prompts</h2>{wide_image(sheet, 'contact sheet')}"
+        f"<h2>The domains</h2>{wide_image('scenes.png', 'contact sheet')}"
     )
 
 
@@ -161,4 +182,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"  {title}: {results[phase]['mean']['mIoU']:.1f}")
     minutes = (time.monotonic() - started) / 60
     print(f"Done in {minutes:.1f} minutes. Open {index} for images and scores;")
-    print(f"`tensorboard --logdir {args.output}` shows the training curves.")
+    print(f"`tensorboard --logdir {shlex.quote(str(args.output))}` shows the training curves.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -139,6 +140,6 @@ def report(args: argparse.Namespace, counts: dict[str, int], rendered: int) -> N
         images, labels = folders(name)
         print(f"  {name:18} {count:5} images  {images}  {labels}")
     print("\nUse it:")
-    print(f"  export DETECTRON2_DATASETS={root}")
-    print(f"  clouds check-data --datasets {' '.join(counts)}")
+    print(f"  export DETECTRON2_DATASETS={shlex.quote(str(root))}")
+    print(f"  clouds check-data --datasets {shlex.join(counts)}")
     print("  clouds train --config-file demo/warmup")

@@ -297,6 +297,8 @@ def test_the_tool_renders_all_datasets_and_a_contact_sheet(tmp_path, capsys):
         assert (tmp_path / "d" / family).is_dir()
     assert "Rendered 13 images" in out  # 2 + 2 + (2 + 1) + 1 + 1 + 4
     assert f"export DETECTRON2_DATASETS={tmp_path / 'd'}" in out
+    _, out, _ = run(capsys, "--output", tmp_path / "a b", *SMALL, "--datasets", "gta5")
+    assert f"export DETECTRON2_DATASETS='{tmp_path / 'a b'}'" in out
     assert "clouds train" in out
     shown = np.array(Image.open(sheet))
     for c in (0, 2, 8, 10, 13):

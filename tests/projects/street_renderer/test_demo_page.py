@@ -1,0 +1,64 @@
+"""The demo's page of results: complete, well formed, and made for the width of a phone."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+from PIL import Image
+from street_renderer import demo
+
+
+class Page(HTMLParser):
+    """Attributes of all tags by name, and the text of table cells."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells, self.open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes), list(self.open)))
+        if tag in ("td", "th"):
+            self.cells.append("")
+        if tag == "div":
+            self.open.append(dict(attributes).get("class"))
+
+    def handle_endtag(self, tag):
+        if tag == "div":
+            self.open.pop()
+        if tag == "table":
+            self.cells.append("")
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_page(tmp_path):
+    results = {}
+    for phase in demo.PHASES:
+        panel = tmp_path / phase / "visualizations/bdd_val/0.png"
+        panel.parent.mkdir(parents=True)
+        Image.new("RGB", (1200, 200)).save(panel)
+        scores = {name: {"mIoU": 40 + i} for i, name in enumerate(demo.DATASETS[1:])}
+        labels = {"sd_demo": {"mIoU": {"teacher": 50.04}}}
+        results[phase] = {"datasets": scores, "mean": {"mIoU": 41}, "pseudo-labels": labels}
+    text = demo.page(["python a.py 'x y' <z>"], results, tmp_path, tmp_path / "g&h")
+    page = Page(text)
+    assert page.open == []  # every div is closed
+    numbers = ["40.0", "41.0", "42.0", "41.0"]
+    assert page.cells[:5] == ["mIoU, %", *demo.DATASETS[1:], "mean"]
+    assert [cell for cell in page.cells if "." in cell][: 2 * 4] == 2 * numbers
+    assert "50.0" in page.cells
+    viewports = [a for tag, a, _ in page.tags if tag == "meta" and a.get("name") == "viewport"]
+    assert [a["content"] for a in viewports] == ["width=device-width, initial-scale=1"]
+    images = [(a["src"], around) for tag, a, around in page.tags if tag == "img"]
+    assert [source for source, _ in images] == [
+        "joint/visualizations/bdd_val/0.png",
+        "warmup/visualizations/bdd_val/0.png",
+        "g&h/contact_sheet.png",
+        "scenes.png",
+    ]
+    # what may be wider than a phone scrolls by itself, not the page
+    wide = [around for tag, _, around in page.tags if tag in ("img", "table")]
+    assert wide == [["wide"]] * 6
