@@ -33,6 +33,7 @@ LAYERS = (
     "modeling",
     "evaluation",
     "engine",
+    "inference",
     "generation",
 )
 """Folders and files of `clouds/`, lowest first: a module imports from lower ones and its own."""
@@ -40,6 +41,7 @@ LAYERS = (
 LAZY_IMPORTS = {
     # The package alone and the names of datasets are wanted without torch, which takes seconds.
     ("clouds", "clouds.engine.defaults"),
+    ("clouds", "clouds.inference.load"),
     ("clouds.data.datasets.catalog", "clouds.d2"),
     # Kernels import the module that selects them, and Triton may not be installed.
     ("clouds.ops.deformable_attention", "clouds.ops.deformable_attention_cpu"),
