@@ -90,7 +90,8 @@ def distinct_colors(count: int, besides: Sequence[Color] = ()) -> list[Color]:
 def _lab(colors: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """CIE Lab (N, 3) of RGB colors (N, 3), 0..255."""
     rgb = np.asarray(colors, np.float32)[None] / 255
-    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), np.float32)[0]
+    lab: npt.NDArray[np.float32] = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+    return lab
 
 
 def numbered_label_space(num_classes: int) -> LabelSpace:
