@@ -10,3 +10,8 @@ def format_examples(items: Sequence[object], limit: int = 5) -> str:
     remaining = len(items) - limit
     examples = ", ".join(str(item) for item in items[:limit])
     return f"{examples} and {remaining} more" if remaining > 0 else examples
+
+
+def install_extra(extra: str) -> str:
+    """The command that installs an extra of this package, such as 'sam'."""
+    return f'pip install "clouds-dgss[{extra}]"'

@@ -21,6 +21,8 @@ LAYERS = (
     "version",
     "files",
     "messages",
+    "plugins",
+    "resources",
     "d2",
     "device",
     "comm",
@@ -35,8 +37,13 @@ LAYERS = (
     "engine",
     "inference",
     "generation",
+    "cli",
+    "__main__",
 )
 """Folders and files of `clouds/`, lowest first: a module imports from lower ones and its own."""
+
+LAZY_LAYER = "cli"
+"""The layer whose function-level imports are allowed, so that --help is fast."""
 
 LAZY_IMPORTS = {
     # The package alone and the names of datasets are wanted without torch, which takes seconds.
@@ -47,11 +54,11 @@ LAZY_IMPORTS = {
     ("clouds.ops.deformable_attention", "clouds.ops.deformable_attention_cpu"),
     ("clouds.ops.deformable_attention", "clouds.ops.deformable_attention_triton"),
 }
-"""Function-level imports of our own modules: importing module, imported module."""
+"""Function-level imports of our own modules outside of LAZY_LAYER: importer, imported."""
 
 MAX_FILES_OF_A_SOURCE_IMAGE = 16
 MAX_FURTHER_FILES_OF_JOINT_TRAINING = 6
-MAX_LINES_OF_THE_LIBRARY = 16_000
+MAX_LINES_OF_THE_LIBRARY = 17_500
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60
 
@@ -129,8 +136,24 @@ def test_no_module_imports_from_a_higher_layer():
 
 
 def test_imports_in_functions_are_the_listed_ones():
-    found = {(module, other) for module, e in imports().items() for other in e["function"]}
+    found = {
+        (module, other)
+        for module, places in imports().items()
+        for other in places["function"]
+        if layer(module) != LAZY_LAYER
+    }
     assert found == LAZY_IMPORTS
+
+
+def test_the_command_line_imports_nothing_of_other_layers_at_the_top_but_messages_and_plugins():
+    light = {LAZY_LAYER, "messages", "plugins"}
+    found = {
+        (module, other)
+        for module, places in imports().items()
+        for other in places["top"]
+        if layer(module) == LAZY_LAYER and layer(other) not in light
+    }
+    assert found == set()
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
@@ -175,6 +198,7 @@ def test_sizes():
     sources = files_of("clouds", "projects", "tools", "benchmarks")
     lines = {path.relative_to(ROOT).as_posix(): path.read_text().count("\n") for path in sources}
     library = sum(count for name, count in lines.items() if name.startswith("clouds/"))
+    library -= sum(count for name, count in lines.items() if name.startswith("clouds/cli/"))
     assert library <= MAX_LINES_OF_THE_LIBRARY
     assert {n: c for n, c in lines.items() if c > MAX_LINES_OF_A_FILE} == {}
     long_functions = {

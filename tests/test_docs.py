@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 import runpy
@@ -12,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import command_line
 import pytest
 
+from clouds.cli import command_line, table
 from clouds.config import KEYS
 from clouds.config.compat import COMPAT_KEYS
 
@@ -24,9 +25,10 @@ FOLDERS = "tools clouds configs docs benchmarks projects tests .ci".split()
 
 COMMAND = re.compile(
     r"(?:\w+=\S+ )*"  # environment variables
-    r"(?:python|torchrun(?: --[\w-]+ \d+)*) "
-    r"((?:tools|benchmarks)/\S+\.py)(.*)"
+    r"(?:(?:python|torchrun(?: --[\w-]+ \d+)*) (?:((?:tools|benchmarks)/\S+\.py)|-m (clouds)\b)"
+    r"|(clouds)(?= [a-z-]+(?: |$)))(.*)"
 )
+"""Groups: a script, or twice `clouds`; the arguments."""
 
 TABLE_KEYS = {key.name for key in KEYS}
 SECTIONS = {name.rsplit(".", n)[0] for name in TABLE_KEYS for n in range(1, name.count(".") + 1)}
@@ -37,7 +39,7 @@ class Command(NamedTuple):
     """A command line of a document.
 
     Attributes:
-        script: relative to the repository.
+        script: relative to the repository; `clouds`: the package's command.
         arguments: those that the document gives.
         abbreviated: whether required ones may be missing: in inline code, and before `…`.
     """
@@ -133,16 +135,19 @@ def broken_links(text: str, folder: Path) -> set[str]:
 
 
 def commands(text: str) -> list[Command]:
-    """Commands of the scripts in tools and benchmarks, in code blocks and inline code."""
+    """Commands of the package, tools and benchmarks, in code blocks and inline code."""
     blocks = "\n".join(code_blocks(text)).replace("\\\n", " ").splitlines()
     spans = code_spans(text)
     found = []
     for line, inline in [(line, False) for line in blocks] + [(span, True) for span in spans]:
         match = COMMAND.match(line)
         if match:
-            words = shlex.split(match[2], comments=True)
+            words = shlex.split(match[4], comments=True)
             given = tuple(word for word in words if word != "…")
-            found.append(Command(match[1], given, abbreviated=inline or "…" in words))
+            script = match[1] or match[2] or match[3]
+            if script == "clouds" and not given:
+                continue  # the program, not a command
+            found.append(Command(script, given, abbreviated=inline or "…" in words))
     return found
 
 
@@ -173,6 +178,8 @@ def run_parser(command: Command, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         SystemExit: its parser rejects the arguments, with status 2.
     """
     script = ROOT / command.script
+    if command.script == "clouds":
+        script = ROOT / "clouds" / "__main__.py"
     with monkeypatch.context() as patch:
         for name in ("parse_args", "parse_intermixed_args"):
             method = getattr(argparse.ArgumentParser, name)
@@ -184,8 +191,7 @@ def run_parser(command: Command, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             runpy.run_path(str(script), run_name="__main__")
         except ParsedError as parsed:
             overrides = list(getattr(parsed.namespace, "opts", []))
-            command_line.refuse_late_flags(parsed.parser, overrides)
-            return overrides
+            return command_line.given_overrides(parsed.parser, overrides)
     raise AssertionError(f"{command.script} does not parse arguments")
 
 
@@ -235,10 +241,31 @@ def test_the_parser_accepts_the_command(command, monkeypatch):
     assert len(overrides) % 2 == 0
 
 
-def test_every_tool_has_a_command_in_the_documents():
-    scripts = {command.script for command in COMMANDS}
-    tools = {str(path) for path in tracked("tools/*.py")} - {"tools/command_line.py"}
-    assert tools <= scripts
+def test_every_command_is_in_the_documents():
+    given = {(command.script, *command.arguments[:1]) for command in COMMANDS}
+    in_documents = {words[1] for words in given if words[0] == "clouds" and words[1:]}
+    for script in {words[0] for words in given} - {"clouds"}:
+        text = (ROOT / script).read_text()
+        in_documents |= set(re.findall(r"The command `clouds ([a-z-]+)`", text))
+    there = {name for name, row in table.COMMANDS.items() if importlib.util.find_spec(row.module)}
+    assert there - in_documents == set()
+    assert "tools/benchmark.py" in {command.script for command in COMMANDS}
+
+
+EXAMPLES = [
+    example
+    for row in table.COMMANDS.values()
+    if importlib.util.find_spec(row.module)
+    for example in row.examples
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_parser_accepts_the_examples_of_the_commands(example, monkeypatch):
+    (command,) = commands(f"`{example}`")
+    overrides = run_parser(command._replace(abbreviated=False), monkeypatch)
+    assert set(overrides[::2]) <= TABLE_KEYS
+    assert "--output" not in overrides
 
 
 # ------------------------------------------------- the checks find what is wrong
@@ -290,12 +317,16 @@ def test_commands():
     text = (
         "    OMP_NUM_THREADS=1 python tools/a.py --x \\\n        'b c' …   # comment\n"
         "    cp python tools/b.py\n    python tools/d.py 1\n\n"
-        "`torchrun --nproc-per-node 8\ntools/c.py FILE`, `pytest tests`\n"
+        "`torchrun --nproc-per-node 8\ntools/c.py FILE`, `pytest tests`, `clouds train`\n"
+        "`torchrun --nproc-per-node 8 -m clouds eval`, `python -m clouds`, `clouds`\n"
+        "`clouds/cli`, `clouds.build`\n"
     )
     assert commands("\n\n" + text) == [
         Command("tools/a.py", ("--x", "b c"), abbreviated=True),
         Command("tools/d.py", ("1",)),
         Command("tools/c.py", ("FILE",), abbreviated=True),
+        Command("clouds", ("train",), abbreviated=True),
+        Command("clouds", ("eval",), abbreviated=True),
     ]
 
 

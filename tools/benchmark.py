@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from command_line import path, refuse_late_flags, user_errors_in_one_line
+from installed import import_module
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from clouds.d2 import CfgNode
 
 # Slow imports are inside the functions, so that --help and usage errors are fast.
+
+command_line = import_module("clouds.cli.command_line")
+user_errors_in_one_line = command_line.user_errors_in_one_line
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 """Folder of the profiler."""
@@ -93,13 +96,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="evaluate a random image of this size, pixels, instead of the images of the test "
         "dataset (default with --random-data: {} {})".format(*DEFAULT_EVAL_SIZE),
     )  # fmt: skip
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the numbers to it, too")
+    parser.add_argument(
+        "--json", type=command_line.path, metavar="FILE", help="write the numbers to it, too"
+    )
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="config overrides, after all flags: SOLVER.IMS_PER_BATCH 2 SOLVER.AMP.ENABLED True",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    refuse_late_flags(parser, args.opts)
+    args.opts = command_line.given_overrides(parser, args.opts)
     if args.iterations < 1:
         parser.error(f"--iterations is {args.iterations}; it must be at least 1")
     if args.warmup < 0:

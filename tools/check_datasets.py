@@ -1,136 +1,13 @@
 #!/usr/bin/env python
-"""Show which datasets exist, and whether they are complete and valid.
-
-    python tools/check_datasets.py                         all datasets, a few files of each
-    python tools/check_datasets.py --datasets gta5 bdd_val --full
-    python tools/check_datasets.py --datasets sd_<folder>  a folder of generated images
-
-The exit code is 1 when a dataset given by --datasets is missing or broken.
-"""
+"""The command `clouds check-data` as a script."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-import os
 import sys
-from collections.abc import Sequence
 
-from command_line import path, user_errors_in_one_line
+from installed import import_module
 
-with user_errors_in_one_line():
-    from tabulate import tabulate
-    from tqdm import tqdm
-
-    from clouds.data.dataset_report import (
-        OTHER_SIZE,
-        UNKNOWN_IDS,
-        UNREADABLE,
-        DatasetReport,
-        check_dataset,
-    )
-    from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
-
-SAMPLE = 5  # number of pairs opened per dataset without --full
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; returns the exit code."""
-    args = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    root = args.root if args.root is not None else dataset_root()
-    print(f"Dataset root: {root.absolute()}")
-    if not root.is_dir():
-        print(f"This folder does not exist. Set {ROOT_VARIABLE}, or give --root.", file=sys.stderr)
-        return 1
-    try:
-        datasets = [get_dataset(name, root) for name in args.datasets or dataset_names(root)]
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-
-    reports = []
-    for dataset in datasets:
-        with tqdm(desc=dataset.name, unit="pair", leave=False, disable=None) as bar:
-
-            def show(done: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            sample = None if args.full else SAMPLE
-            reports.append(check_dataset(dataset, sample, args.workers, show))
-    print(table(reports))
-    requested = bool(args.datasets)
-    for report in reports:
-        if report.state == "broken" or (requested and report.state == "missing"):
-            print(f"\n{report.dataset.name}: {report.state}")
-            for problem in report.problems():
-                print(f"  - {problem}")
-            print(f"  {report.dataset.hint()}")
-    if not args.full:
-        print(f"\nUp to {SAMPLE} pairs were opened per dataset; --full opens all.")
-    return int(requested and any(report.state != "ok" for report in reports))
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", type=path, help=f"dataset root (default: ${ROOT_VARIABLE}, else datasets)"
-    )
-    parser.add_argument(
-        "--datasets", nargs="+", metavar="NAME", help="only these (default: all known datasets)"
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="open every file; compare the hashes of generated images with their manifest",
-    )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)"
-    )
-    args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error("--workers must be at least 1")
-    return args
-
-
-def table(reports: Sequence[DatasetReport]) -> str:
-    """One line per dataset."""
-    rows = []
-    for report in reports:
-        listing = report.listing
-        if report.state == "missing":
-            rows.append([report.dataset.name, "missing"])
-            continue
-        rows.append(
-            [
-                report.dataset.name,
-                report.state,
-                len(listing.records),
-                len(listing.images_without_label),
-                len(listing.labels_without_image),
-                len(listing.skipped),
-                report.num_opened,
-                *(len(report.defects[name]) for name in (UNREADABLE, OTHER_SIZE, UNKNOWN_IDS)),
-            ]
-        )
-    headers = [
-        "dataset",
-        "state",
-        "usable",
-        "no label",
-        "no image",
-        "skipped\n(sizes)",
-        "opened",
-        "un-\nreadable",
-        "size\nmismatch",
-        "unknown\nids",
-    ]
-    return tabulate(rows, headers=headers)
-
+main = import_module("clouds.cli.check_data").main
 
 if __name__ == "__main__":
     sys.exit(main())

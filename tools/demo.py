@@ -1,14 +1,13 @@
 #!/usr/bin/env python
-"""Run the demo; see `street_renderer.demo`."""
+"""The command `clouds demo` as a script."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
-from command_line import user_errors_in_one_line
+from installed import import_module
 
-with user_errors_in_one_line():
-    from street_renderer import demo
+main = import_module("street_renderer.demo").main
 
 if __name__ == "__main__":
-    demo.main(tools=Path(__file__).resolve().parent)
+    sys.exit(main())

@@ -1,22 +1,13 @@
 #!/usr/bin/env python
-"""Render demo datasets; see `street_renderer.make_demo_data`."""
+"""The command `clouds make-demo-data` as a script."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from command_line import user_errors_in_one_line
+from installed import import_module
 
-with user_errors_in_one_line():
-    from street_renderer import make_demo_data
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Render the datasets; returns the exit code."""
-    with user_errors_in_one_line():
-        return make_demo_data.main(argv)
-
+main = import_module("street_renderer.make_demo_data").main
 
 if __name__ == "__main__":
     sys.exit(main())

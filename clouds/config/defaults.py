@@ -1,6 +1,6 @@
 """The table of configuration keys: default, meaning, unit and allowed values of each.
 
-A key is declared here or in `defaults_model` and nowhere else; `tools/list_config.py` prints all.
+A key is declared here or in `defaults_model` and nowhere else; `clouds list-config` prints all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ KEYS: tuple[Key, ...] = (
         "Height to which a source image is resized before random scaling, pixels; 0: its own.",
         at_least(0),
     ),
-    Key("INPUT.INITIAL_WIDTH", 0, "Width, likewise.", at_least(0)),
+    Key(
+        "INPUT.INITIAL_WIDTH",
+        0,
+        "Width to which a source image is resized before random scaling, pixels; 0: its own.",
+        at_least(0),
+    ),
     Key(
         "INPUT.SCALE_RANGE",
         (0.5, 2.0),
@@ -101,7 +106,7 @@ KEYS: tuple[Key, ...] = (
         "WarmupMultiStepLR (constant without STEPS below MAX_ITER), WarmupPolyLR, WarmupCosineLR.",
         one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR"),
     ),
-    Key("SOLVER.STEPS", (), "Iterations at which WarmupMultiStepLR multiplies by GAMMA."),
+    Key("SOLVER.STEPS", (), "Iterations at which WarmupMultiStepLR multiplies by SOLVER.GAMMA."),
     Key("SOLVER.GAMMA", 0.1, "Factor of the learning rate at each of SOLVER.STEPS.", above(0)),
     Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR.", above(0)),
     Key(
@@ -120,8 +125,20 @@ KEYS: tuple[Key, ...] = (
         "'full_model': by the norm over all parameters; 'norm', 'value': each parameter by itself.",
         one_of("full_model", "norm", "value"),
     ),
-    Key("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01, "Upper bound.", above(0), allow_inf=True),
-    Key("SOLVER.CLIP_GRADIENTS.NORM_TYPE", 2.0, "p of the p-norm.", above(0), allow_inf=True),
+    Key(
+        "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
+        0.01,
+        "Upper bound of the gradient's norm, or with CLIP_TYPE 'value' of its elements.",
+        above(0),
+        allow_inf=True,
+    ),
+    Key(
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE",
+        2.0,
+        "p of the p-norm by which SOLVER.CLIP_GRADIENTS.CLIP_TYPE 'full_model' and 'norm' clip.",
+        above(0),
+        allow_inf=True,
+    ),
     Key("SOLVER.AMP.ENABLED", False, "Train and evaluate under autocast."),
     Key(
         "SOLVER.AMP.DTYPE",

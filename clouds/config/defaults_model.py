@@ -66,7 +66,7 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES",
         ["res3", "res4", "res5"],
-        "Those of IN_FEATURES that the deformable-attention encoder reads.",
+        "Those of MODEL.SEM_SEG_HEAD.IN_FEATURES that the deformable-attention encoder reads.",
         not_empty,
     ),
     Key("MODEL.SEM_SEG_HEAD.CONVS_DIM", 256, "Channels of the pixel decoder.", at_least(32)),
@@ -178,7 +178,7 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
         "laion2b_s29b_b131k_ft_soup",
-        "Tag of its weights in open_clip, or a file; empty: random weights.",
+        "Tag of the CLIP model's weights in open_clip, or a file; empty: random weights.",
         is_path=True,
     ),
     Key(
@@ -224,7 +224,7 @@ MODEL_KEYS: tuple[Key, ...] = (
         "or a registered name.",
         not_empty,
     ),
-    Key("MODEL.CLOUDS.SAM.ENABLED", True, "False with REFINER 'sam': no refiner."),
+    Key("MODEL.CLOUDS.SAM.ENABLED", True, "False with MODEL.CLOUDS.REFINER 'sam': no refiner."),
     Key(
         "MODEL.CLOUDS.SAM.MODEL",
         "vit_h",
@@ -249,8 +249,8 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.SAM.SELECTION_MODE",
         "random",
-        "Positions of the points: 'random' in the component, at its 'center', or random in the "
-        "'largest_component' of the eroded component.",
+        "Positions of SAM's point prompts: 'random' in the component, at its 'center', or random "
+        "in the 'largest_component' of the eroded component.",
         one_of("random", "center", "largest_component"),
     ),
     Key(
@@ -261,8 +261,9 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.SAM.OVERLAP",
         "classes",
-        "Pixels that RM_INTERSECTION removes: covered by masks of different 'classes', or by any "
-        "two masks ('published', where a class without a pixel left stays as an empty target).",
+        "Pixels that MODEL.CLOUDS.SAM.RM_INTERSECTION removes: covered by masks of different "
+        "'classes', or by any two masks ('published', where a class without a pixel left stays as "
+        "an empty target).",
         one_of("classes", "published"),
     ),
     Key(

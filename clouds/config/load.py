@@ -17,6 +17,7 @@ from clouds.config.key import sections
 from clouds.config.values import Setting, coerce, expand_home
 from clouds.config.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 from clouds.d2 import CfgNode
+from clouds.resources import CONFIGS, find, near_names
 
 BASE = "_BASE_"
 COMMAND_LINE = "override"
@@ -29,8 +30,10 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
     """Defaults, then the files, base first, then the overrides; validated and frozen.
 
     Args:
-        config_file: a YAML file, relative to the working directory; None: only defaults. Its
-            `_BASE_` names the file or the list of files that it changes, relative to itself.
+        config_file: a YAML file, relative to the working directory, or if there is none the short
+            name of a config that comes with the package ('warmup/gta_rn50', also with '.yaml');
+            None: only defaults. Its `_BASE_` names the file or the list of files that it changes,
+            relative to itself.
         overrides: KEY VALUE KEY VALUE …; a later one wins.
 
     Keys of published files and of earlier versions are accepted (`clouds.config.compat`); one
@@ -45,7 +48,7 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
 
 def load_settings(config_file: str | Path | None, overrides: Sequence[Any] = ()) -> list[Setting]:
     """The settings of `load_config` as they are written, base first, then the overrides."""
-    settings = read_yaml(Path(config_file).expanduser()) if config_file is not None else []
+    settings = read_yaml(find(CONFIGS, config_file)) if config_file is not None else []
     return settings + pair_up(overrides)
 
 
@@ -147,7 +150,7 @@ def _no_such_key(name: str) -> str:
     close = nearest(name)
     if close:
         return f"no such key; did you mean {' or '.join(close)}?"
-    return "no such key; python tools/list_config.py lists all keys"
+    return "no such key; `clouds list-config` prints all keys"
 
 
 def _no_such_file(path: Path, parents: Sequence[Path]) -> str:
@@ -155,6 +158,9 @@ def _no_such_file(path: Path, parents: Sequence[Path]) -> str:
     present = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, present, n=3) or present[:8]
     hint = f" {path.parent}/ holds {', '.join(close)}." if close else ""
+    if not parents:
+        names = near_names(CONFIGS, path)
+        hint += f" Configs of the package: {', '.join(names)}." if names else ""
     return f"Config file {path}{role} does not exist (working directory: {Path.cwd()}).{hint}"
 
 

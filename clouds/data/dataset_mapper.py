@@ -86,7 +86,7 @@ def read_image_and_label(record: Record) -> tuple[UInt8Array, UInt8Array | None]
         raise ValueError(
             f"{record.label}: the label is {label.shape[1]}x{label.shape[0]} pixels, but its "
             f"image {record.image} is {image.shape[1]}x{image.shape[0]}. One of them is not the "
-            "dataset's own; `python tools/check_datasets.py --full` lists every such pair."
+            "dataset's own; `clouds check-data --full` lists every such pair."
         )
     return image, label
 
@@ -174,7 +174,7 @@ class GeneratedMapper:
 
 
 _GENERATE_AGAIN = (
-    "Delete it and run tools/generate_images.py again with the same options: it generates the "
+    "Delete it and run `clouds generate` again with the same options: it generates the "
     "missing images."
 )
 
@@ -191,7 +191,7 @@ def read_generated_image(record: Record) -> UInt8Array:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{record.image}: this image of {record.dataset} was removed after training began. "
-            "Run tools/generate_images.py again with the same options, then resume training with "
+            "Run `clouds generate` again with the same options, then resume training with "
             "--resume."
         ) from error
     except ValueError as error:

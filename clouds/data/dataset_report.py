@@ -1,4 +1,4 @@
-"""Check of the files of a dataset, for `tools/check_datasets.py`."""
+"""Check of the files of a dataset, for `clouds check-data`."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def _has_end_marker(data: bytes, format_: str | None) -> bool:
 def _broken(path: Path, reason: object) -> ValueError:
     return ValueError(
         f"{path}: cannot be read as an image: {reason}. Download or unpack the file again; "
-        "`python tools/check_datasets.py --full` lists every such file."
+        "`clouds check-data --full` lists every such file."
     )
 
 

@@ -22,7 +22,7 @@ def build(
     """Build the model that a YAML file describes, in evaluation mode.
 
     Args:
-        config_file: a config, with `_BASE_` or without.
+        config_file: a config, with `_BASE_` or without, or the short name of one of the package.
         overrides: KEY, VALUE, KEY, VALUE, … as on the command line, e.g. ["MODEL.DEVICE", "cpu"].
         weights: checkpoint to load instead of the config's MODEL.WEIGHTS; "": none.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clouds.device import resolve_device
+from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def load_language_model(
         import transformers
     except ModuleNotFoundError as error:
         raise ImportError(
-            "writing prompts needs transformers: pip install 'clouds-dgss[generate]'"
+            f"writing prompts needs transformers: {install_extra('generate')}"
         ) from error
     import torch
 

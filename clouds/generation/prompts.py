@@ -8,14 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from clouds import plugins
 from clouds.generation.words import content_words
+from clouds.resources import PROMPTS, find, near_names
 
-DEFAULT_PROMPTS = Path(__file__).parents[2] / "prompts" / "street_scenes.txt"
-"""The prompt file of this repository."""
+DEFAULT_PROMPTS = "street_scenes"
+"""Short name of the prompts that come with the package."""
+
+READERS = "clouds.prompt_readers"
+"""Entry point group of objects that are a `PromptReader`; `ENGLISH` is used."""
+ENGLISH = "english"
 
 CLIP_CONTEXT = 77
 """Context length of CLIP's text encoder in tokens, including start and end token."""
@@ -45,19 +51,52 @@ class Prompt(str):
         return str(self)
 
 
+class PromptReader(Protocol):
+    """Finds the content of prompts; a module or an object."""
+
+    def named_classes(self, text: str) -> frozenset[str]:
+        """Names of the classes that a prompt names."""
+        ...
+
+    def coverage(self, prompts: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Topic, one of them "class" -> value -> number of prompts."""
+        ...
+
+
+def prompt_reader() -> PromptReader:
+    """The reader of English prompts, from an installed package.
+
+    Raises:
+        ImportError: there is none.
+    """
+    if ENGLISH not in plugins.names(READERS):
+        raise ImportError(
+            f"no installed package reads prompts (entry point {ENGLISH!r} of the group "
+            f"{READERS!r}). street_renderer has one: install CLOUDS again, `pip install -e .` in "
+            "its repository."
+        )
+    reader: PromptReader = plugins.load(READERS, ENGLISH, "prompt reader")
+    return reader
+
+
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read the prompts of a file, in order, repeated ones included.
+
+    Args:
+        path: a file; one that does not exist may be the name of prompts that come with the
+            package, such as 'street_scenes'.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not UTF-8 text, or contains no prompt.
     """
-    path = Path(path)
+    path = find(PROMPTS, path)
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
+        close = near_names(PROMPTS, path) or [DEFAULT_PROMPTS]
         raise FileNotFoundError(
-            f"prompt file {path} {what}. A prompt file has one prompt per line, for example "
-            f"{DEFAULT_PROMPTS}."
+            f"prompt file {path} {what}. A prompt file has one prompt per line; prompts of the "
+            f"package have short names: {', '.join(close)}."
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -69,7 +108,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if not prompts:
         raise ValueError(
             f"prompt file {path} has no prompt in it ({len(lines)} lines, all of them blank or "
-            f"comments). Write one prompt per line, as in {DEFAULT_PROMPTS}."
+            f"comments). Write one prompt per line, as in {find(PROMPTS, DEFAULT_PROMPTS)}."
         )
     return prompts
 

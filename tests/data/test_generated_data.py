@@ -325,7 +325,7 @@ def test_a_missing_folder(cfg, root):
     cfg.DATASETS.TRAIN = ("gta5", "sd_y")
     message = error_message(cfg, FileNotFoundError)
     assert f"no folder {root / 'stable_diffusion/y/images'}" in message
-    assert "python tools/generate_images.py" in message
+    assert "`clouds generate`" in message
     assert "Available generated datasets: sd_x." in message
     assert "label" not in message.lower()
 
@@ -335,7 +335,7 @@ def test_an_empty_folder(cfg, root):
     cfg.DATASETS.TRAIN = ("gta5", "sd_y")
     message = error_message(cfg)
     assert "sd_y: no usable image" in message
-    assert "python tools/generate_images.py" in message
+    assert "`clouds generate`" in message
 
 
 def test_images_without_a_manifest_entry(cfg, images):
@@ -406,7 +406,7 @@ def test_an_unreadable_image_is_reported(cfg, images, content, workers):
     cfg.DATALOADER.NUM_WORKERS = workers
     with pytest.raises(ValueError, match=r"101\.png: cannot be read as an image") as error:
         batches(cfg, 3)
-    assert "Delete it and run tools/generate_images.py again" in str(error.value)
+    assert "Delete it and run `clouds generate` again" in str(error.value)
 
 
 def test_an_image_of_another_size_than_in_the_manifest(cfg, images):

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import generate_images
 import numpy as np
 import pytest
 
+from clouds.cli import generate
 from clouds.generation.generators import (
     GENERATOR_REGISTRY,
     build_generator,
@@ -48,7 +48,7 @@ def test_generators_of_installed_packages_are_found(plugin):
         ValueError, match="'gray' has no option --steps; it takes --height, --width"
     ):
         build_generator("gray", {"steps": 7})
-    assert "gray" in generate_images.known_generators()
+    assert "gray" in generate.known_generators()
 
 
 @pytest.mark.parametrize(
@@ -311,17 +311,17 @@ def test_command_generates_with_a_model_and_resumes_in_other_batches(tiny, tmp_p
         str(tiny), "--count", "5", "--batch-size", "3", "--steps", "2", "--height", "64",
         "--width", "64", "--device", "cpu", "--offline",
     ]  # fmt: skip
-    generate_images.main(command)
+    generate.main(command)
     images = sorted((tmp_path / "a/images").iterdir())
     assert [path.name for path in images] == [f"{n:06d}.png" for n in range(5)]
     assert not (tmp_path / "a/labels").exists()
     before = [path.read_bytes() for path in images]
     for number in (1, 2, 4):
         images[number].unlink()
-    generate_images.main(command)
+    generate.main(command)
     assert [path.read_bytes() for path in images] == before
     with pytest.raises(SystemExit):
-        generate_images.main([*command, "--guidance", "5"])
+        generate.main([*command, "--guidance", "5"])
     assert "guidance was 7.5 and is now 5.0" in capsys.readouterr().err
 
 
@@ -373,5 +373,5 @@ def test_model_that_is_not_text_to_image(tmp_path):
 
 def test_missing_package_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"pip install -e '\.\[generate\]'"):
+    with pytest.raises(ImportError, match=r'pip install "clouds-dgss\[generate\]"'):
         make(tmp_path)

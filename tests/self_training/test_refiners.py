@@ -411,7 +411,7 @@ def test_mobile_sam_comes_from_its_package(monkeypatch):
 
 def test_segment_anything_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "segment_anything", None)
-    with pytest.raises(ImportError, match="pip install segment-anything"):
+    with pytest.raises(ImportError, match=r'pip install "clouds-dgss\[sam\]"'):
         build_sam(config(MODEL="vit_b"), "cpu")
 
 

@@ -189,7 +189,7 @@ def generated_description(folder: str) -> DatasetDescription:
         label_formats=(_CONVERTED, LabelFormat(".png", TRAIN_IDS)),
         labels_required=False,
         manifest=f"{top}/{MANIFEST_NAME}",
-        how_to_get=f"generate it with `python tools/generate_images.py` into {top}",
+        how_to_get=f"generate it with `clouds generate` into {top}",
     )
 
 

@@ -55,7 +55,7 @@ class DatasetSpec(DatasetDescription):
             raise FileNotFoundError(
                 f"the dataset root {self.root.absolute()} does not exist. Set the environment "
                 f"variable {ROOT_VARIABLE} to the folder that contains gta5/, cityscapes/ and the "
-                "other datasets; `python tools/make_demo_data.py` renders demo datasets."
+                "other datasets; `clouds make-demo-data` renders demo datasets."
             )
         listing = self.listing()
         missing = self.missing_folders(listing)

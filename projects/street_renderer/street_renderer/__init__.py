@@ -11,7 +11,7 @@ dataset_writer, demo_data      images as files in the layouts of the real datase
 dataset_sheet                  overview image of such files
 prompt_reader, prompt_lexicon  prompt -> classes, weather, time of day, place, ...
 generator                      the image generator `procedural` of clouds.generation
-make_demo_data, demo           the commands of the same names in tools/
+make_demo_data, demo           the commands `clouds make-demo-data` and `clouds demo`
 
 camera, canvas, objects, meshes, figures, street_furniture, buildings, ground, shadows, sky,
 textures, weather and lens are parts of the renderer.

@@ -1,7 +1,5 @@
 """The complete method on a small scale on a CPU, from prompts to scores on unseen domains.
 
-    python tools/demo.py
-
 Renders a labeled source and three unseen target domains, generates images from prompts, and trains
 in two phases: source pre-training, then joint training on source and generated images. It runs the
 commands of a real experiment, prints each of them, and collects the results in OUTPUT/index.html.
@@ -18,8 +16,11 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from clouds.cli.command_line import add_overrides, given_overrides, path_or_name
 
 DATASETS = ("gta5", "cityscapes_val", "bdd_val", "mapillary_val")
 PHASES = {
@@ -29,10 +30,11 @@ PHASES = {
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
-    """Print a command, run it, and return it as a shell command."""
-    shown = shlex.join(["python", *command])
+    """Print a command of CLOUDS, run it, and return it as a shell command."""
+    shown = shlex.join(["clouds", *command])
     print(f"\n$ {shown}", flush=True)
-    result = subprocess.run([sys.executable, *command], env={**os.environ, **environment})
+    program = [sys.executable, "-m", "clouds", *command]
+    result = subprocess.run(program, env={**os.environ, **environment})
     if result.returncode:
         sys.exit(f"the demo failed: the command above exited with status {result.returncode}")
     return shown
@@ -90,21 +92,27 @@ def page(
     )
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description=__doc__,
+        epilog="example:\n  clouds demo --output output/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", type=Path, default=Path("datasets/demo"), help="dataset root")
     parser.add_argument("--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--train", type=int, default=500, help="labeled training images")
     parser.add_argument("--val", type=int, default=40, help="images of each unseen domain")
     parser.add_argument("--generated", type=int, default=300, help="images generated from prompts")
-    prompts = Path("prompts/street_scenes.txt")
-    parser.add_argument("--prompts", type=Path, default=prompts, help="one per line")
     parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, help="KEY VALUE overrides of both phases' configs"
-    )
-    args = parser.parse_args()
-    for name in ("data", "output", "prompts"):
+        "--prompts", type=path_or_name, default="street_scenes", metavar="FILE",
+        help="one per line, or the name of prompts of the package (default: %(default)s)",
+    )  # fmt: skip
+    add_overrides(parser, "of both phases' configs, SOLVER.MAX_ITER 100")
+    args = parser.parse_args(argv)
+    args.opts = given_overrides(parser, args.opts)
+    for name in ("data", "output"):
         setattr(args, name, getattr(args, name).expanduser())
     return args
 
@@ -115,36 +123,33 @@ def generated_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def commands_of(args: argparse.Namespace, tools: Path) -> list[list[str]]:
-    """The commands of the demo, in order; `tools` is the repository's folder of that name."""
-    tool = os.path.relpath(tools)
-    configs = os.path.relpath(tools.parent / "configs" / "demo")
-    render = [f"{tool}/make_demo_data.py", "--output", str(args.data), "--datasets", *DATASETS]
+def commands_of(args: argparse.Namespace) -> list[list[str]]:
+    """The commands of the demo, in order, as arguments of `clouds`."""
+    render = ["make-demo-data", "--output", str(args.data), "--datasets", *DATASETS]
     render += ["--train", str(args.train), "--val", str(args.val)]
     render += ["--contact-sheet", str(args.output / "scenes.png")]
-    generate = [f"{tool}/generate_images.py", "--generator", "procedural"]
-    generate += ["--prompts", str(args.prompts), "--count", str(args.generated)]
+    generate = ["generate", "--generator", "procedural"]
+    generate += ["--prompts", args.prompts, "--count", str(args.generated)]
     generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
     trainings = []
     for phase in PHASES:
-        command = [f"{tool}/train_net.py", "--config-file", f"{configs}/{phase}.yaml"]
+        command = ["train", "--config-file", f"demo/{phase}"]
         command += ["OUTPUT_DIR", str(args.output / phase)]
         if phase == "joint":
             command += ["MODEL.WEIGHTS", str(args.output / "warmup" / "model_final.pth")]
         trainings.append([*command, *args.opts])
-    baselines = [f"{tool}/trivial_baselines.py", "--config-file", f"{configs}/warmup.yaml"]
-    return [render, generate, *trainings, baselines]
+    return [render, generate, *trainings, ["baselines", "--config-file", "demo/warmup"]]
 
 
-def main(tools: Path) -> None:
-    """Run the demo with the scripts in `tools`."""
-    args = parse()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the demo."""
+    args = parse(argv)
     started = time.monotonic()
     export = f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"
     print(f"$ {export}")
     args.output.mkdir(parents=True, exist_ok=True)
     environment = {"DETECTRON2_DATASETS": str(args.data)}
-    commands = [export, *(run(command, environment) for command in commands_of(args, tools))]
+    commands = [export, *(run(command, environment) for command in commands_of(args))]
 
     results = {
         phase: json.loads((args.output / phase / "results.json").read_text()) for phase in PHASES

@@ -249,7 +249,7 @@ STYLES: dict[str, Style] = {
     "acdc_rain": replace(_ACDC, name="acdc_rain").under("rain", "day"),
     "acdc_snow": replace(_ACDC, name="acdc_snow", autumn=0.0).under("snow", "day"),
 }
-"""Style of each dataset of `tools/make_demo_data.py`."""
+"""Style of each dataset of `clouds make-demo-data`."""
 
 
 def get_style(name: str) -> Style:

@@ -1,8 +1,5 @@
 """Render street scenes with exact labels, in the file layouts of the real datasets.
 
-    python tools/make_demo_data.py --output datasets/demo --train 200 --val 40
-    python tools/make_demo_data.py --datasets gta5 bdd_val --contact-sheet sheet.png
-
 The same seed and size always give the same images. Existing images are kept, so an interrupted run
 is resumed by the same command.
 """
@@ -11,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from clouds.cli.command_line import user_errors_in_one_line
 from street_renderer import demo_data
 from street_renderer.dataset_sheet import dataset_sheet
 from street_renderer.dataset_writer import FAMILIES, RenderJob, folders, run
@@ -28,8 +27,9 @@ SHEET_COLUMNS = 6
 def main(argv: Sequence[str] | None = None) -> int:
     """Render the datasets; returns the exit code."""
     args = parse(argv)
-    counts = demo_data.image_counts(args.datasets, args.train, args.val)
-    report(args, counts, make(args, counts))
+    with user_errors_in_one_line():
+        counts = demo_data.image_counts(args.datasets, args.train, args.val)
+        report(args, counts, make(args, counts))
     return 0
 
 
@@ -51,7 +51,10 @@ def make(args: argparse.Namespace, counts: dict[str, int]) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=Path(sys.argv[0]).name,
+        description=__doc__,
+        epilog="example:\n  clouds make-demo-data --output datasets/demo --train 200 --val 40",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--output", type=Path, default=Path("datasets/demo"), metavar="DIR",
@@ -137,5 +140,5 @@ def report(args: argparse.Namespace, counts: dict[str, int], rendered: int) -> N
         print(f"  {name:18} {count:5} images  {images}  {labels}")
     print("\nUse it:")
     print(f"  export DETECTRON2_DATASETS={root}")
-    print(f"  python tools/check_datasets.py --datasets {' '.join(counts)}")
-    print("  python tools/train_net.py --config-file configs/demo/warmup.yaml")
+    print(f"  clouds check-data --datasets {' '.join(counts)}")
+    print("  clouds train --config-file demo/warmup")

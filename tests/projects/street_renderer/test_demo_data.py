@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 
 import cv2
-import make_demo_data
 import numpy as np
 import pytest
 from PIL import Image
-from street_renderer import dataset_writer, demo_data
+from street_renderer import dataset_writer, demo_data, make_demo_data
 from street_renderer.dataset_writer import Recipe, render_sample, sample_paths, write_sample
 
 from clouds.data.datasets import forget_listings, get_dataset
@@ -298,7 +297,7 @@ def test_the_tool_renders_all_datasets_and_a_contact_sheet(tmp_path, capsys):
         assert (tmp_path / "d" / family).is_dir()
     assert "Rendered 13 images" in out  # 2 + 2 + (2 + 1) + 1 + 1 + 4
     assert f"export DETECTRON2_DATASETS={tmp_path / 'd'}" in out
-    assert "tools/train_net.py" in out
+    assert "clouds train" in out
     shown = np.array(Image.open(sheet))
     for c in (0, 2, 8, 10, 13):
         assert (shown == CITYSCAPES_19.colors[c]).all(axis=2).sum() > 1000

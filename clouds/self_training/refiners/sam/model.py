@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from clouds.d2 import CfgNode
+from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
 
@@ -112,14 +113,15 @@ def _size_of(state: Any) -> str | None:
 
 
 def _build(model: str) -> Any:
-    package = source = "segment-anything"
+    package, install = "segment-anything", install_extra("sam")
     if model == "mobile":
-        package, source = "mobile_sam", "git+https://github.com/ChaoningZhang/MobileSAM"
+        package = "mobile_sam"
+        install = "pip install git+https://github.com/ChaoningZhang/MobileSAM"
     try:
         registry = importlib.import_module(package.replace("-", "_")).sam_model_registry
     except ImportError as error:
         raise ImportError(
-            f"MODEL.CLOUDS.SAM.MODEL {model} needs the package {package}: pip install {source}"
+            f"MODEL.CLOUDS.SAM.MODEL {model} needs the package {package}: {install}"
         ) from error
     return _tiny() if model == "tiny" else registry["vit_t" if model == "mobile" else model]()
 

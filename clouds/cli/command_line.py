@@ -1,25 +1,65 @@
-"""Shared by the commands of this folder: types of flags, and input errors in one line.
-
-It imports neither slow packages nor `clouds`, which may not be installed.
-"""
+"""Shared by the commands: parsers, types of flags, overrides, and input errors in one line."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
+import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
+
+from clouds.cli.table import COMMANDS
 
 logger = logging.getLogger("clouds.command_line")
 
 USER_ERROR = 2
+USER_ERRORS: tuple[type[Exception], ...] = (ValueError, KeyError, OSError, ImportError)
 INTERRUPTED = 130
-HERE = Path(__file__).resolve().parent
-OWN_PACKAGES = ("clouds", "street_renderer")
+SCRIPTS = Path(__file__).resolve().parents[2] / "tools"
+"""Scripts of the checkout; their errors are errors of this project."""
+
+STARTED_AS = ("clouds", "python -m clouds")
+
+
+def new_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser for the command `name` whose --help ends with its examples."""
+    examples = [f"  {line}" for line in COMMANDS[name].examples]
+    return argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        description=description,
+        epilog="\n".join(["examples:" if len(examples) > 1 else "example:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    """Add the KEY VALUE words, `opts`, after all flags; `given_overrides` checks them."""
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help=f"config overrides, after all flags: {example}",
+    )
+
+
+def given_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The KEY VALUE words without a `--` before them; a flag among them is a usage error."""
+    overrides = list(words[1:] if words[:1] == ["--"] else words)
+    flags = [word for word in overrides if word.startswith("--")]
+    if flags:
+        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")
+    return overrides
+
+
+def shown_command(argv: Sequence[str]) -> str:
+    """The command line of this process with these arguments, for logs."""
+    program, _, name = sys.argv[0].rpartition(" ")
+    first = [*program.split(), name] if program in STARTED_AS else [sys.argv[0]]
+    return shlex.join([*first, *argv])
 
 
 def path(text: str) -> Path:
@@ -53,7 +93,7 @@ def user_errors_in_one_line(*also: type[Exception], stopped: str | None = None) 
             raise
         sys.stderr.write(f"\n{stopped}\n")
         raise SystemExit(INTERRUPTED) from None
-    except (ValueError, KeyError, OSError, ImportError, *also) as error:
+    except USER_ERRORS + also as error:
         if not raised_here(error):
             raise
         logger.debug("stopped by an error in the input", exc_info=True)
@@ -68,9 +108,16 @@ def raised_here(error: Exception) -> bool:
         while package(modules[-1]) == "pathlib":
             modules.pop()
     file = modules[-1].get("__file__")
-    return package(modules[-1]) in OWN_PACKAGES or (
-        file is not None and Path(file).resolve().parent == HERE
+    return package(modules[-1]) in own_packages() or (
+        file is not None and Path(file).resolve().parent == SCRIPTS
     )
+
+
+def own_packages() -> set[str]:
+    """Top-level names of the library and of the packages that extend it."""
+    groups = ("clouds.commands", "clouds.generators", "clouds.prompt_readers")
+    plugins = [entry for group in groups for entry in entry_points(group=group)]
+    return {"clouds", *(entry.module.split(".")[0] for entry in plugins)}
 
 
 def package(module: dict[str, object]) -> str:
@@ -84,15 +131,4 @@ def message(error: Exception) -> str:
         return str(error.args[0])
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, ModuleNotFoundError) and not all(
-        map(importlib.util.find_spec, OWN_PACKAGES)
-    ):
-        return f"{error}. Install the project first: pip install -e {HERE.parent}"
     return str(error)
-
-
-def refuse_late_flags(parser: argparse.ArgumentParser, overrides: list[str]) -> None:
-    """Exit with a usage error if there is a flag among the KEY VALUE words."""
-    flags = [word for word in overrides if word.startswith("--")]
-    if flags:
-        parser.error(f"{flags[0]} comes after KEY VALUE overrides; put all flags before them")

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_datasets as tool
 import numpy as np
 import pytest
 from dataset_files import (
@@ -19,6 +18,7 @@ from dataset_files import (
     write_generated,
 )
 
+from clouds.cli import check_data as tool
 from clouds.data.dataset_report import UNREADABLE, check_dataset
 from clouds.data.datasets import forget_listings, get_dataset
 

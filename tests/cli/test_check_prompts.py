@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import check_prompts as tool
 import pytest
 from street_renderer.prompt_reader import coverage
 
+from clouds.cli import check_prompts as tool
 from clouds.generation.prompts import DEFAULT_PROMPTS, read_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[2]

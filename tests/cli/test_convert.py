@@ -25,12 +25,12 @@ needs_keys = pytest.mark.skipif(not KEYS.is_file(), reason=f"no published keys a
 
 @pytest.fixture(scope="module")
 def convert():
-    import convert_checkpoint
+    from clouds.cli import convert
 
     def run(*words):
         """Returns the exit code."""
         try:
-            return convert_checkpoint.main([str(word) for word in words])
+            return convert.main([str(word) for word in words])
         except SystemExit as leaving:
             return leaving.code
 

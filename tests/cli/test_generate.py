@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-import generate_images
 import numpy as np
 import pytest
 from PIL import Image
 
+from clouds.cli import generate
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.datasets.manifest import read_manifest
 from clouds.generation import job as jobs
@@ -234,7 +234,7 @@ def test_full_disk_in_one_line_on_the_command_line(tmp_path, prompts, monkeypatc
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(SystemExit) as stop:
-        generate_images.main(command(tmp_path / "a", prompts, 2))
+        generate.main(command(tmp_path / "a", prompts, 2))
     assert stop.value.code == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("error: cannot write") and "No space left" in message
@@ -259,7 +259,7 @@ def test_two_processes_make_the_same_images(tmp_path, prompts):
 
 
 def test_a_refusal_reaches_every_process(tmp_path, prompts, monkeypatch):
-    tool, folder = generate_images, make_job(tmp_path / "a", 3)
+    tool, folder = generate, make_job(tmp_path / "a", 3)
     fill(make_job(tmp_path / "a", 3, seed=1))
     before = hashes(folder.output)
     args = tool.parse(command(tmp_path / "a", prompts, 3))
@@ -347,7 +347,7 @@ def test_broken_record_is_an_error(tmp_path):
 )
 def test_user_errors_are_one_line(tmp_path, prompts, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
-        generate_images.main([*command(tmp_path / "a", prompts, 2), *arguments])
+        generate.main([*command(tmp_path / "a", prompts, 2), *arguments])
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ") and message in error and "\n" not in error
@@ -358,7 +358,7 @@ def test_missing_model_on_the_command_line(tmp_path, prompts, capsys):
     pytest.importorskip("diffusers")
     arguments = ["--output", str(tmp_path / "a"), "--prompts", str(prompts), "--offline"]
     with pytest.raises(SystemExit) as stop:
-        generate_images.main([*arguments, "--model", "nobody/nothing", "--device", "cpu"])
+        generate.main([*arguments, "--model", "nobody/nothing", "--device", "cpu"])
     assert stop.value.code == 2
     assert "the model nobody/nothing cannot be loaded" in capsys.readouterr().err
 
@@ -366,7 +366,7 @@ def test_missing_model_on_the_command_line(tmp_path, prompts, capsys):
 # ---------------------------------------------------------------------- messages
 def test_command_prints_the_folder_and_draws_a_contact_sheet(tmp_path, prompts, capsys):
     output = tmp_path / "stable_diffusion/mine"
-    generate_images.main(command(output, prompts, 8))
+    generate.main(command(output, prompts, 8))
     printed = capsys.readouterr()
     assert "8 images in" in printed.out and "sd_mine" in printed.out
     assert f"DETECTRON2_DATASETS={tmp_path}" in printed.out
@@ -378,7 +378,7 @@ def test_command_prints_the_folder_and_draws_a_contact_sheet(tmp_path, prompts, 
     tile = sheet[60 : 60 + 256, 12 : 12 + 256]
     assert np.abs(first.astype(float) - tile).mean() < 8
     capsys.readouterr()
-    generate_images.main(command(output, prompts, 8))  # nothing to do: says so and keeps everything
+    generate.main(command(output, prompts, 8))  # nothing to do: says so and keeps everything
     assert "8 images in" in capsys.readouterr().out
 
 

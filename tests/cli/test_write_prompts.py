@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import write_prompts as tool
 from chat_models import TEMPLATE, ObedientModel, save_tiny_llama
 from street_renderer.prompt_reader import coverage
 
+from clouds.cli import write_prompts as tool
 from clouds.generation import language_model
 from clouds.generation.prompts import read_prompts
 

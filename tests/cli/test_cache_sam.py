@@ -12,12 +12,12 @@ import time
 from itertools import islice
 from pathlib import Path
 
-import cache_sam as tool
 import pytest
 import torch
 import yaml
 from dataset_files import random_image, save, write
 
+from clouds.cli import cache_sam as tool
 from clouds.config import load_config
 from clouds.data.build import build_train_loader
 from clouds.data.datasets import forget_listings

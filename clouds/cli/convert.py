@@ -1,0 +1,134 @@
+"""Convert a checkpoint to weights: safetensors, or a .pth that the published code loads.
+
+The output has the tensors of the model under their published names, which are also ours, without
+optimizer, scheduler, teacher and SAM. With --config-file, names and shapes must be exactly those of
+that config's model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clouds.cli.command_line import given_overrides, new_parser, path, user_errors_in_one_line
+
+if TYPE_CHECKING:
+    import torch
+
+PARTS = ("backbone", "sem_seg_head", "criterion", "void_embedding")
+"""First components of the names of tensors in a published checkpoint."""
+
+SUFFIXES = {"clouds": ".safetensors", "published": ".pth"}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_parser("convert", __doc__)
+    parser.add_argument("input", type=path, metavar="IN", help="a .pth, .pkl or .safetensors file")
+    parser.add_argument("output", type=path, metavar="OUT", help="a .safetensors or .pth file")
+    parser.add_argument("--config-file", metavar="FILE", help="config of the model")
+    parser.add_argument(
+        "--to",
+        choices=sorted(SUFFIXES),
+        help="clouds: safetensors; published: {'model': weights} in a .pth; default: by suffix",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
+    args = parser.parse_intermixed_args(argv)
+    args.opts = given_overrides(parser, args.opts)
+    return args
+
+
+def target(output: Path, to: str | None) -> str:
+    """The output format, from --to and the suffix of OUT, which must agree."""
+    for name, suffix in SUFFIXES.items():
+        if output.suffix == suffix and to in (None, name):
+            return name
+    wanted = [SUFFIXES[to]] if to else list(SUFFIXES.values())
+    raise ValueError(
+        f"'{output}' must end in {' or '.join(wanted)}" + (f" for --to {to}" if to else "")
+    )
+
+
+def select(
+    weights: Mapping[str, torch.Tensor], config_file: str | None, opts: Sequence[str]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The model's tensors in `weights`, and the names of the others.
+
+    Raises:
+        ValueError: there are none, or they are not those of the config's model.
+    """
+    if config_file is None:
+        kept = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
+    else:
+        from clouds.config import load_config
+        from clouds.engine.checkpoint import compare_tensors, rename_older_tensors
+        from clouds.modeling.build import build_seeded
+
+        random_clip = ["MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+        model = build_seeded(load_config(config_file, [*opts, *random_clip]))
+        weights = rename_older_tensors(weights, model)
+        report = compare_tensors("the input", weights, model)
+        if report.missing or report.mismatched:
+            raise ValueError(f"these are not the weights of {config_file}.\n{report}")
+        kept = {name: weights[name] for name in model.state_dict()}
+    if not kept:
+        raise ValueError(f"no tensor of the input begins with {', '.join(PARTS)}")
+    return kept, [name for name in weights if name not in kept]
+
+
+def write(weights: Mapping[str, torch.Tensor], output: Path, to: str) -> None:
+    """Write the tensors to `output`."""
+    import safetensors.torch
+    import torch
+
+    from clouds.files import atomic_write
+
+    # Clones, because safetensors refuses tensors that share memory, and a .pth would contain the
+    # whole storage of a view.
+    clones = {name: value.detach().contiguous().clone() for name, value in weights.items()}
+    with atomic_write(output) as file:
+        if to == "clouds":
+            file.write(safetensors.torch.save(clones))
+        else:
+            torch.save({"model": clones}, file)
+
+
+def by_part(names: Iterable[str]) -> str:
+    """Number of names by first component, as text."""
+    counts = Counter(name.split(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in counts.most_common(8))
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read, select, write, and print a summary."""
+    from clouds.engine.weights_io import read_checkpoint
+
+    to = target(args.output, args.to)
+    if args.output.exists() and not args.overwrite:
+        raise ValueError(f"'{args.output}' exists; --overwrite replaces it")
+    entries = read_checkpoint(args.input)
+    weights, others = select(entries.pop("model"), args.config_file, args.opts)
+    write(weights, args.output, to)
+
+    values = sum(value.numel() for value in weights.values())
+    size = args.output.stat().st_size / 2**20
+    print(f"{args.output}: {len(weights)} tensors, {values / 1e6:.1f} M values, {size:.1f} MiB")
+    print(f"  written: {by_part(weights)}")
+    print(f"  left out, tensors: {by_part(others) or 'none'}")
+    print(f"  left out, other entries: {', '.join(sorted(entries)) or 'none'}")
+    if args.config_file is None:
+        print("  not compared with a config; --config-file checks that it is complete")
+    else:
+        print(f"  exactly the tensors of {args.config_file}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert; returns the exit code."""
+    args = parse(argv)
+    with user_errors_in_one_line():
+        convert(args)
+    return 0

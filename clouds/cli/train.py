@@ -1,0 +1,174 @@
+"""Train a model and evaluate it, or with --eval-only evaluate a checkpoint.
+
+The config is a YAML file, or the name of one that comes with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clouds.cli.command_line import (
+    add_overrides,
+    given_overrides,
+    new_parser,
+    shown_command,
+    user_errors_in_one_line,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clouds.d2 import CfgNode
+
+logger = logging.getLogger(__name__)
+
+DIVERGED = 3
+"""Exit status of a run whose loss was not finite."""
+
+
+def parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """The command line of `train` or `eval`, with Detectron2's flags."""
+    parser = new_parser(name, __doc__)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="resume from the newest checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
+    parser.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="GPUs on each machine; with `MODEL.DEVICE cpu`, CPU processes",
+    )
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="machines")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, metavar="I", help="number of this machine, from 0"
+    )
+    parser.add_argument(
+        "--dist-url",
+        default="auto",
+        metavar="URL",
+        help="tcp://HOST:PORT of machine 0, to which processes connect; auto: a free port here",
+    )
+    add_overrides(parser, "SOLVER.BASE_LR 1e-4 OUTPUT_DIR output/a")
+    args = parser.parse_args(argv)
+    args.opts = given_overrides(parser, args.opts)
+    if not args.config_file:
+        parser.error("--config-file is needed, e.g. demo/warmup")
+    args.eval_only |= name == "eval"
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train and evaluate, or only evaluate."""
+    run_command("train", sys.argv[1:] if argv is None else argv)
+
+
+def run_command(name: str, argv: Sequence[str]) -> None:
+    """Parse the command line of `train` or `eval`, read the config, start the processes."""
+    args = parse(name, argv)
+    with user_errors_in_one_line():
+        from clouds.config import load_config
+        from clouds.engine.launch import check_launch, launch
+
+        cfg = load_config(args.config_file, args.opts)
+        launch_options = {
+            "num_gpus": args.num_gpus,
+            "num_machines": args.num_machines,
+            "machine_rank": args.machine_rank,
+            "dist_url": args.dist_url,
+            "device": cfg.MODEL.DEVICE,
+        }
+        check_launch(**launch_options)
+    launch(run, (cfg, args.resume, args.eval_only, shown_command(argv)), **launch_options)
+
+
+def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
+    """Train or evaluate in one process."""
+    with user_errors_in_one_line():
+        setup(cfg, command, keep_config=eval_only)
+    if eval_only:
+        evaluate(cfg, resume)
+    else:
+        train(cfg, resume)
+
+
+def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
+    """Start the log in OUTPUT_DIR; write the config there unless `keep_config`."""
+    from clouds import comm, environment
+    from clouds.device import resolve_device
+
+    device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+    environment.check_writable(cfg.OUTPUT_DIR)
+    environment.setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
+    logger.info("%s", environment.banner(device, comm.get_world_size()))
+    logger.info("%s", command)
+    if comm.is_main_process() and not keep_config:
+        environment.dump_config(cfg, Path(cfg.OUTPUT_DIR, "config.yaml"), command)
+
+
+def train(cfg: CfgNode, resume: bool) -> None:
+    """Train and evaluate; the exit status tells a signal (128 + its number) or divergence (3)."""
+    from clouds.engine import Interrupted, NonFiniteLossError, Trainer
+
+    with user_errors_in_one_line():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume)
+    try:
+        trainer.train()
+    except Interrupted as request:
+        log_once(logging.WARNING, str(request))
+        raise SystemExit(128 + request.signal_number) from None
+    except NonFiniteLossError as error:
+        log_once(logging.ERROR, str(error))
+        raise SystemExit(DIVERGED) from None
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> None:
+    """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
+    from clouds import comm
+    from clouds.device import resolve_device
+    from clouds.engine.trainer import on_device
+    from clouds.evaluation import evaluate as evaluate_model
+
+    with user_errors_in_one_line():
+        cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
+        model, weights = load_model(cfg, resume)
+        evaluate_model(cfg, model, weights=weights)
+
+
+def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
+    """The config's model, and the file of its weights; empty for random weights."""
+    from clouds.engine import Checkpointer
+    from clouds.modeling.build import build_seeded
+
+    model = build_seeded(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+    weights = str(cfg.MODEL.WEIGHTS)
+    if resume and checkpointer.has_checkpoint():
+        weights = checkpointer.get_checkpoint_file()
+    if weights:
+        checkpointer.load_weights(weights)
+    else:
+        log_once(
+            logging.WARNING,
+            "MODEL.WEIGHTS is empty: RANDOM weights are evaluated. Set a checkpoint with "
+            "MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
+        )
+    return model, weights
+
+
+def log_once(level: int, message: str) -> None:
+    """Log a message of all processes on the main process only."""
+    from clouds import comm
+
+    if comm.is_main_process():
+        logger.log(level, "%s", message)
