@@ -163,13 +163,14 @@ def with_legend(image: UInt8Array, legend: Sequence[LegendEntry]) -> UInt8Array:
     height, width = image.shape[:2]
     font = _font(max(_MIN_FONT, round((height * width) ** 0.5 / 45)))
     total = max(width, _MIN_LEGEND_WIDTH)
-    rows = _legend_rows(legend, total - 2 * _MARGIN, font)
-    legend_height = len(rows) * _scaled(_LEGEND_ROW, font) + _MARGIN if rows else 0
+    margin = _scaled(_MARGIN, font)
+    rows = _legend_rows(legend, total - 2 * margin, font)
+    legend_height = len(rows) * _scaled(_LEGEND_ROW, font) + margin if rows else 0
     panel = Image.new("RGB", (total, height + legend_height), _WHITE)
     panel.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(panel)
     for i, row in enumerate(rows):
-        _draw_legend_row(draw, row, height + _MARGIN // 2 + i * _scaled(_LEGEND_ROW, font), font)
+        _draw_legend_row(draw, row, height + margin // 2 + i * _scaled(_LEGEND_ROW, font), font)
     return np.asarray(panel)
 
 
@@ -224,7 +225,7 @@ def _legend_rows(
         if left + entry_width > width:
             rows.append([])
             left = 0
-        rows[-1].append((_MARGIN + left, entry))
+        rows[-1].append((_scaled(_MARGIN, font) + left, entry))
         left += entry_width + gap
     return rows
 
