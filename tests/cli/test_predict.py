@@ -17,7 +17,6 @@ from tiny_checkpoint import picture, save_checkpoint
 
 import clouds
 from clouds.cli import predict
-from clouds.data.label_space import CITYSCAPES_19
 from clouds.inference.segmentation import KINDS
 from clouds.inference.video import VideoReader, VideoWriter
 
@@ -199,10 +198,11 @@ def test_video_in_video_out(weights, tmp_path, capsys):
     assert (len(color), len(overlay), rate) == (5, 5, pytest.approx(10))
     assert color[0].shape == (64, 96, 3) and overlay[0].shape[1] == 240  # the legend's width
     segmenter = clouds.load(weights)
-    for frame, colored in zip(frames_of(tmp_path / "drive.mp4")[0], color, strict=True):
-        labels = segmenter(np.ascontiguousarray(frame)).labels
-        distances = np.abs(colored[:, :, None].astype(int) - CITYSCAPES_19.colors).sum(-1)
-        assert (distances.argmin(-1) == labels).mean() > 0.85  # the codec is lossy
+    frames, _ = frames_of(tmp_path / "drive.mp4")
+    expected = [np.asarray(result.color_map(), float) for result in segmenter(frames)]
+    for i, frame in enumerate(color):  # the codec is lossy
+        distances = [np.abs(colors - frame).mean() for colors in expected]
+        assert int(np.argmin(distances)) == i and distances[i] < 20
 
 
 def test_the_command(weights, tmp_path):
