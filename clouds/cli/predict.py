@@ -59,13 +59,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="images of the same size that are predicted together (default 1)",
     )
     parser.add_argument(
-        "--save", nargs="+", choices=KINDS, default=KINDS, help="what is written (default: all)"
+        "--save",
+        nargs="+",
+        choices=KINDS,
+        default=KINDS,
+        metavar="KIND",
+        help=f"what is written: {', '.join(KINDS)} (default: all)",
     )
     parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="frames of a video; needed for a camera"
     )
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
-    add_overrides(parser, "TEST.SHORT_SIDE 512")
+    add_overrides(parser, "--output predictions TEST.SHORT_SIDE 512")
     args = parser.parse_args(argv)
     args.opts = given_overrides(parser, args.opts)
     return args
