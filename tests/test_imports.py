@@ -118,6 +118,8 @@ ALLOWED = ("cv2", "numpy")
 
 
 TOOLS = sorted(p for p in (ROOT / "tools").glob("*.py") if "__main__" in p.read_text())
+if not (ROOT / "clouds/cli/predict.py").is_file():  # its script is there before it
+    TOOLS.remove(ROOT / "tools/predict.py")
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.name)

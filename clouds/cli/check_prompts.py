@@ -11,16 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clouds.cli.command_line import new_parser, path, user_errors_in_one_line
+from clouds.cli.prompt_reader import prompt_reader
 
 if TYPE_CHECKING:
-    from clouds.generation.prompts import Prompt, PromptReader
+    from clouds.cli.prompt_reader import PromptReader
+    from clouds.generation.prompts import Prompt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; returns the exit code."""
     args = parse(argv)
     with user_errors_in_one_line():
-        from clouds.generation.prompts import prompt_reader, read_prompts
+        from clouds.generation.prompts import read_prompts
 
         prompts = read_prompts(args.file)
         reader = prompt_reader()

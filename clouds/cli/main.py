@@ -62,7 +62,10 @@ def find(name: str) -> Callable[[Sequence[str]], Any]:
         known = [*COMMANDS, *plugins]
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}."
-        raise ValueError(f"clouds has no command {name!r}; {hint} `clouds --help` describes them.")
+        raise ValueError(
+            f"clouds has no command {name!r}; {hint} `clouds --help` describes them. A command of "
+            "another package is there when that package is installed."
+        )
     run = load(ENTRY_POINT_GROUP, name, "command")
     return run
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from clouds.cli.command_line import new_parser, path, path_or_name, user_errors_in_one_line
+from clouds.cli.prompt_reader import prompt_reader
 
 FAILED = 1
 
@@ -104,7 +105,7 @@ def write(args: argparse.Namespace) -> int:
         WritingOptions,
         write_prompts,
     )
-    from clouds.generation.prompts import prompt_reader, read_prompts
+    from clouds.generation.prompts import read_prompts
 
     named_classes = prompt_reader().named_classes
     options = WritingOptions(

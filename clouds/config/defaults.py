@@ -75,7 +75,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",
-        "'WeightedTrainingSampler' applies DATASETS.SOURCE_FACTOR and TARGET_FACTOR, "
+        "'WeightedTrainingSampler' applies DATASETS.SOURCE_FACTOR and DATASETS.TARGET_FACTOR, "
         "'TrainingSampler' does not.",
         one_of("WeightedTrainingSampler", "TrainingSampler"),
     ),
@@ -103,7 +103,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "SOLVER.LR_SCHEDULER_NAME",
         "WarmupMultiStepLR",
-        "WarmupMultiStepLR (constant without STEPS below MAX_ITER), WarmupPolyLR, WarmupCosineLR.",
+        "WarmupMultiStepLR (constant without SOLVER.STEPS below SOLVER.MAX_ITER), WarmupPolyLR, "
+        "WarmupCosineLR.",
         one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR"),
     ),
     Key("SOLVER.STEPS", (), "Iterations at which WarmupMultiStepLR multiplies by SOLVER.GAMMA."),
@@ -116,7 +117,12 @@ KEYS: tuple[Key, ...] = (
         within(0, 1),
     ),
     Key("SOLVER.WARMUP_ITERS", 10, "Iterations of learning-rate warm-up.", at_least(0)),
-    Key("SOLVER.WARMUP_FACTOR", 1.0, "Factor of the learning rate at iteration 0.", within(0, 1)),
+    Key(
+        "SOLVER.WARMUP_FACTOR",
+        1.0,
+        "Factor of the learning rate at iteration 0 of the warm-up.",
+        within(0, 1),
+    ),
     Key("SOLVER.WARMUP_METHOD", "linear", "Warm-up curve.", one_of("linear", "constant")),
     Key("SOLVER.CLIP_GRADIENTS.ENABLED", True, "Clip gradients."),
     Key(
@@ -128,7 +134,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "SOLVER.CLIP_GRADIENTS.CLIP_VALUE",
         0.01,
-        "Upper bound of the gradient's norm, or with CLIP_TYPE 'value' of its elements.",
+        "Upper bound of the gradient's norm, or with SOLVER.CLIP_GRADIENTS.CLIP_TYPE 'value' of "
+        "its elements.",
         above(0),
         allow_inf=True,
     ),
@@ -143,7 +150,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "SOLVER.AMP.DTYPE",
         "bf16",
-        "Type of autocast; fp16 scales the loss and needs a GPU.",
+        "Type of autocast with SOLVER.AMP.ENABLED; fp16 scales the loss and needs a GPU.",
         one_of("bf16", "fp16"),
     ),
     Key("SOLVER.CHECKPOINT_PERIOD", 5000, "Iterations between checkpoints.", at_least(1)),
@@ -158,8 +165,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "TEST.PROTOCOL",
         "native",
-        "'native': whole image, short side SHORT_SIDE, prediction resized to the original label; "
-        "'clouds': the same input, BDD, Mapillary and ACDC labels resized with the image; "
+        "'native': whole image, short side TEST.SHORT_SIDE, prediction resized to the original "
+        "label; 'clouds': the same input, BDD, Mapillary and ACDC labels resized with the image; "
         "'slide': overlapping windows, their scores averaged (TEST.SLIDE).",
         one_of("native", "clouds", "slide"),
     ),
@@ -172,7 +179,12 @@ KEYS: tuple[Key, ...] = (
         at_least(0),
     ),
     Key("TEST.SLIDE.CROP_SIZE", 1024, "Side of the sliding window, pixels.", at_least(32)),
-    Key("TEST.SLIDE.STRIDE", 2 / 3, "Step of the window as a fraction of it.", within(0.1, 1)),
+    Key(
+        "TEST.SLIDE.STRIDE",
+        2 / 3,
+        "Step of the sliding window as a fraction of its side.",
+        within(0.1, 1),
+    ),
     Key(
         "TEST.MASKS_AT_ONCE",
         10,

@@ -166,7 +166,7 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.MASK_FORMER.SIZE_DIVISIBILITY",
         32,
-        "Images are padded to a multiple of it, pixels.",
+        "Height and width of images are padded to a multiple of this number, pixels.",
         at_least(32),
     ),
     Key(

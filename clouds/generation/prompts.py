@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from clouds import plugins
 from clouds.generation.words import content_words
 from clouds.resources import PROMPTS, find, near_names
 
 DEFAULT_PROMPTS = "street_scenes"
 """Short name of the prompts that come with the package."""
 
-READERS = "clouds.prompt_readers"
-"""Entry point group of objects that are a `PromptReader`; `ENGLISH` is used."""
-ENGLISH = "english"
 
 CLIP_CONTEXT = 77
 """Context length of CLIP's text encoder in tokens, including start and end token."""
@@ -49,34 +45,6 @@ class Prompt(str):
     def text(self) -> str:
         """The prompt as a plain string."""
         return str(self)
-
-
-class PromptReader(Protocol):
-    """Finds the content of prompts; a module or an object."""
-
-    def named_classes(self, text: str) -> frozenset[str]:
-        """Names of the classes that a prompt names."""
-        ...
-
-    def coverage(self, prompts: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Topic, one of them "class" -> value -> number of prompts."""
-        ...
-
-
-def prompt_reader() -> PromptReader:
-    """The reader of English prompts, from an installed package.
-
-    Raises:
-        ImportError: there is none.
-    """
-    if ENGLISH not in plugins.names(READERS):
-        raise ImportError(
-            f"no installed package reads prompts (entry point {ENGLISH!r} of the group "
-            f"{READERS!r}). street_renderer has one: install CLOUDS again, `pip install -e .` in "
-            "its repository."
-        )
-    reader: PromptReader = plugins.load(READERS, ENGLISH, "prompt reader")
-    return reader
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:

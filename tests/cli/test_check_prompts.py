@@ -12,6 +12,7 @@ import pytest
 from street_renderer.prompt_reader import coverage
 
 from clouds.cli import check_prompts as tool
+from clouds.cli.prompt_reader import prompt_reader
 from clouds.generation.prompts import DEFAULT_PROMPTS, read_prompts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -55,3 +56,9 @@ def test_tool_refuses_bad_options(options, capsys):
     with pytest.raises(SystemExit) as leaving:
         tool.main([*options, *(["x"] if options else [])])
     assert leaving.value.code == 2
+
+
+def test_without_a_reader_of_prompts_the_message_names_it(monkeypatch):
+    monkeypatch.setattr("clouds.plugins.names", lambda group: [])
+    with pytest.raises(ImportError, match=r"'english' of the group 'clouds\.prompt_readers'"):
+        prompt_reader()

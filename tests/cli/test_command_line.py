@@ -118,6 +118,7 @@ WORDS = {
     "generate_images": ["--output", "x"],
     "list_config": [],
     "make_demo_data": [],
+    "predict": ["--config-file", "x.yaml"],
     "train_net": ["--config-file", "x.yaml"],
     "trivial_baselines": ["--config-file", "x.yaml"],
     "write_prompts": ["--model", "x", "--output", "y"],

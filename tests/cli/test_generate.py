@@ -389,3 +389,20 @@ def test_help_is_quick():
     )
     assert done.returncode == 0 and "--scheduler" in done.stdout
     assert time.monotonic() - start < 3
+
+
+def test_the_prompts_of_the_package_are_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--generator", "procedural", "--height", "64", "--width", "128", "--count", "1"]
+    generate.main([*words, "--output", "a"])
+    prompts = (ROOT / "prompts/street_scenes.txt").read_text().splitlines()
+    first = next(line for line in prompts if line and not line.startswith("#"))
+    assert [line["prompt"] for line in lines(tmp_path / "a")] == [first]
+
+
+def test_help_shows_the_default_model(capsys):
+    from clouds.generation.generators.stable_diffusion import DEFAULT_MODEL
+
+    with pytest.raises(SystemExit):
+        generate.main(["--help"])
+    assert f"(default: {DEFAULT_MODEL})" in " ".join(capsys.readouterr().out.split())
