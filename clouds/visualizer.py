@@ -24,6 +24,9 @@ _SWATCH = 14
 _CAPTION_HEIGHT = 22
 _TITLE_HEIGHT = 26
 _LEGEND_ROW = 22
+_LEGEND_FONT = 15  # to which _SWATCH and _LEGEND_ROW belong
+_MIN_FONT = 13
+_MIN_LEGEND_WIDTH = 240
 _WHITE: Color = (255, 255, 255)
 _BLACK: Color = (0, 0, 0)
 _DARK_GRAY: Color = (32, 33, 36)
@@ -135,6 +138,42 @@ def side_by_side(
     return np.asarray(panel)
 
 
+def overlay(
+    image: UInt8Array, label: UInt8Array, label_space: LabelSpace, alpha: float
+) -> UInt8Array:
+    """Blend an image (H, W, 3) with the colors of a label map (H, W).
+
+    Args:
+        alpha: weight of the colors, in [0, 1]; 0: the image alone, 1: the colors alone.
+    """
+    blended = cv2.addWeighted(label_space.colorize(label), alpha, image, 1 - alpha, 0)
+    return np.asarray(blended, np.uint8)
+
+
+def with_legend(image: UInt8Array, legend: Sequence[LegendEntry]) -> UInt8Array:
+    """An image (H, W, 3), at its own size, above a legend on white.
+
+    The letters grow with the image, so that they are legible when a large one is shown smaller.
+
+    Returns:
+        (height, width, 3) RGB with the image in the upper left corner; a narrow image is padded
+        at the right to _MIN_LEGEND_WIDTH pixels. The size depends on that of the image and on the
+        legend alone.
+    """
+    height, width = image.shape[:2]
+    font = _font(max(_MIN_FONT, round((height * width) ** 0.5 / 45)))
+    total = max(width, _MIN_LEGEND_WIDTH)
+    margin = _scaled(_MARGIN, font)
+    rows = _legend_rows(legend, total - 2 * margin, font)
+    legend_height = len(rows) * _scaled(_LEGEND_ROW, font) + margin if rows else 0
+    panel = Image.new("RGB", (total, height + legend_height), _WHITE)
+    panel.paste(Image.fromarray(image), (0, 0))
+    draw = ImageDraw.Draw(panel)
+    for i, row in enumerate(rows):
+        _draw_legend_row(draw, row, height + margin // 2 + i * _scaled(_LEGEND_ROW, font), font)
+    return np.asarray(panel)
+
+
 def draw_points(image: UInt8Array, points: npt.NDArray[np.float32], radius: int = 2) -> UInt8Array:
     """A copy of an image (H, W, 3) with a yellow dot at each point (M, 2), (x, y) in pixels."""
     drawn: UInt8Array = np.ascontiguousarray(image).copy()
@@ -176,15 +215,17 @@ def _legend_rows(
     legend: Sequence[LegendEntry], width: int, font: ImageFont.FreeTypeFont
 ) -> list[list[tuple[int, LegendEntry]]]:
     """Rows of (left edge in pixels, entry), as many entries in a row as `width` allows."""
-    gap = 16
+    gap = _scaled(16, font)
+    before_name = _scaled(_SWATCH, font) + _scaled(6, font)
     rows: list[list[tuple[int, LegendEntry]]] = []
     left = width + 1
     for entry in legend:
-        entry_width = _SWATCH + 6 + int(font.getlength(entry.name))
+        entry = entry._replace(name=_shorten(entry.name, width - before_name, font))
+        entry_width = before_name + int(font.getlength(entry.name))
         if left + entry_width > width:
             rows.append([])
             left = 0
-        rows[-1].append((_MARGIN + left, entry))
+        rows[-1].append((_scaled(_MARGIN, font) + left, entry))
         left += entry_width + gap
     return rows
 
@@ -195,7 +236,13 @@ def _draw_legend_row(
     top: int,
     font: ImageFont.FreeTypeFont,
 ) -> None:
+    swatch, offset = _scaled(_SWATCH, font), _scaled(2, font)
     for left, entry in row:
-        right, bottom = left + _SWATCH, top + 2 + _SWATCH
-        draw.rounded_rectangle((left, top + 2, right, bottom), 3, entry.color)
-        draw.text((right + 6, top), entry.name, _DARK_GRAY, font)
+        right, bottom = left + swatch, top + offset + swatch
+        draw.rounded_rectangle((left, top + offset, right, bottom), 3, entry.color)
+        draw.text((right + _scaled(6, font), top), entry.name, _DARK_GRAY, font)
+
+
+def _scaled(length: int, font: ImageFont.FreeTypeFont) -> int:
+    """A length of the legend, pixels at _LEGEND_FONT, at the size of `font`."""
+    return round(length * font.size / _LEGEND_FONT)

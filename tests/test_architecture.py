@@ -36,6 +36,7 @@ LAYERS = (
     "modeling",
     "evaluation",
     "engine",
+    "inference",
     "generation",
     "cli",
     "__main__",
@@ -48,6 +49,7 @@ LAZY_LAYER = "cli"
 LAZY_IMPORTS = {
     # The package alone and the names of datasets are wanted without torch, which takes seconds.
     ("clouds", "clouds.engine.defaults"),
+    ("clouds", "clouds.inference.load"),
     ("clouds.data.datasets.catalog", "clouds.d2"),
     # Kernels import the module that selects them, and Triton may not be installed.
     ("clouds.ops.deformable_attention", "clouds.ops.deformable_attention_cpu"),
@@ -57,7 +59,9 @@ LAZY_IMPORTS = {
 
 MAX_FILES_OF_A_SOURCE_IMAGE = 16
 MAX_FURTHER_FILES_OF_JOINT_TRAINING = 6
-MAX_LINES_OF_THE_LIBRARY = 16_500
+MAX_LINES_OF_THE_LIBRARY = 17_800
+"""Without `clouds/cli`; 16,000 before inference and registered datasets: a new feature raises it."""
+
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60
 

@@ -41,10 +41,13 @@ COMMANDS = {
     ),
     "predict": Command(
         "clouds.cli.predict",
-        "predict class maps of images with a trained model",
+        "predict the classes of images and videos with a checkpoint",
         (
-            "clouds predict --config-file warmup/gta_convnext_large --input images "
-            "--output predictions MODEL.WEIGHTS output/model_final.pth",
+            "clouds predict --weights output/model_final.pth --input photos --output predictions",
+            "clouds predict --weights published.pth --config-file warmup/gta_convnext_large "
+            "--input 'frames/*.png' drive.mp4 --save overlay --output predictions",
+            "clouds predict --weights text_head.pth --classes 'road, tuk-tuk, dog' --input a.jpg "
+            "--output predictions TEST.SHORT_SIDE 512",
         ),
     ),
     "generate": Command(

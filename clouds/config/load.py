@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -43,8 +43,21 @@ def load_config(config_file: str | Path | None, overrides: Sequence[Any] = ()) -
         FileNotFoundError: the file, or one that it is based on, does not exist.
         ConfigError: all other problems.
     """
+    return config_of(load_settings(config_file, overrides))
+
+
+def load_settings(config_file: str | Path | None, overrides: Sequence[Any] = ()) -> list[Setting]:
+    """The settings of `load_config` as they are written, base first, then the overrides."""
     settings = read_yaml(find(CONFIGS, config_file)) if config_file is not None else []
-    settings += pair_up(overrides)
+    return settings + pair_up(overrides)
+
+
+def config_of(settings: Sequence[Setting]) -> CfgNode:
+    """The defaults changed by `settings`, a later one wins; validated and frozen.
+
+    Raises:
+        ConfigError: a setting or the whole is invalid.
+    """
     cfg = get_defaults()
     settings, messages = translate(settings)
     messages += assign(cfg, settings)
@@ -154,17 +167,33 @@ def _no_such_file(path: Path, parents: Sequence[Path]) -> str:
 def _parse(path: Path) -> list[Setting]:
     try:
         with path.open(encoding="utf-8") as file:
-            loader = CoreLoader(file)
-            try:
-                root = loader.get_single_node()
-                return [] if root is None else list(_flatten(loader, root, "", path))
-            finally:
-                loader.dispose()
+            return _settings_of(file, path)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"{path}{line}: not valid YAML: {error.problem}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: not a YAML text file: {error}"]) from error
+
+
+def parse_text(text: str, source: Path) -> list[Setting]:
+    """Settings of a complete config as text, as a checkpoint of `source` carries it.
+
+    Raises:
+        ConfigError: it is not a config.
+    """
+    try:
+        return _settings_of(text, source)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"the config in {source}: not valid YAML: {error}"]) from error
+
+
+def _settings_of(stream: IO[str] | str, path: Path) -> list[Setting]:
+    loader = CoreLoader(stream)
+    try:
+        root = loader.get_single_node()
+        return [] if root is None else list(_flatten(loader, root, "", path))
+    finally:
+        loader.dispose()
 
 
 def _flatten(loader: CoreLoader, node: yaml.Node, prefix: str, path: Path) -> Iterator[Setting]:

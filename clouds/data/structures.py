@@ -158,6 +158,51 @@ def masks_from_label(
     return Targets(labels, masks)
 
 
+def check_image(image: torch.Tensor) -> None:
+    """Check the type, shape and range of an image that the model is given.
+
+    The values of a uint8 image are not read. Those of a floating-point image are, on its device:
+    one on the scale 0 to 1, or normalized already, would only give wrong classes.
+
+    Args:
+        image: (3, H, W) RGB, not empty; uint8, or floating point from 0 to 255.
+
+    Raises:
+        TypeError: it is no tensor, or one of another type.
+        ValueError: its shape or its values are others.
+    """
+    import torch
+
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(
+            f"an image is a {type(image).__name__}; the model takes torch tensors (3, H, W). "
+            "Convert a NumPy array (H, W, 3) by torch.from_numpy(array).permute(2, 0, 1)."
+        )
+    if image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
+        raise ValueError(
+            f"an image has the shape {tuple(image.shape)}; the model takes (3, H, W) RGB, not "
+            "empty. Repeat a gray channel 3 times, drop alpha, and permute (H, W, 3) by (2, 0, 1)."
+        )
+    if image.dtype == torch.uint8:
+        return
+    if not image.is_floating_point():
+        raise TypeError(
+            f"an image has the type {image.dtype}; allowed are uint8, and floating point from 0 to "
+            "255. Convert it by image.to(torch.uint8) if its values are 0..255."
+        )
+    low, high = (float(value) for value in image.aminmax())  # nan if one value is nan
+    if not 0 <= low <= high <= 255:
+        raise ValueError(
+            f"a floating-point image has values from {low:.6g} to {high:.6g}; allowed are finite "
+            "values from 0 to 255. The model normalizes images itself: give the pixels, clamped."
+        )
+    if 0 < high <= 1:
+        raise ValueError(
+            f"a floating-point image has values from {low:.6g} to {high:.6g}, which is the scale 0 "
+            "to 1; the model takes 0 to 255. Multiply it by 255."
+        )
+
+
 def union_of_masks(masks: torch.Tensor) -> torch.Tensor:
     """bool (H, W), the union of masks, bool (K, H, W)."""
     # On a CPU mask after mask is several times faster than one reduction over all.

@@ -63,6 +63,10 @@ class Protocol(ABC):
         """
 
     @abstractmethod
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the model's input for an image of `height` x `width` pixels."""
+
+    @abstractmethod
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         """Class map of one sample.
 
@@ -88,8 +92,11 @@ class Native(Protocol):
     def prepare(
         self, image: UInt8Array, label: UInt8Array | None, dataset: str
     ) -> tuple[UInt8Array, UInt8Array | None]:
-        height, width = short_side_size(image.shape[0], image.shape[1], self.short_side)
-        return _resize_image(image, height, width), label
+        height, width = self.input_size(image.shape[0], image.shape[1])
+        return resize_image(image, height, width), label
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return short_side_size(height, width, self.short_side)
 
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         return model.segment([sample])[0]
@@ -124,14 +131,17 @@ class Slide(Native):
         source = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
         size = (int(sample["height"]), int(sample["width"]))
         builder: ClassMapBuilder | None = None
-        for scores in self._mean_scores(model, sample):
+        for scores in self.mean_scores(model, sample):
             builder = builder or ClassMapBuilder(source, size, scores.device)
             builder.add(scores)
         assert builder is not None, "an image has at least one window"
         return builder.result
 
-    def _mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
-        """Mean scores (C, n, width) from top to bottom, in memory at most the rows of a window."""
+    def mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
+        """Mean scores (C, n, width) of the next n rows of the input, from top to bottom.
+
+        In memory are at most the rows of a window.
+        """
         image: Tensor = sample["image"]
         height, width = image.shape[-2:]
         top = 0
@@ -192,7 +202,8 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def _resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
+def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
+    """Resize an image (H, W, 3) for the model's input, as `Protocol.prepare` does."""
     if image.shape[:2] == (height, width):
         return image
     # Pillow as in Detectron2: its bilinear filter antialiases when downscaling, OpenCV's does not

@@ -12,6 +12,7 @@ from torch import Tensor
 from clouds.d2 import CfgNode
 from clouds.data.datasets import get_dataset
 from clouds.data.structures import Domain
+from clouds.self_training.pseudo_labeler import confidence_of
 
 Size = tuple[int, int]
 """Height and width, pixels."""
@@ -64,7 +65,8 @@ class SemanticMap:
         assert padded_size[0] % height == 0 and padded_size[1] % width == 0, (
             f"masks of {height}x{width} do not fit an image of {padded_size[0]}x{padded_size[1]}"
         )
-        self.image_size = image_size
+        self.image_size, self.padded_size = image_size, padded_size
+        self._masks_at_once = masks_at_once
         self._factors = padded_size[0] // height, padded_size[1] // width
         self._logits = mask_logits.detach()
         self._probabilities = probabilities.detach().float().T.contiguous()  # (C, Q)
@@ -87,14 +89,30 @@ class SemanticMap:
                 scores[:, band][:, rows, columns] = piece
         return scores
 
+    def cpu(self) -> SemanticMap:
+        """A copy in the host's memory, without the rest of the batch: Q x h x w mask logits."""
+        logits = self._logits.to("cpu", copy=True)
+        sizes = self.padded_size, self.image_size
+        return SemanticMap(self._probabilities.T.cpu(), logits, *sizes, self._masks_at_once)
+
     def classes(self, size: Size) -> Tensor:
         """The class of the largest score of each pixel at `size`, uint8 (height, width).
 
         Scores of another size are resized bilinearly; they are never in memory all together.
         """
+        return self._classify(size, None)
+
+    def classes_and_confidence(self, size: Size) -> tuple[Tensor, Tensor]:
+        """`classes`, and their confidence (`label_from_scores`), float32 (height, width)."""
+        confidence = self._probabilities.new_empty(size)
+        return self._classify(size, confidence), confidence
+
+    def _classify(self, size: Size, confidence: Tensor | None) -> Tensor:
+        """`classes`; their confidence is written to `confidence`, if it is wanted."""
         if size == self.image_size:
-            return self._classes()
-        builder = ClassMapBuilder(self.image_size, size, self._probabilities.device)
+            return self._classify_unresized(confidence)
+        device = self._probabilities.device
+        builder = ClassMapBuilder(self.image_size, size, device, confidence)
         height, width = self._rows_per_band * self._factors[0], self.image_size[1]
         buffer = self._probabilities.new_empty(len(self._probabilities), height, width)
         for band, pieces in self._bands():
@@ -104,13 +122,15 @@ class SemanticMap:
             builder.add(scores)
         return builder.result
 
-    def _classes(self) -> Tensor:
-        """`classes` at the size of the image."""
+    def _classify_unresized(self, confidence: Tensor | None) -> Tensor:
+        """`_classify` at the size of the image."""
         classes = torch.empty(self.image_size, dtype=torch.uint8, device=self._probabilities.device)
         for band, pieces in self._bands():
             for rows, columns, piece in pieces:
-                # max: on a CPU several times as fast as argmax
-                classes[band][rows, columns] = piece.max(0).indices
+                best = piece.max(0)  # on a CPU several times as fast as argmax
+                classes[band][rows, columns] = best.indices
+                if confidence is not None:
+                    confidence[band][rows, columns] = confidence_of(best.values, piece)
         return classes
 
     def _bands(self) -> Iterator[tuple[slice, Iterator[tuple[slice, slice, Tensor]]]]:
@@ -210,13 +230,17 @@ class ClassMapBuilder:
         source: height and width of the scores.
         size: height and width of the class map, pixels.
         device: of the scores and of the class map.
+        confidence: float32 (height, width), where the confidence of the classes is written; None:
+            it is not computed.
 
     Attributes:
         result: (height, width) uint8; complete once all rows of scores were added.
     """
 
-    def __init__(self, source: Size, size: Size, device: torch.device) -> None:
-        self.source, self.size = source, size
+    def __init__(
+        self, source: Size, size: Size, device: torch.device, confidence: Tensor | None = None
+    ) -> None:
+        self.source, self.size, self._confidence = source, size, confidence
         self.result = torch.empty(size, dtype=torch.uint8, device=device)
         self._stripe_elements = STRIPE_ELEMENTS
         if device.type == "cpu":
@@ -260,8 +284,10 @@ class ClassMapBuilder:
                 stripe = F.interpolate(
                     stripe.flatten(0, 1)[None], self.size[1], mode="linear", align_corners=False
                 ).view(*stripe.shape[:2], -1)
-            # max: on a CPU several times as fast as argmax
-            self.result[top:bottom] = stripe.max(0).indices
+            best = stripe.max(0)  # on a CPU several times as fast as argmax
+            self.result[top:bottom] = best.indices
+            if self._confidence is not None:
+                self._confidence[top:bottom] = confidence_of(best.values, stripe)
         self._finished = stop
 
     def _num_computable(self, received: int) -> int:

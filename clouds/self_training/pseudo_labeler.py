@@ -110,8 +110,16 @@ def label_from_scores(scores: Tensor, keep_scores: bool = False) -> PseudoLabel:
         where that sum is below 1, so that a pixel without a query has a low confidence.
     """
     best, classes = scores.max(0)
-    confidence = best / scores.sum(0).clamp(min=1)
-    return PseudoLabel(classes.to(torch.uint8), confidence.float(), scores if keep_scores else None)
+    confidence = confidence_of(best, scores).float()
+    return PseudoLabel(classes.to(torch.uint8), confidence, scores if keep_scores else None)
+
+
+def confidence_of(best: Tensor, scores: Tensor) -> Tensor:
+    """Confidence (H, W) in [0, 1] of the largest scores (H, W) of `scores` (C, H, W).
+
+    See `label_from_scores`.
+    """
+    return best / scores.sum(0).clamp(min=1)
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def test_slide_equals_a_mean_over_the_whole_image(crop, stride, out):
 
 def test_slide_keeps_scores_of_one_row_of_windows():
     slide = Slide(0, crop_size=32, stride=0.5)
-    rows = [scores.shape for scores in slide._mean_scores(Noise(), sample_of(75, 90))]
+    rows = [scores.shape for scores in slide.mean_scores(Noise(), sample_of(75, 90))]
     assert rows == [(7, 16, 90), (7, 16, 90), (7, 11, 90), (7, 32, 90)]
 
 

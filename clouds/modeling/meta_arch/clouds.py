@@ -22,7 +22,7 @@ from clouds.d2 import (
 )
 from clouds.data.datasets import known_label_space
 from clouds.data.label_space import IGNORE, LabelSpace
-from clouds.data.structures import Domain, Targets, masks_from_label
+from clouds.data.structures import Domain, Targets, check_image, masks_from_label
 from clouds.modeling.backbone.base import TextEncoder
 from clouds.modeling.criterion import SetCriterion
 from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
@@ -148,11 +148,11 @@ class CLOUDS(nn.Module):
     def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """
         Args:
-            batch: per image `image` uint8 (3, H, W) RGB. In training also `sem_seg` (H, W) train
-                ids, or for a generated image (`domain` GENERATED) `clean_image`, the same image
-                without color augmentation; and, for random points that do not depend on torch's
-                global generator, `seed`. In inference `height` and `width` of the output (default:
-                the image's own).
+            batch: per image `image` uint8 (3, H, W) RGB (see `check_image`). In training also
+                `sem_seg` (H, W) train ids, or for a generated image (`domain` GENERATED)
+                `clean_image`, the same image without color augmentation; and, for random points
+                that do not depend on torch's global generator, `seed`. In inference `height` and
+                `width` of the output (default: the image's own).
 
         Returns:
             in training the weighted losses by name; in inference, per image, `sem_seg`: float32
@@ -161,7 +161,7 @@ class CLOUDS(nn.Module):
         if not self.training:
             return [
                 {"sem_seg": _resize(semantic_map.scores(), _output_size(sample))}
-                for semantic_map, sample in self._semantic_maps_of(batch)
+                for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
         generated = [sample for sample in batch if _is_generated(sample)]
         images = self._preprocess([sample["image"] for sample in batch])
@@ -186,8 +186,14 @@ class CLOUDS(nn.Module):
         """
         return [
             semantic_map.classes(_output_size(sample))
-            for semantic_map, sample in self._semantic_maps_of(batch)
+            for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
         ]
+
+    def semantic_maps(self, batch: Sequence[Sample]) -> Iterator[SemanticMap]:
+        """Per image of `batch` its prediction at the size of `image`, scores not yet computed."""
+        images = self._preprocess([sample["image"] for sample in batch])
+        predictions, features = self.predict(images.tensor)
+        return self._semantic_maps(self.network, predictions, features, images, self.ensemble)
 
     @torch.no_grad()
     def predict_pseudo_labels(self, images: Sequence[Tensor]) -> list[PseudoLabel]:
@@ -216,7 +222,9 @@ class CLOUDS(nn.Module):
         return self.pixel_mean.device
 
     def _preprocess(self, images: Sequence[Tensor]) -> ImageList:
-        """Normalize images (3, H, W) on the model's device, pad and batch them."""
+        """Check images (3, H, W), normalize them on the model's device, pad and batch them."""
+        for image in images:
+            check_image(image)
         on_device = [image.to(self.device, non_blocking=True) for image in images]
         normalized = [(image - self.pixel_mean) / self.pixel_std for image in on_device]
         return ImageList.from_tensors(normalized, self.size_divisibility)
@@ -280,12 +288,6 @@ class CLOUDS(nn.Module):
     ) -> Predictions:
         text = self._text_embeddings(network) if self.sem_seg_head.needs_text else None
         return self._call_head(network["sem_seg_head"], features, text, final_only)
-
-    def _semantic_maps_of(self, batch: Sequence[Sample]) -> Iterator[tuple[SemanticMap, Sample]]:
-        images = self._preprocess([sample["image"] for sample in batch])
-        predictions, features = self.predict(images.tensor)
-        maps = self._semantic_maps(self.network, predictions, features, images, self.ensemble)
-        return zip(maps, batch, strict=True)
 
     def _semantic_maps(
         self,
