@@ -33,8 +33,7 @@ def strip(data: Path, weights: Path) -> UInt8Array:
     """
     source = get_dataset("gta5", root=data)
     record = next(r for r in source.records() if r.image == data / SOURCE)
-    assert record.label is not None, "gta5 is labelled"
-    label = source.read_label(record.label)
+    label = source.read_label(record)
     prediction = clouds.load(weights, device="cpu")(data / UNSEEN)
     colors = prediction.label_space.colorize(prediction.labels)
     source_image, unseen = read_image(data / SOURCE), read_image(data / UNSEEN)

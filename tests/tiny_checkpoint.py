@@ -21,7 +21,7 @@ def save_checkpoint(folder, **settings):
     """
     settings = {"TEST__SHORT_SIDE": 64, "DATASETS__TEST": ()} | settings
     cfg = tiny_config(OUTPUT_DIR=str(folder), **settings)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, loader=lambda start: [])  # no data is needed
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, value in trainer.model.sem_seg_head.predictor.named_parameters():
@@ -32,7 +32,7 @@ def save_checkpoint(folder, **settings):
     return Path(folder, "model_final.pth"), trainer.model.eval()
 
 
-def picture(height, width, seed=0):
+def block_image(height, width, seed=0):
     """(height, width, 3) uint8: four blocks of different colors, and noise."""
     rng = np.random.default_rng(seed)
     colors = rng.integers(20, 236, (2, 2, 3))

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("clouds").setLevel(logging.INFO)
-    with user_errors_in_one_line(stopped="stopped; pictures written before are complete"):
+    with user_errors_in_one_line(stopped="stopped; images written before are complete"):
         num_unreadable = run(args)
     if num_unreadable:
         raise SystemExit(SOME_UNREADABLE)

@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 VIDEO_KINDS = ("color", "overlay")
-"""Pictures of which a video is written for a video."""
+"""Images of which a video is written for a video."""
 
 
 @dataclass(frozen=True)

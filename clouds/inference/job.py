@@ -52,7 +52,7 @@ def predict_files(
     batch_size: int = 1,
     max_frames: int | None = None,
 ) -> Totals:
-    """Predict inputs and write pictures of the predictions: `<name>_<kind>.png`, or .mp4.
+    """Predict inputs and write images of the predictions: `<name>_<kind>.png`, or .mp4.
 
     An input that cannot be read is logged, counted and skipped.
 
@@ -141,11 +141,11 @@ def _predict_video(
 
 
 def _frame(result: Segmentation, kind: str) -> npt.NDArray[np.uint8]:
-    """A picture whose size does not depend on the prediction: the legend has all classes."""
+    """An image whose size does not depend on the prediction: the legend has all classes."""
     if kind == "overlay":
-        picture = result.overlay(legend=range(result.label_space.num_classes))
-        return np.asarray(picture, np.uint8)
-    return np.asarray(result.picture(kind), np.uint8)
+        output = result.overlay(legend=range(result.label_space.num_classes))
+        return np.asarray(output, np.uint8)
+    return np.asarray(result.to_image(kind), np.uint8)
 
 
 def _skip(item: Input, error: Exception, totals: Totals) -> None:

@@ -22,7 +22,7 @@ UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
 
 KINDS = ("color", "overlay", "labels", "confidence")
-"""Pictures of a prediction; the end of the names of their files."""
+"""Images of a prediction; the end of the names of their files."""
 
 CONFIDENCE_SCALE = 65535
 """Gray value of confidence 1 in 16-bit images."""
@@ -115,8 +115,8 @@ class Segmentation:
         ids = present_ids([self.labels]) if legend is None else legend
         return Image.fromarray(with_legend(blended, legend_of(self.label_space, ids)))
 
-    def picture(self, kind: str) -> Image.Image:
-        """A picture of one of KINDS.
+    def to_image(self, kind: str) -> Image.Image:
+        """An image of one of KINDS.
 
         Labels are gray values, the train ids; confidence is 16-bit gray, 65535 for 1.
 
@@ -135,7 +135,7 @@ class Segmentation:
         raise ValueError(f"kind is {kind!r}; allowed are {', '.join(KINDS)}.")
 
     def save(self, path: str | Path, kind: str | None = None) -> None:
-        """Write a picture; a file with that name is replaced. Its folder is created.
+        """Write an image; a file with that name is replaced. Its folder is created.
 
         Args:
             path: a .png file; an overlay also as .jpg.
@@ -153,10 +153,10 @@ class Segmentation:
         format_ = formats.get(path.suffix.lower())
         if format_ is None:
             raise ValueError(
-                f"{path}: '{path.suffix}' is no suffix for the {kind} picture; allowed are "
+                f"{path}: '{path.suffix}' is no suffix for the {kind} image; allowed are "
                 f"{', '.join(formats)} (JPEG would change labels and colors)."
             )
-        picture = self.picture(kind)
+        output = self.to_image(kind)
         options = {"quality": 92} if format_ == "JPEG" else {"compress_level": 3}
         with atomic_write(path, fsync=False) as file:
-            picture.save(file, format_, **options)
+            output.save(file, format_, **options)

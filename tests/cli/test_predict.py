@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import picture, save_checkpoint
+from tiny_checkpoint import block_image, save_checkpoint
 
 import clouds
 from clouds.cli import predict
@@ -63,7 +63,8 @@ def test_kinds_are_those_of_the_library():
 
 def test_a_folder(weights, tmp_path, capsys):
     images = {
-        name: save(tmp_path / f"in/{name}.png", picture(64, 96, i)) for i, name in enumerate("abc")
+        name: save(tmp_path / f"in/{name}.png", block_image(64, 96, i))
+        for i, name in enumerate("abc")
     }
     status = run("--weights", weights, "--input", tmp_path / "in", "--output", tmp_path / "out")
     assert status == 0
@@ -82,7 +83,7 @@ def test_a_folder(weights, tmp_path, capsys):
 
 
 def test_what_is_written_and_overrides(weights, tmp_path):
-    save(tmp_path / "a.png", picture(64, 96))
+    save(tmp_path / "a.png", block_image(64, 96))
     out = tmp_path / "out"
     words = (
         "--weights",
@@ -101,7 +102,7 @@ def test_what_is_written_and_overrides(weights, tmp_path):
 
 def test_equal_names(weights, tmp_path):
     for i, name in enumerate(("x/a.png", "y/a.png", "y/a.jpg")):
-        save(tmp_path / name, picture(64, 96, i))
+        save(tmp_path / name, block_image(64, 96, i))
     words = ("--weights", weights, "--save", "color", "--input", tmp_path / "x", tmp_path / "y")
     assert run(*words, "--output", tmp_path / "out") == 0
     names = {p.name for p in (tmp_path / "out").iterdir()}
@@ -109,7 +110,7 @@ def test_equal_names(weights, tmp_path):
 
 
 def test_unreadable_files(weights, tmp_path, capsys, caplog):
-    save(tmp_path / "in/a.png", picture(64, 96))
+    save(tmp_path / "in/a.png", block_image(64, 96))
     data = (tmp_path / "in/a.png").read_bytes()
     (tmp_path / "in/b.png").write_bytes(data[: len(data) // 2])
     (tmp_path / "in/c.jpg").write_bytes(b"no image")
@@ -123,7 +124,7 @@ def test_unreadable_files(weights, tmp_path, capsys, caplog):
 
 
 def test_input_errors_come_before_the_model(tmp_path, capsys):
-    save(tmp_path / "a.png", picture(8, 8))
+    save(tmp_path / "a.png", block_image(8, 8))
     words = ["--weights", "none.pth", "--output", tmp_path / "out"]
     for also, message in (
         (("--input", "none.png"), "input 'none.png' does not exist"),
@@ -143,7 +144,7 @@ def test_a_camera_that_does_not_exist(weights, tmp_path, capfd):
 
 
 def test_a_checkpoint_without_config(weights, tmp_path, capsys):
-    save(tmp_path / "a.png", picture(64, 96))
+    save(tmp_path / "a.png", block_image(64, 96))
     bare = tmp_path / "bare.pth"
     torch.save({"model": torch.load(weights, weights_only=True)["model"]}, bare)
     assert run("--weights", bare, "--input", tmp_path / "a.png", "--output", tmp_path / "o") == 2
@@ -179,13 +180,13 @@ def test_a_video_is_written_and_read(tmp_path, size):
 
 def test_a_video_that_is_not_finished_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), VideoWriter(tmp_path / "a.mp4", 10.0) as writer:
-        writer.write(picture(32, 32))
+        writer.write(block_image(32, 32))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
 
 def test_video_in_video_out(weights, tmp_path, capsys):
-    write_video(tmp_path / "drive.mp4", [picture(64, 96, i) for i in range(5)])
+    write_video(tmp_path / "drive.mp4", [block_image(64, 96, i) for i in range(5)])
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     out = tmp_path / "out"
     inputs = (tmp_path / "drive.mp4", tmp_path / "broken.mp4")
@@ -206,7 +207,7 @@ def test_video_in_video_out(weights, tmp_path, capsys):
 
 
 def test_the_command(weights, tmp_path):
-    save(tmp_path / "a.png", picture(64, 96))
+    save(tmp_path / "a.png", block_image(64, 96))
     words = ["--weights", weights, "--input", tmp_path / "a.png", "--output", tmp_path / "out"]
     done = subprocess.run(
         [sys.executable, "-m", "clouds", "predict", *map(str, words)],

@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import picture, save_checkpoint
+from tiny_checkpoint import block_image, save_checkpoint
 from tiny_model import tiny_config
 
 import clouds
@@ -48,7 +48,7 @@ def test_labels_are_those_that_evaluation_scores(linear, protocol, size):
     slide = {"TEST.SLIDE.CROP_SIZE": 64, "TEST.SLIDE.SHORT_SIDE": 72}
     words = ["TEST.PROTOCOL", protocol, *(w for pair in slide.items() for w in pair)]
     segmenter = clouds.load(path, overrides=words)
-    image = picture(*size)
+    image = block_image(*size)
     evaluation = build_protocol(segmenter.cfg)
     prepared, _ = evaluation.prepare(image, None, "bdd_val")
     sample = {"image": torch.tensor(prepared).permute(2, 0, 1), "height": size[0], "width": size[1]}
@@ -70,7 +70,7 @@ def test_weights_alone_need_a_config(linear, tmp_path):
         clouds.load(bare)
     config = tmp_path / "config.yaml"
     config.write_text(content["clouds"]["config"])
-    image = picture(64, 80)
+    image = block_image(64, 80)
     expected = clouds.load(path)(image).labels
     np.testing.assert_array_equal(clouds.load(bare, config)(image).labels, expected)
 
@@ -122,7 +122,7 @@ def test_a_device_that_is_missing(linear, tmp_path, caplog):
         content["clouds"]["config"] = config.replace("ATTENTION: auto", "ATTENTION: triton")
         assert all(word in content["clouds"]["config"] for word in ("cuda:99", "fp16", "triton"))
 
-    image = picture(64, 80)
+    image = block_image(64, 80)
     expected = clouds.load(linear[0])(image).labels
     elsewhere = changed(linear[0], tmp_path / "a.pth", train_elsewhere)
     with caplog.at_level(logging.INFO, "clouds"):
@@ -172,7 +172,7 @@ def test_colors_are_distinct():
 
 def test_the_names_of_training_in_another_order_give_the_same_classes(text):
     path, _ = text
-    image = picture(64, 96)
+    image = block_image(64, 96)
     expected = clouds.load(path)(image)
     found = clouds.load(path, classes=CITYSCAPES_19.names[::-1])(image)
     np.testing.assert_allclose(found.scores[::-1], expected.scores, atol=1e-4)
@@ -184,7 +184,7 @@ def test_the_names_of_training_in_another_order_give_the_same_classes(text):
 
 def test_three_classes(text):
     segmenter = clouds.load(text[0], classes="road, tuk-tuk, dog")
-    result = segmenter(picture(64, 96))
+    result = segmenter(block_image(64, 96))
     assert result.scores.shape == (3, 64, 96)
     assert result.labels.max() < 3 and result.confidence.min() >= 0
     assert result.label_space.names == ("road", "tuk-tuk", "dog")

@@ -1,4 +1,4 @@
-"""Pictures of a prediction and their files, read by other libraries."""
+"""Images of a prediction and their files, read by other libraries."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_kinds_and_suffixes(tmp_path):
     result.save(tmp_path / "new" / "b.png", "labels")
     with Image.open(tmp_path / "new" / "b.png") as image:
         np.testing.assert_array_equal(np.asarray(image), result.labels)
-    with pytest.raises(ValueError, match=r"'\.jpg' is no suffix for the labels picture"):
+    with pytest.raises(ValueError, match=r"'\.jpg' is no suffix for the labels image"):
         result.save(tmp_path / "b_labels.jpg")
     with pytest.raises(ValueError, match=r"allowed are \.png, \.jpg"):
         result.save(tmp_path / "b.webm")

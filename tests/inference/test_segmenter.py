@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_checkpoint import picture, save_checkpoint
+from tiny_checkpoint import block_image, save_checkpoint
 from tiny_model import tiny_config
 from torch.nn import functional as F
 
@@ -33,7 +33,7 @@ def segmenter(checkpoint):
 
 
 def test_the_same_image_of_every_kind(tmp_path):
-    pixels = picture(20, 30)
+    pixels = block_image(20, 30)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     tensor = torch.tensor(pixels).permute(2, 0, 1)
     kinds = [
@@ -48,7 +48,7 @@ def test_the_same_image_of_every_kind(tmp_path):
 
 
 def test_pillow_images_are_converted_as_files_are(tmp_path):
-    pixels = picture(20, 30)
+    pixels = block_image(20, 30)
     gray = Image.fromarray(pixels[..., 0])
     np.testing.assert_array_equal(to_rgb(gray), np.repeat(pixels[..., :1], 3, 2))
     alpha = Image.fromarray(np.dstack([pixels, pixels[..., 0]]))
@@ -100,7 +100,12 @@ def test_a_file_that_is_missing(segmenter, tmp_path):
 
 
 def test_a_list_gives_a_list_with_the_same_results(segmenter):
-    images = [picture(64, 96, 0), picture(64, 96, 1), picture(70, 64, 2), picture(64, 96, 3)]
+    images = [
+        block_image(64, 96, 0),
+        block_image(64, 96, 1),
+        block_image(70, 64, 2),
+        block_image(64, 96, 3),
+    ]
     results = segmenter(images, batch_size=3)
     for image, result in zip(images, results, strict=True):
         single = segmenter(image)
@@ -114,7 +119,7 @@ def test_a_list_gives_a_list_with_the_same_results(segmenter):
 
 @pytest.mark.parametrize("size", [(64, 96), (90, 120)])
 def test_scores_and_confidence(checkpoint, segmenter, size):
-    image = picture(*size)
+    image = block_image(*size)
     result = segmenter(image)
     resized = Image.fromarray(image).resize((round(size[1] * 64 / size[0]), 64), 2)
     tensor = torch.tensor(np.asarray(resized)).permute(2, 0, 1)
@@ -133,7 +138,7 @@ def test_scores_and_confidence(checkpoint, segmenter, size):
 def test_scores_under_the_protocol_slide(checkpoint):
     words = ["TEST.PROTOCOL", "slide", "TEST.SLIDE.CROP_SIZE", 64]
     segmenter = clouds.load(checkpoint[0], overrides=words)
-    result = segmenter(picture(64, 90))
+    result = segmenter(block_image(64, 90))
     assert result.scores.shape == (19, 64, 90)
     assert (result.scores.argmax(0) != result.labels).mean() < 1e-3
     share = result.scores.max(0) / np.maximum(result.scores.sum(0), 1)
@@ -141,7 +146,7 @@ def test_scores_under_the_protocol_slide(checkpoint):
 
 
 def test_scores_that_were_not_kept(segmenter):
-    result = segmenter(picture(64, 64), keep_scores=False)
+    result = segmenter(block_image(64, 64), keep_scores=False)
     with pytest.raises(ValueError, match="not kept"):
         _ = result.scores
 
@@ -226,10 +231,10 @@ def test_a_batch_has_at_most_the_pixels_of_a_window():
 
 
 def test_the_real_model_in_windows_agrees_away_from_their_borders(segmenter):
-    whole = segmenter(picture(64, 256))
+    whole = segmenter(block_image(64, 256))
     segmenter.max_pixels = 64 * 160
     try:
-        parts = segmenter(picture(64, 256))
+        parts = segmenter(block_image(64, 256))
     finally:
         segmenter.max_pixels = 1 << 22
     assert parts.scores.shape == whole.scores.shape

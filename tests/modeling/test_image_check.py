@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_checkpoint import picture
+from tiny_checkpoint import block_image
 from tiny_model import tiny_model
 
 from clouds.data.structures import check_image
@@ -17,7 +17,7 @@ def model():
 
 
 def image_of(height=64, width=64):
-    return torch.tensor(picture(height, width)).permute(2, 0, 1)
+    return torch.tensor(block_image(height, width)).permute(2, 0, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -51,7 +51,7 @@ WRONG = [
     (image_of()[None], ValueError, r"\(1, 3, 64, 64\)"),
     (image_of()[:, :0], ValueError, "not empty"),
     (image_of().long(), TypeError, r"int64.*image\.to\(torch\.uint8\)"),
-    (picture(64, 64), TypeError, r"ndarray.*from_numpy"),
+    (block_image(64, 64), TypeError, r"ndarray.*from_numpy"),
 ]
 
 
