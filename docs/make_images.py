@@ -20,7 +20,7 @@ from clouds.visualizer import Tile, UInt8Array, legend_of, present_ids, side_by_
 
 SOURCE = "gta5/images/00309.png"
 GENERATED = "stable_diffusion/demo/images/000221.png"
-UNSEEN = "bdd100k/images/10k/val/07a7dec2-dc203556.jpg"
+UNSEEN = "bdd100k/images/10k/val/3f0e9858-9db58b08.jpg"
 QUALITY = 88  # of JPEG
 
 

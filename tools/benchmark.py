@@ -22,6 +22,7 @@ import os
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -179,12 +180,14 @@ def training(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST = ()  # not needed, so they may be missing
-    with user_errors_in_one_line():
-        loader = random_batches(cfg) if args.random_data else None
-        trainer = Trainer(cfg, loader=loader)
-        trainer.resume_or_load(resume=False)
-        make_sample = None if args.random_data else sample_maker(cfg)
-    return measure_training(trainer, args.iterations, args.warmup, make_sample, show_progress)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.OUTPUT_DIR = folder  # the trainer creates it, and writes nothing
+        with user_errors_in_one_line():
+            loader = random_batches(cfg) if args.random_data else None
+            trainer = Trainer(cfg, loader=loader)
+            trainer.resume_or_load(resume=False)
+            make_sample = None if args.random_data else sample_maker(cfg)
+        return measure_training(trainer, args.iterations, args.warmup, make_sample, show_progress)
 
 
 def evaluation(cfg: CfgNode, args: argparse.Namespace) -> Measurement:
