@@ -24,6 +24,7 @@ LAYERS = (
     "plugins",
     "resources",
     "downloads",
+    "weights_io",
     "d2",
     "device",
     "comm",

@@ -82,17 +82,17 @@ def select(
 
 def write(weights: Mapping[str, torch.Tensor], output: Path, to: str) -> None:
     """Write the tensors to `output`."""
-    import safetensors.torch
     import torch
 
     from clouds.files import atomic_write
+    from clouds.weights_io import write_safetensors
 
     # Clones, because safetensors refuses tensors that share memory, and a .pth would contain the
     # whole storage of a view.
     clones = {name: value.detach().contiguous().clone() for name, value in weights.items()}
     with atomic_write(output) as file:
         if to == "clouds":
-            file.write(safetensors.torch.save(clones))
+            write_safetensors(clones, file)
         else:
             torch.save({"model": clones}, file)
 
@@ -105,7 +105,7 @@ def by_part(names: Iterable[str]) -> str:
 
 def convert(args: argparse.Namespace) -> None:
     """Read, select, write, and print a summary."""
-    from clouds.engine.weights_io import read_checkpoint
+    from clouds.weights_io import read_checkpoint
 
     to = target(args.output, args.to)
     if args.output.exists() and not args.overwrite:

@@ -4,7 +4,8 @@ A file is `{"model", "optimizer", "scheduler", "iteration", "clouds", ...}` as i
 `model` is the state dict, `iteration` the last completed one (counted from 0), `clouds` the
 versions and the config that wrote it, and any further checkpointable (a gradient scaler, an EMA
 teacher) has its own entry. Names are `model_0001999.pth` and `model_final.pth`; the text file
-`last_checkpoint` contains the name of the newest.
+`last_checkpoint` contains the name of the newest. Neither are weights saved that are not finite nor
+are such loaded.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ import fvcore.common.checkpoint as fvcore_checkpoint
 import torch
 from torch import nn
 
-from clouds.engine.weights_io import read_checkpoint
+from clouds.engine.config_changes import config_value
+from clouds.engine.train_loop import NonFiniteLossError
 from clouds.files import atomic_write
+from clouds.messages import format_examples
+from clouds.weights_io import DamagedFileError, nonfinite_tensors, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +35,20 @@ NAMES_SHOWN = 6
 DERIVED = ("criterion.empty_weight",)
 """Tensors that the config determines: they may be missing in a file, or have another shape."""
 
+FINITE_ENTRIES = ("optimizer", "teacher")
+"""Entries, besides the model, whose tensors must be finite. Those of hooks may be anything."""
+
+_NUMBERED = re.compile(r".+_(\d+)\.pth")
+
 OLDER_NAMES = (
     (re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)"), "sem_seg_head.pixel_decoder."),
     (re.compile(r"^sem_seg_head\.predictor\.static_query\."), "sem_seg_head.predictor.query_feat."),
 )
 """Names in checkpoints of MaskFormer and of early Mask2Former, and their replacements."""
+
+
+class NonFiniteWeightsError(NonFiniteLossError):
+    """Weights, or what belongs to them, are not finite and were not saved."""
 
 
 @dataclass(frozen=True)
@@ -151,20 +164,55 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         self.provenance = dict(provenance or {})
         self.partial = partial
         self.saved_iteration = -1
+        self._resumed_from = ""
 
     def save(self, name: str, **entries: Any) -> None:
-        """Write `{save_dir}/{name}.pth`, the newest checkpoint; entries include `iteration`."""
+        """Write `{save_dir}/{name}.pth`, the newest checkpoint; entries include `iteration`.
+
+        Raises:
+            NonFiniteWeightsError: see `check_finite`; earlier files are unchanged.
+            OSError: it cannot be written; earlier files are unchanged.
+        """
+        self.check_finite()
+        if self.save_dir and self.save_to_disk:
+            content = {"model": self.model.state_dict()}
+            content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
+            content |= {"clouds": self.provenance, **entries}
+            path = Path(self.save_dir, f"{name}.pth")
+            with atomic_write(path) as file:
+                torch.save(content, file)
+            self.tag_last_checkpoint(path.name)
+            logger.info("saved %s", path)
         self.saved_iteration = int(entries.get("iteration", -1))
-        if not self.save_dir or not self.save_to_disk:
-            return
-        content = {"model": self.model.state_dict()}
-        content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
-        content |= {"clouds": self.provenance, **entries}
-        path = Path(self.save_dir, f"{name}.pth")
-        with atomic_write(path) as file:
-            torch.save(content, file)
-        self.tag_last_checkpoint(path.name)
-        logger.info("saved %s", path)
+        self._resumed_from = ""
+
+    def check_finite(self) -> None:
+        """Check that the weights, and the states in FINITE_ENTRIES, are finite.
+
+        Raises:
+            NonFiniteWeightsError: they are not; the message names tensors.
+        """
+        state = self.model.state_dict()
+        broken = nonfinite_tensors(state, "", self._buffers())
+        for name in FINITE_ENTRIES:
+            if name in self.checkpointables:
+                broken += self._nonfinite_state(name, self.checkpointables[name].state_dict())
+        if broken:
+            raise NonFiniteWeightsError(
+                f"no checkpoint is saved, because these tensors are not finite: "
+                f"{format_examples(broken)}. Training has diverged."
+            )
+
+    def _buffers(self) -> set[str]:
+        """Names of the model's buffers: they may be infinite, as those of attention masks are."""
+        return {name for name, _ in self.model.named_buffers()}
+
+    def _nonfinite_state(self, name: str, state: Any) -> list[str]:
+        return nonfinite_tensors(state, name, {f"{name}.{buffer}" for buffer in self._buffers()})
+
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that was last saved or resumed from, or else that of `last_checkpoint`."""
+        return self._resumed_from or str(super().get_checkpoint_file())
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir, "last_checkpoint"), "w") as file:
@@ -189,14 +237,33 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         if not path:
             return {}
         entries = read_checkpoint(self.path_manager.get_local_path(path))
-        self.load_model(path, entries.pop("model"))
+        return self._restore(path, entries, checkpointables)
+
+    def _restore(
+        self,
+        path: str,
+        entries: dict[str, Any],
+        checkpointables: list[str] | None = None,
+        resuming: bool = False,
+    ) -> dict[str, Any]:
+        """`load` with the entries that were read from `path`."""
+        self.load_model(path, entries.pop("model"), resuming)
         for name in self.checkpointables if checkpointables is None else checkpointables:
-            if name in entries:
-                self.checkpointables[name].load_state_dict(entries.pop(name))
-            else:
+            if name not in entries:
                 logger.warning(
                     "%s has no state of '%s', which starts from its initial state", path, name
                 )
+                continue
+            state = entries.pop(name)
+            if name in FINITE_ENTRIES:
+                _refuse_nonfinite(path, self._nonfinite_state(name, state))
+            try:
+                self.checkpointables[name].load_state_dict(state)
+            except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+                raise ValueError(
+                    f"the state of '{name}' in checkpoint '{path}' does not fit this config "
+                    f"({type(error).__name__}: {error}). {_start_anew(path)}"
+                ) from error
         return entries
 
     def load_weights(self, path: str) -> None:
@@ -206,62 +273,160 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
     def resume(self) -> dict[str, Any] | None:
         """Restore everything from the newest checkpoint of `save_dir`.
 
+        If that is damaged, the one before it is used, with a warning.
+
         Returns:
             Its entries that were not used, including `iteration`; None if there is no
             checkpoint.
 
         Raises:
-            FileNotFoundError, ValueError: as `load`; or the file has no iteration.
+            FileNotFoundError, ValueError: as `load`; or all checkpoints are damaged, the file has
+                no iteration, or it is of another optimizer.
         """
         if not self.has_checkpoint():
             return None
-        path = self.get_checkpoint_file()
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"'{self.save_dir}/last_checkpoint' names '{Path(path).name}', which does not "
-                "exist. Write the name of one of the folder's .pth files into it."
-            )
-        allowed, self.partial = self.partial, False
-        try:
-            rest = self.load(path)
-        finally:
-            self.partial = allowed
+        path, entries = self._read_newest(str(super().get_checkpoint_file()))
+        self._refuse_other_optimizer(path, entries)
+        rest = self._restore(path, entries, resuming=True)
         if "iteration" not in rest:
             raise ValueError(
                 f"checkpoint '{path}' has no entry 'iteration', so no run can be resumed from it. "
                 "To start from its weights, set MODEL.WEIGHTS, without --resume."
             )
-        self.saved_iteration = int(rest["iteration"])
+        self.saved_iteration, self._resumed_from = int(rest["iteration"]), path
         return rest
 
-    def load_model(self, path: str, weights: Mapping[str, torch.Tensor]) -> None:
-        """Load `weights`, which were read from `path`, into the model if they match it."""
+    def _read_newest(self, path: str) -> tuple[str, dict[str, Any]]:
+        """The checkpoint `path` that `last_checkpoint` names, or the newest whole one before it."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"'{self.save_dir}/last_checkpoint' names '{Path(path).name}', which does not "
+                "exist. Write the name of one of the folder's .pth files into it."
+            )
+        try:
+            return path, read_checkpoint(path)
+        except DamagedFileError as error:
+            newest = error
+        for earlier in numbered_checkpoints(Path(self.save_dir), before=_number_of(Path(path))):
+            try:
+                entries = read_checkpoint(earlier)
+            except DamagedFileError as error:
+                logger.warning("%s", error)
+                continue
+            logger.warning(
+                "%s\nTraining resumes from the checkpoint before it, '%s' (iteration %s); the "
+                "iterations after that are repeated.",
+                newest,
+                earlier,
+                entries.get("iteration", "unknown"),
+            )
+            return str(earlier), entries
+        raise DamagedFileError(
+            f"{newest}\nThere is no whole checkpoint before it in '{self.save_dir}', so the run "
+            "cannot be resumed; without --resume it starts again."
+        ) from newest
+
+    def _refuse_other_optimizer(self, path: str, entries: Mapping[str, Any]) -> None:
+        """Raise ValueError if the file's config and the present one name different optimizers."""
+        key = "SOLVER.OPTIMIZER"
+        texts = entries.get("clouds"), self.provenance
+        kinds = [config_value(t.get("config"), key) for t in texts if isinstance(t, Mapping)]
+        if len(kinds) == 2 and None not in kinds and kinds[0] != kinds[1]:
+            raise ValueError(
+                f"checkpoint '{path}' has the state of {kinds[0]}, but {key} is {kinds[1]}. "
+                f"Set {key} {kinds[0]} to resume. {_start_anew(path)}"
+            )
+
+    def load_model(
+        self, path: str, weights: Mapping[str, torch.Tensor], resuming: bool = False
+    ) -> None:
+        """Load `weights`, which were read from `path`, into the model if they match it.
+
+        Raises:
+            ValueError: they do not, in part only if `partial` and not `resuming`; or those that do
+                are not finite.
+        """
         weights = rename_older_tensors(weights, self.model)
         report = compare_tensors(path, weights, self.model)
-        if not (report.complete or (self.partial and report.matched > 0)):
+        partial = self.partial and not resuming
+        if not (report.complete or (partial and report.matched > 0)):
             hint = "No tensor matches."
             if report.matched:
                 hint = "To load the tensors that match, set MODEL.WEIGHTS_PARTIAL True."
+            hint = _start_anew(path) if resuming else hint
             raise ValueError(f"these weights are of another model.\n{report}\n{hint}")
         exact = report.matched == report.total and not report.unexpected
         logger.log(logging.INFO if exact else logging.WARNING, "%s", report)
         unusable = {name for name, _, _ in report.mismatched}.union(report.unexpected)
-        self.model.load_state_dict(
-            {name: value for name, value in weights.items() if name not in unusable}, strict=False
+        usable = {name: value for name, value in weights.items() if name not in unusable}
+        _refuse_nonfinite(path, nonfinite_tensors(usable, "", self._buffers()))
+        self.model.load_state_dict(usable, strict=False)
+
+
+def _refuse_nonfinite(path: str, names: list[str]) -> None:
+    """Raise ValueError if there are names of tensors, read from `path`, that are not finite."""
+    if names:
+        raise ValueError(
+            f"checkpoint '{path}' has weights that are not finite: {format_examples(names)}. Its "
+            "training has diverged, or the file is damaged; use an earlier checkpoint (to resume "
+            "from one, write its name into last_checkpoint)."
         )
+
+
+def _start_anew(path: str) -> str:
+    """What to do with a checkpoint that no run of the present config can be resumed from."""
+    return (
+        "A run is resumed with the model and the optimizer that it was saved with; batch size and "
+        f"number of processes may change. To start a new run from its weights: MODEL.WEIGHTS "
+        f"{path}, without --resume, in another OUTPUT_DIR; MODEL.WEIGHTS_PARTIAL True if the model "
+        "is another."
+    )
+
+
+def _number_of(path: Path) -> int | None:
+    """The iteration in the name of a checkpoint; None: there is none, as in model_final.pth."""
+    match = _NUMBERED.fullmatch(path.name)
+    return match and int(match[1])
+
+
+def numbered_checkpoints(folder: Path, prefix: str = "", before: int | None = None) -> list[Path]:
+    """Checkpoints with an iteration in their names, the newest first.
+
+    Args:
+        folder: where they are.
+        prefix: of their names.
+        before: only those of an earlier iteration; None: all.
+    """
+    numbers = {path: _number_of(path) for path in folder.glob("*.pth")}
+    found = [
+        (number, path)
+        for path, number in numbers.items()
+        if number is not None
+        and path.name.startswith(prefix)
+        and (before is None or number < before)
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 class PeriodicCheckpointer(fvcore_checkpoint.PeriodicCheckpointer):  # type: ignore[misc]
     """fvcore's PeriodicCheckpointer that also counts the checkpoints of an interrupted run."""
 
     def adopt_existing(self) -> None:
-        """Count the periodic checkpoints on disk, oldest first."""
-        folder = Path(self.checkpointer.save_dir)
-        self.recent_checkpoints = [
-            str(path) for path in sorted(folder.glob(f"{self.file_prefix}_[0-9]*.pth"))
-        ]
+        """Count the periodic checkpoints on disk, oldest first, up to the one resumed from.
+
+        After going back to an earlier one, later files are not counted, and so never deleted.
+        """
+        folder, resumed = Path(self.checkpointer.save_dir), self.checkpointer.saved_iteration
+        files = numbered_checkpoints(folder, f"{self.file_prefix}_", before=resumed + 1)
+        self.recent_checkpoints = [str(path) for path in reversed(files)]
 
     def step(self, iteration: int, **entries: Any) -> None:
-        """Save after `iteration` if it is due; the process that saves also deletes."""
+        """Save after `iteration` if it is due; the process that saves also deletes.
+
+        Raises:
+            NonFiniteWeightsError: on all processes, see `Checkpointer.check_finite`.
+        """
         if self.checkpointer.save_to_disk:
             super().step(iteration, **entries)
+        elif (iteration + 1) % self.period == 0:
+            self.checkpointer.check_finite()

@@ -44,6 +44,17 @@ def changed_keys(saved_config: str, cfg: CfgNode) -> list[str]:
     ]
 
 
+def config_value(saved_config: object, name: str) -> Any:
+    """Value of a key in the YAML of a saved config; None: it has none, or is no such YAML."""
+    if not isinstance(saved_config, str):
+        return None
+    try:
+        saved = yaml.safe_load(saved_config)
+    except yaml.YAMLError:
+        return None
+    return dict(_flatten(saved)).get(name) if isinstance(saved, Mapping) else None
+
+
 def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Present name and value of every key, without those that have no effect or only one value."""
     present: dict[str, Any] = {}

@@ -13,8 +13,8 @@ from torch import nn
 
 from clouds.d2 import BACKBONE_REGISTRY, CfgNode
 from clouds.engine.checkpoint import Checkpointer, compare_tensors
-from clouds.engine.weights_io import read_checkpoint
 from clouds.modeling.build import build_seeded
+from clouds.weights_io import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -160,7 +160,11 @@ class Trainer(TrainerBase):
             self.model,
             cfg.OUTPUT_DIR,
             save_to_disk=comm.is_main_process(),
-            provenance={**provenance(), "config": cfg.dump()},
+            provenance={
+                **provenance(),
+                "config": cfg.dump(),
+                "processes": comm.get_world_size(),
+            },
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
@@ -290,6 +294,15 @@ class Trainer(TrainerBase):
         logger.info("resuming at iteration %d", self.start_iter)
         if self.start_iter > self.max_iter:
             logger.warning("SOLVER.MAX_ITER is %d: no iterations are left", self.max_iter)
+        processes = saved.get("clouds", {}).get("processes", comm.get_world_size())
+        if processes != comm.get_world_size():
+            logger.warning(
+                "the run was saved by %s processes and is resumed by %d: batches are the same, but "
+                "each process draws its own random numbers, so the result differs from that of an "
+                "uninterrupted run",
+                processes,
+                comm.get_world_size(),
+            )
         changes = changed_keys(saved.get("clouds", {}).get("config", ""), self.cfg)
         if changes:
             logger.warning(

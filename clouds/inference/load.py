@@ -19,7 +19,6 @@ from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.device import resolve_device
 from clouds.engine.checkpoint import Checkpointer, compare_tensors, rename_older_tensors
-from clouds.engine.weights_io import read_checkpoint
 from clouds.inference.classes import (
     label_space_of,
     numbered_label_space,
@@ -27,9 +26,9 @@ from clouds.inference.classes import (
     use_label_space,
 )
 from clouds.inference.segmenter import Segmenter
-from clouds.messages import format_examples
 from clouds.modeling.build import build_seeded
 from clouds.modeling.meta_arch.clouds import CLOUDS
+from clouds.weights_io import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -159,13 +158,6 @@ def load_all_weights(model: nn.Module, path: str, weights: Mapping[str, Tensor])
             "checkpoint of another project must have every tensor (tools/convert_checkpoint.py)."
         )
     Checkpointer(model).load_model(path, weights)
-    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    broken += [name for name, value in model.named_buffers() if value.isnan().any()]
-    if broken:
-        raise ValueError(
-            f"checkpoint '{path}' has weights that are not finite: {format_examples(broken)}. Its "
-            "training has diverged, or the file is damaged; use an earlier checkpoint."
-        )
 
 
 def _own_classes(cfg: CfgNode, model: CLOUDS, names: Sequence[str]) -> LabelSpace:

@@ -16,7 +16,7 @@ from torch import nn
 from clouds.engine import checkpoint as checkpoint_module
 from clouds.engine.checkpoint import Checkpointer, PeriodicCheckpointer
 from clouds.engine.config_changes import changed_keys
-from clouds.engine.weights_io import read_checkpoint, to_tensors
+from clouds.weights_io import read_checkpoint, to_tensors
 
 
 class Counter:

@@ -12,13 +12,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from clouds.downloads import one_warning
+from clouds.messages import format_examples
+from clouds.modeling.backbone.torchscript import is_torchscript, read_torchscript
+from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
+NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
+"""Ends of names of tensors that weights files have besides weights; the model makes its own."""
 REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
 
 _skipped = ContextVar("pretrained weights are skipped", default=False)
@@ -67,13 +72,13 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
     tags = open_clip.list_pretrained_tags_by_model(name)
     if _skipped.get():
         with _quiet():  # open_clip warns of random weights, by way of the root logger
-            return _create(open_clip, name, None, [pretrained] if pretrained in tags else tags)
+            return _create(open_clip, name, [pretrained] if pretrained in tags else tags)
     if not pretrained:
         logger.warning(
             "CLIP %s starts from random weights (CLIP_PRETRAINED_WEIGHTS is empty)", name
         )
         with _quiet():  # open_clip says the same, by way of the root logger
-            return _create(open_clip, name, None, tags)
+            return _create(open_clip, name, tags)
     if pretrained in tags:
         return _from_tag(open_clip, name, pretrained)
     if Path(pretrained).is_file():
@@ -88,7 +93,7 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
 def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
     try:
         with one_warning() as attempts:
-            return _create(open_clip, name, tag, [tag])
+            path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
     except (OSError, RuntimeError) as error:
         code = f'import open_clip; open_clip.create_model("{name}", "{tag}")'
         raise FileNotFoundError(
@@ -98,24 +103,64 @@ def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
             "~/.cache/clip), or set MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS to a weights file, or "
             "MODEL.WEIGHTS to a checkpoint, which brings them."
         ) from error
+    return _from_file(open_clip, name, str(path), [tag])
 
 
 def _from_file(open_clip: Any, name: str, path: str, tags: Sequence[str]) -> nn.Module:
+    """A model with the weights of a file.
+
+    open_clip itself does not read the file, because after some errors it reads it again in a way
+    that runs code in it.
+    """
+    weights = read_clip_weights(path, name)
+    with _quiet():  # open_clip warns of random weights
+        model = _create(open_clip, name, tags)
     try:
-        return _create(open_clip, name, path, tags)
-    except Exception as error:  # a file that holds something else may raise anything
-        raise ValueError(
-            f"The file {path!r} (MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS) does not hold weights of "
-            f"CLIP {name} ({_reason(error)})."
-        ) from error
+        scale = weights["logit_scale"]  # (1,) in some files
+        model.load_state_dict({**weights, "logit_scale": scale.reshape(model.logit_scale.shape)})
+    except (RuntimeError, KeyError) as error:
+        raise _not_clip(name, path, _reason(error)) from error
+    return model
+
+
+def read_clip_weights(path: str, name: str) -> dict[str, Tensor]:
+    """Weights of CLIP from a file, on the CPU; no code that it may contain runs.
+
+    Args:
+        path: a `.safetensors` file, a file of `torch.save` (see `read_checkpoint`), or a TorchScript
+            archive as OpenAI published them.
+        name: open_clip's name of the model, for messages.
+
+    Raises:
+        ValueError: it is damaged, holds something else or values that are not finite.
+    """
+    try:
+        if is_torchscript(Path(path)):
+            weights = read_torchscript(Path(path))
+        else:
+            weights = read_checkpoint(path)["model"]
+    except (OSError, ValueError) as error:
+        raise _not_clip(name, path, _reason(error)) from error
+    weights = {n: value for n, value in weights.items() if not n.endswith(NO_WEIGHTS)}
+    if broken := nonfinite_tensors(weights):
+        raise _not_clip(name, path, f"not finite: {format_examples(broken)}")
+    return weights
+
+
+def _not_clip(name: str, path: str, reason: str) -> ValueError:
+    return ValueError(
+        f"The file {path!r} (MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS) does not hold weights of CLIP "
+        f"{name} ({reason}). Allowed are state dicts of torch.save, .safetensors, and OpenAI's "
+        "TorchScript files; download it again, or name another."
+    )
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {textwrap.shorten(str(error), REASON_LENGTH)}"
 
 
-def _create(open_clip: Any, name: str, pretrained: str | None, tags: Sequence[str]) -> nn.Module:
-    """Build the model with the activation that the weights `tags` of it were trained with.
+def _create(open_clip: Any, name: str, tags: Sequence[str]) -> nn.Module:
+    """Build the model, random, with the activation that its weights `tags` were trained with.
 
     open_clip only warns when weights want QuickGELU and the model's own config does not have it, as
     with all weights of `RN50` and `RN101`; their text features would be wrong.
@@ -123,7 +168,7 @@ def _create(open_clip: Any, name: str, pretrained: str | None, tags: Sequence[st
     configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     model: nn.Module = open_clip.create_model(
         name,
-        pretrained=pretrained,
+        pretrained=None,
         precision="fp32",
         force_quick_gelu=bool(configs) and all(c.get("quick_gelu", False) for c in configs),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import torch
 from torch import nn
 
 from clouds.d2 import CfgNode
-from clouds.messages import install_extra
+from clouds.messages import format_examples, install_extra
+from clouds.weights_io import nonfinite_tensors, read_torch
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +80,9 @@ def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
             f"SAM {model}, or set the key to '' for random ones.{official}"
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} is not a file of weights that torch.load reads "
-            f"({type(error).__name__}). Is it complete?"
-        ) from error
+        state = read_torch(Path(path))
+    except ValueError as error:
+        raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {error}") from error
     size = _size_of(state)
     if size is None:
         raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {path} does not hold the weights of a SAM")
@@ -93,6 +90,12 @@ def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"MODEL.CLOUDS.SAM.WEIGHTS: {path} seems to hold {size}, but MODEL.CLOUDS.SAM.MODEL "
             f"is {model}. Set that to {size}, or name a file of {model}."
+        )
+    broken = nonfinite_tensors(state)
+    if broken:
+        raise ValueError(
+            f"MODEL.CLOUDS.SAM.WEIGHTS: {path} has weights that are not finite: "
+            f"{format_examples(broken)}. Download it again."
         )
     weights: dict[str, torch.Tensor] = state
     return weights

@@ -1,19 +1,33 @@
-"""Reading of weight files without running code that they may contain."""
+"""Reading of weight files: no code that they contain runs, and damaged ones are refused.
+
+Files of `torch.save` are zip archives with a CRC-32 per member, which torch itself does not check.
+Safetensors files have no checksum of their own; ours carry one in their metadata. Of other files,
+those of torch before 1.6 and pickles of arrays included, a log line says that they have none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
+from clouds.files import raw_bytes
 from clouds.messages import format_examples
+
+logger = logging.getLogger(__name__)
+
+CHECKSUM = "clouds_sha256"
+"""Name of the checksum in the metadata of our safetensors files, see `tensors_sha256`."""
 
 PICKLED_ARRAYS = {
     ("collections", "OrderedDict"),
@@ -24,6 +38,10 @@ PICKLED_ARRAYS = {
     *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
 }
 """Modules and names that a pickle of NumPy arrays needs; no others are loaded."""
+
+
+class DamagedFileError(ValueError):
+    """A file of weights is truncated, or other bytes are in it than were written."""
 
 
 def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
@@ -42,8 +60,9 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is a folder; it is truncated or not a checkpoint; it is a pickle of other
-            objects than tensors and plain values, which could run code; it has no weights.
+        DamagedFileError: a ValueError; it is truncated, fails its checksum or is no checkpoint.
+        ValueError: it is a folder; it is a pickle of other objects than tensors and plain values,
+            which could run code; it has no weights.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,30 +88,97 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file."""
+    """Read a safetensors file; the checksum is checked if it has one, see `write_safetensors`."""
     import safetensors
     import safetensors.torch
 
     try:
-        return dict(safetensors.torch.load_file(path, device="cpu"))
+        with safetensors.safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(CHECKSUM)
+        weights = dict(safetensors.torch.load_file(path, device="cpu"))
     except safetensors.SafetensorError as error:
-        raise ValueError(f"checkpoint '{path}' is truncated or not safetensors: {error}") from error
+        raise DamagedFileError(
+            f"checkpoint '{path}' is truncated or not safetensors: {error}. Copy or download it "
+            "again."
+        ) from error
+    if expected is None:
+        _log_unchecked(path)
+    elif tensors_sha256(weights) != expected:
+        raise DamagedFileError(
+            f"checkpoint '{path}' is damaged: its tensors do not match the checksum in its "
+            "metadata. Copy or convert it again."
+        )
+    return weights
+
+
+def write_safetensors(weights: Mapping[str, torch.Tensor], file: IO[bytes]) -> None:
+    """Write contiguous tensors that share no memory, with their checksum in the metadata."""
+    import safetensors.torch
+
+    metadata = {"format": "pt", CHECKSUM: tensors_sha256(weights)}
+    file.write(safetensors.torch.save(dict(weights), metadata))
+
+
+def tensors_sha256(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, hexadecimal, of names, types, shapes and values of tensors, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(raw_bytes(tensor))
+    return digest.hexdigest()
+
+
+def check_archive(path: Path) -> bool:
+    """Check the CRCs of a zip archive; returns False for a file that is none.
+
+    Raises:
+        DamagedFileError: a member does not match its CRC; the message names it.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        damaged = f"its table of contents ({error})"
+    if damaged is not None:
+        raise DamagedFileError(
+            f"checkpoint '{path}' ({path.stat().st_size} bytes) is damaged: {damaged} does not "
+            "match its checksum (CRC-32). Copy or download it again, or use another checkpoint. "
+            "If it was written without checksums (torch.serialization.set_crc32_options), load it "
+            "there and save it again with them."
+        )
+    return True
+
+
+def _log_unchecked(path: Path) -> None:
+    logger.info("%s has no checksum, so damage to its values could not be found", path)
 
 
 def read_torch(path: Path, mmap: bool = False) -> Any:
-    """Read a file of `torch.save`, tensors and plain values only; for `mmap` see above."""
-    mmap = mmap and zipfile.is_zipfile(path)  # files of torch before 1.6 are read as a whole
+    """Read a file of `torch.save`, tensors and plain values only; for `mmap` see above.
+
+    Raises:
+        DamagedFileError: it cannot be read, or a member does not match its CRC.
+        ValueError: it contains other objects, which could run code.
+    """
+    is_archive = check_archive(path)
+    mmap = mmap and is_archive  # files of torch before 1.6 are read as a whole
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         try:
             source = path if mmap else file
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
         except MemoryError:
             raise
         except Exception as error:
             # On damaged bytes torch.load raises any error of its parsers, including KeyError and
             # OSError, so the types cannot be listed.
-            raise ValueError(_why_unreadable(path, error)) from error
+            raise _unreadable(path, error) from error
+    if not is_archive:
+        _log_unchecked(path)
+    return content
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -109,11 +195,13 @@ def read_pickle(path: Path) -> Any:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's modules were renamed
         try:
-            return ArrayUnpickler(file, encoding="latin1").load()
+            content = ArrayUnpickler(file, encoding="latin1").load()
         except MemoryError:
             raise
         except Exception as error:  # as in read_torch
-            raise ValueError(_why_unreadable(path, error)) from error
+            raise _unreadable(path, error) from error
+    _log_unchecked(path)
+    return content
 
 
 def _why_no_folder(folder: Path) -> str:
@@ -134,16 +222,16 @@ def _why_no_folder(folder: Path) -> str:
     )
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """Message for a file on which a pickle loader raised `error`."""
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    """Error for a file on which a pickle loader raised `error`."""
     forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
     if not isinstance(error, pickle.UnpicklingError) or forbidden is None:
-        return (
+        return DamagedFileError(
             f"checkpoint '{path}' ({path.stat().st_size} bytes) cannot be read: it is truncated, "
             "or not a file of torch.save (a plain pickle is refused, since loading it could run "
             "code). Copy or download it again."
         )
-    return (
+    return ValueError(
         f"checkpoint '{path}' is refused: it is a pickle that contains '{forbidden[1]}', and "
         "loading that could run code. Allowed are tensors and plain values, as torch.save "
         "writes them from state dicts, NumPy arrays in a .pkl, or a .safetensors file."
@@ -164,3 +252,25 @@ def to_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, torch.Tensor
             )
         tensors[str(name).removeprefix("module.") if wrapped else str(name)] = value
     return tensors
+
+
+def nonfinite_tensors(values: Any, name: str = "", buffers: Container[str] = ()) -> list[str]:
+    """Names of the tensors in nested dictionaries and lists that are not finite.
+
+    Args:
+        values: a tensor, or a mapping, list or tuple of such; other values are not looked at.
+        name: of `values`; those of its parts are `<name>.<key>`.
+        buffers: names of tensors that may be infinite, such as attention masks, but not NaN.
+    """
+    if isinstance(values, torch.Tensor):
+        if not (values.is_floating_point() or values.is_complex()) or values.is_meta:
+            return []
+        broken = values.isnan().any() if name in buffers else ~values.isfinite().all()
+        return [name] if broken else []
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(values, Mapping):
+        items = values.items()
+    elif isinstance(values, (list, tuple)):
+        items = enumerate(values)
+    prefix = f"{name}." if name else ""
+    return [n for key, v in items for n in nonfinite_tensors(v, f"{prefix}{key}", buffers)]
