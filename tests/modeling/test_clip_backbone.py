@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import zipfile
 
 import open_clip
 import pytest
@@ -11,9 +12,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from clouds.d2 import BACKBONE_REGISTRY
+from clouds.modeling.backbone import open_clip_models
 from clouds.modeling.backbone.base import pool_masks
 from clouds.modeling.backbone.clip import CLIP
 from clouds.modeling.backbone.open_clip_models import create_clip
+from clouds.modeling.backbone.torchscript import read_torchscript
 
 NAMES = ("stem", "res2", "res3", "res4", "res5", "clip_vis_dense")
 EMPTY, FULL = -1.0, 1.0
@@ -37,7 +40,16 @@ def shapes_only(monkeypatch):
         with torch.device("meta"):
             return create_model(name, **options | {"device": "meta", "pretrained": None})
 
+    def download(config):
+        asked["weights"] = config
+        return "clip.pt"
+
+    def without_weights(open_clip, name, path, tags):
+        return open_clip_models._create(open_clip, name, tags)
+
     monkeypatch.setattr(open_clip, "create_model", on_meta)
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
+    monkeypatch.setattr(open_clip_models, "_from_file", without_weights)
     return asked
 
 
@@ -338,6 +350,89 @@ def test_a_weights_file_is_loaded(tmp_path):
         assert torch.equal(loaded[name], value), name
 
 
+def test_openai_files_are_read_as_tensors(tmp_path):
+    """TorchScript in half precision, with OpenAI's three numbers and masks besides the weights."""
+    saved = tiny_clip(RESNET, seed=3).clip_model.half()
+    holder = nn.Module()
+    for name, value in {**saved.state_dict(), "transformer.attn_mask": torch.ones(2)}.items():
+        *parts, last = name.split(".")
+        module = holder
+        for part in parts:
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        module.register_buffer(last, value)
+    for number, name in enumerate(("input_resolution", "context_length", "vocab_size")):
+        holder.register_buffer(name, torch.tensor(number))
+    path = tmp_path / "RN50.pt"
+    torch.jit.script(holder).save(str(path))
+    expected = torch.jit.load(path).state_dict()
+    tensors = read_torchscript(path)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    loaded = create_clip(RESNET, str(path)).state_dict()
+    for name, value in saved.state_dict().items():
+        assert loaded[name].dtype in (torch.float32, torch.int64)
+        assert torch.equal(loaded[name], value.to(loaded[name].dtype)), name
+
+
+class Scripted(nn.Module):
+    """Views, shared values, lists, numbers and several types in a TorchScript archive."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.blocks = nn.ModuleList([nn.BatchNorm2d(2), nn.Linear(2, 1)])
+        self.tied = self.linear.weight
+        base = torch.arange(24.0)
+        self.register_buffer("turned", base[6:18].view(3, 4).t())
+        self.register_buffer("empty", torch.empty(0, 3, dtype=torch.float16))
+        self.register_buffer("flags", torch.tensor([True, False]))
+        self.sizes = [1, 2, 3]
+        self.name = "text"
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)
+
+
+def test_tensors_of_torchscript_are_those_that_torch_reads(tmp_path):
+    path = tmp_path / "m.pt"
+    torch.jit.script(Scripted()).save(str(path))
+    expected, got = torch.jit.load(path).state_dict(), read_torchscript(path)
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value) and got[name].dtype == value.dtype, name
+
+
+def test_torchscript_with_other_objects_or_damage_is_refused(tmp_path):
+    path, trace = tmp_path / "m.pt", tmp_path / "ran"
+    torch.jit.script(Scripted()).save(str(path))
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    for name, content in files.items():
+        files[name] = pickle.dumps(Bomb(trace), 2) if name.endswith("/data.pkl") else content
+    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"evil\.pt.*'(io|_io)\.open'.*could run code"):
+        create_clip(RESNET, str(tmp_path / "evil.pt"))
+    assert not trace.exists()
+    start = path.read_bytes().index(torch.arange(24.0).numpy().tobytes()[24:72])
+    content = bytearray(path.read_bytes())
+    content[start] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"m\.pt.*data/\d+ does not match its checksum"):
+        create_clip(RESNET, str(path))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    weights = tiny_clip(RESNET).clip_model.state_dict()
+    weights["visual.conv1.weight"][0] = torch.nan
+    torch.save(weights, tmp_path / "clip.pt")
+    with pytest.raises(ValueError, match=r"clip\.pt.*not finite: visual\.conv1\.weight"):
+        create_clip(RESNET, str(tmp_path / "clip.pt"))
+
+
 def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -361,6 +456,8 @@ def test_the_activation_is_that_which_the_weights_were_trained_with(
 ):
     """OpenAI's weights want QuickGELU in the text encoder; open_clip would only warn."""
     model = create_clip(name, pretrained)
-    assert (shapes_only["pretrained"] or "") == pretrained
+    assert shapes_only["pretrained"] is None  # open_clip itself reads no file
+    wanted = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+    assert shapes_only.get("weights") == wanted
     activation = model.transformer.resblocks[0].mlp.gelu
     assert isinstance(activation, open_clip.transformer.QuickGELU if quick else nn.GELU)

@@ -127,8 +127,8 @@ def read_clip_weights(path: str, name: str) -> dict[str, Tensor]:
     """Weights of CLIP from a file, on the CPU; no code that it may contain runs.
 
     Args:
-        path: a `.safetensors` file, a file of `torch.save` (see `read_checkpoint`), or a TorchScript
-            archive as OpenAI published them.
+        path: a `.safetensors` file, a file of `torch.save` (see `read_checkpoint`), or a
+            TorchScript archive as OpenAI published them.
         name: open_clip's name of the model, for messages.
 
     Raises:
