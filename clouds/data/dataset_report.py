@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clouds.data.datasets import DatasetSpec, Listing
-from clouds.data.reading import read_image, read_label
+from clouds.data.reading import DamagedImageError, read_image, read_label
 from clouds.data.structures import Record
 from clouds.files import file_sha256
 from clouds.messages import format_examples
@@ -16,8 +16,9 @@ from clouds.messages import format_examples
 State = Literal["ok", "broken", "missing"]
 
 
-DEFECTS = UNREADABLE, OTHER_SIZE, UNKNOWN_IDS, NOT_AS_IN_MANIFEST = (
+DEFECTS = UNREADABLE, DAMAGED, OTHER_SIZE, UNKNOWN_IDS, NOT_AS_IN_MANIFEST = (
     "files cannot be read",
+    "JPEG files have damaged data",
     "labels of another size than their image",
     "labels with unknown ids",
     "images differ from the manifest",
@@ -102,7 +103,9 @@ def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tu
     defects = []
     size: tuple[int, ...] | None = None
     try:
-        size = read_image(record.image).shape[:2]
+        size = read_image(record.image, strict=True).shape[:2]
+    except DamagedImageError as error:
+        defects.append((DAMAGED, str(error)))
     except (OSError, ValueError) as error:
         defects.append((UNREADABLE, str(error)))
     else:

@@ -2,22 +2,29 @@
 
 Image files may be gray, with a palette or an alpha channel, CMYK, 16 bits deep, or rotated by an
 EXIF tag.
+
+What damage is seen depends on the format. A PNG has a CRC-32 per chunk: all are checked before any
+decoder sees the file. A JPEG has no checksum: a decoder notices only what is no valid code, most
+holes of some hundred bytes, but about half of the single wrong bytes pass as other pixels. Other
+formats are as their decoder is. Hashes in the manifest of generated images see every change.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 try:
@@ -29,6 +36,8 @@ except ImportError:
 
 from clouds.data.label_space import IGNORE
 from clouds.messages import format_examples
+
+logger = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
 RawLabel = npt.NDArray[np.integer]
@@ -51,27 +60,43 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_SIZE = 1 << 17  # bytes; twice the limit of EXIF
 _PNG_HEADER = struct.Struct(">12x4sII5B")  # name, width, height, depth, color, …, interlacing
 _PNG_COLORS = {0: "mono", 2: "rgb", 3: "mono"}  # color type -> its name in the fast decoder
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK = struct.Struct(">I4s")  # length of the content, name
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
 
 
-def read_image(path: Path) -> UInt8Array:
+class DamagedImageError(ValueError):
+    """A JPEG that can be decoded, although its data is corrupt, with wrong pixels."""
+
+
+def read_image(path: Path, strict: bool = False) -> UInt8Array:
     """Read an image of any format that Pillow reads; PNG and JPEG are fastest.
+
+    Args:
+        path: its file.
+        strict: corrupt data that a decoder of JPEG only warns of is an error. Otherwise it is a
+            warning, once per file and process, and the pixels are what the decoder makes of it.
 
     Returns:
         (H, W, 3) uint8 RGB, upright (an EXIF orientation is applied). Alpha is dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated or not an image; the message names it.
+        DamagedImageError: a ValueError; see `strict`.
+        ValueError: the file is empty, truncated, fails its checksums or is not an image; the
+            message names it.
     """
     data, header = _open(path)
     if header.format == "PNG" and header.mode == "RGB" and not _has_exif(data, header):
         pixels = _decode_png(data)
         if pixels is not None:
             return pixels
-    # OpenCV decodes faster, but converts CMYK in another way than image viewers do
-    if header.format in ("PNG", "JPEG") and header.mode != "CMYK":
+    if header.format == "JPEG":
+        pixels = _decode_jpeg(data, header, path, strict)
+        if pixels is not None:
+            return pixels
+    if header.format == "PNG":  # OpenCV decodes faster than Pillow
         bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if bgr is not None:
             return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
@@ -138,7 +163,8 @@ def _id_channel(channels: RawLabel, channel: Channel, path: Path) -> RawLabel:
 def _decode_png(data: bytes) -> UInt8Array | None:
     """(H, W) gray values or palette indices, or (H, W, 3) RGB, of a PNG of 8 bits without alpha.
 
-    None without the fast decoder, and for other and broken files, left to the slower decoders.
+    None without the fast decoder, and for other and broken files, left to the slower decoders. The
+    fast one does not look at the checksum of the pixels (zlib's), only those of the chunks count.
     """
     if decode_image_png_u8 is None or len(data) < _PNG_HEADER.size:
         return None
@@ -150,6 +176,56 @@ def _decode_png(data: bytes) -> UInt8Array | None:
     except Exception:  # kornia_rs raises no narrower type
         return None
     return np.asarray(pixels if _PNG_COLORS[color] == "rgb" else pixels[..., 0], np.uint8)
+
+
+def _decode_jpeg(data: bytes, header: Image.Image, path: Path, strict: bool) -> UInt8Array | None:
+    """(H, W, 3) RGB of a JPEG, after a check of its data; for `strict` see `read_image`.
+
+    None: left to Pillow, because it is CMYK, rotated by its EXIF tag or cannot be decoded here.
+    """
+    colors = "CMYK" if header.mode == "CMYK" else "RGB"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colors, strict=True)
+    except ValueError as warning:
+        try:
+            pixels = simplejpeg.decode_jpeg(data, colors, strict=False)
+        except ValueError:
+            return None
+        if strict:
+            raise DamagedImageError(_damage(path, warning)) from warning
+        _warn_once(_damage(path, warning))
+    rotated = "exif" in header.info and header.getexif().get(_EXIF_ORIENTATION, 1) != 1
+    return None if rotated or colors == "CMYK" else np.asarray(pixels, np.uint8)
+
+
+def _damage(path: Path, reason: ValueError) -> str:
+    return (
+        f"{path}: its JPEG data is damaged ({reason}), so some of its pixels are wrong. Download "
+        "or unpack the file again; `clouds check-data --full` lists every such file."
+    )
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Log a warning, the first time that a process has it."""
+    logger.warning("%s", message)
+
+
+def _check_png(data: bytes) -> None:
+    """Raise ValueError unless all chunks of a PNG, up to its end, match their CRCs."""
+    view, start = memoryview(data), len(_PNG_SIGNATURE)
+    name = b""
+    while name != b"IEND":
+        if start + _PNG_CHUNK.size > len(data):
+            raise ValueError(f"the PNG ends without its last chunk, after {len(data)} bytes")
+        length, name = _PNG_CHUNK.unpack_from(data, start)
+        end = start + _PNG_CHUNK.size + length
+        stored = data[end : end + 4]
+        if len(stored) < 4:
+            raise ValueError(f"chunk {name!r} at byte {start} of the PNG is truncated")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(stored, "big"):
+            raise ValueError(f"chunk {name!r} at byte {start} of the PNG does not match its CRC")
+        start = end + 4
 
 
 def _has_exif(data: bytes, header: Image.Image) -> bool:
@@ -188,6 +264,8 @@ def _open(path: Path) -> tuple[bytes, Image.Image]:
     if not data:
         raise _broken(path, "the file is empty (0 bytes)")
     try:
+        if data.startswith(_PNG_SIGNATURE):  # no decoder checks all of it, and Pillow the least
+            _check_png(data)
         header = Image.open(io.BytesIO(data))
         # a decoder may fill missing pixels with gray, so a file without its end marker is first
         # decoded by Pillow, which is strict

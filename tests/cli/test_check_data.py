@@ -17,6 +17,7 @@ from dataset_files import (
     write,
     write_generated,
 )
+from PIL import Image
 
 from clouds.cli import check_data as tool
 from clouds.data.dataset_report import UNREADABLE, check_dataset
@@ -110,6 +111,21 @@ def test_defects_inside_files(tmp_path, capsys):
     assert "_15Xy-Z.png: cannot be read" in out
     assert "_16Xy-Z.png (ids 66)" in out
     assert "_17Xy-Z.png (30x24, image 32x24)" in out
+
+
+def test_a_jpeg_that_a_decoder_warns_of(tmp_path, capsys):
+    for i in range(6):
+        write(tmp_path, "mapillary_val", i)
+    path = tmp_path / "mapillary_vistas/validation/images/_3Xy-Z.jpg"
+    Image.fromarray(random_image(0)).save(path, quality=95)
+    data = bytearray(path.read_bytes())
+    data[-600:-300] = bytes(300)
+    path.write_bytes(data)
+    code, out = run(capsys, tmp_path, "--datasets", "mapillary_val", "--full")
+    assert code == 1
+    assert cells(out, "mapillary_val")[1] == "broken"
+    assert "1 JPEG files have damaged data: " in out
+    assert "_3Xy-Z.jpg: its JPEG data is damaged (Corrupt JPEG data" in out
 
 
 def test_a_defect_in_a_dataset_that_was_not_requested_is_shown_without_failing(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import random
 import struct
 import zlib
 
@@ -11,10 +12,10 @@ import cv2
 import numpy as np
 import pytest
 from dataset_files import random_image, save, save_palette, save_synthia
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from clouds.data import reading
-from clouds.data.reading import read_image, read_label, read_size
+from clouds.data.reading import DamagedImageError, read_image, read_label, read_size
 
 ORIENTATION = 0x0112
 
@@ -325,3 +326,100 @@ def test_nothing_is_logged_for_a_valid_file(tmp_path, caplog):
     with caplog.at_level(logging.DEBUG, logger="clouds"):
         read_image(save(tmp_path / "a.png", random_image(0)))
     assert not caplog.records
+
+
+def chunks(data: bytes) -> list[tuple[str, int, int]]:
+    """Name, start of the content and length of every chunk of a PNG."""
+    found, start = [], 8
+    while start < len(data):
+        (length,) = struct.unpack(">I", data[start : start + 4])
+        found.append((data[start + 4 : start + 8].decode(), start + 8, length))
+        start += 12 + length
+    return found
+
+
+def label_png(kind: str) -> tuple[bytes, np.ndarray]:
+    """A label file with several chunks besides the pixels, and its ids."""
+    ids = np.random.default_rng(0).integers(0, 19, (200, 300)).astype(np.uint8)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", "made by hand")
+    image = Image.fromarray(ids if kind != "rgb" else np.repeat(ids[..., None], 3, axis=2))
+    if kind == "palette":
+        image.putpalette(np.random.default_rng(1).integers(0, 256, 768, np.uint8).tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text, dpi=(72, 72))
+    if kind == "16 bits":
+        buffer = io.BytesIO(cv2.imencode(".png", ids.astype(np.uint16))[1].tobytes())
+    return buffer.getvalue(), ids
+
+
+@pytest.mark.parametrize("kind", ["gray", "palette", "rgb", "16 bits"])
+def test_a_png_whose_chunk_fails_its_crc_is_never_decoded(tmp_path, kind):
+    """Each chunk with another byte in its content or CRC; OpenCV and Pillow let some of them pass.
+
+    Every decoder is in the test: the fast one, OpenCV (16 bits, color) and Pillow.
+    """
+    data, ids = label_png(kind)
+    path = tmp_path / "label.png"
+    path.write_bytes(data)
+    assert np.array_equal(read_label(path), ids)
+    found = chunks(data)
+    assert {name for name, *_ in found} >= {"IHDR", "IDAT", "IEND"}
+    for name, start, length in found:
+        for position in {start, start + length // 2, start + length, start + length + 3}:
+            damaged = bytearray(data)
+            damaged[position] ^= 1
+            path.write_bytes(damaged)
+            for reader in (read_label, read_image):
+                with pytest.raises(ValueError, match=rf"label\.png: .*chunk b'{name}' at byte"):
+                    reader(path)
+
+
+def test_label_files_with_holes_are_refused(tmp_path):
+    data, _ = label_png("gray")
+    rng = random.Random(0)
+    path = tmp_path / "label.png"
+    for _ in range(200):
+        size = rng.choice([1, 64, 4096])
+        start = rng.randrange(len(data) - size)
+        filling = rng.choice([bytes(size), rng.randbytes(size)])
+        if data[start : start + size] == filling:
+            continue
+        path.write_bytes(data[:start] + filling + data[start + size :])
+        with pytest.raises(ValueError, match=r"label\.png: cannot be read"):
+            read_label(path)
+
+
+def damaged_jpeg(mode: str = "RGB") -> bytes:
+    """A JPEG with zeros in its compressed data; libjpeg warns and decodes it."""
+    buffer = io.BytesIO()
+    Image.fromarray(random_image(0, (64, 96))).convert(mode).save(buffer, "JPEG", quality=90)
+    data = bytearray(buffer.getvalue())
+    data[-1500:-1000] = bytes(500)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_damaged_jpeg_data_is_an_error_or_one_warning(tmp_path, mode, caplog, capfd):
+    path = tmp_path / f"{mode}.jpg"
+    path.write_bytes(damaged_jpeg(mode))
+    reading._warn_once.cache_clear()
+    cv2.imread(str(path))
+    assert "Corrupt JPEG data" in capfd.readouterr().err  # libjpeg's own words, by OpenCV
+    with pytest.raises(DamagedImageError, match=rf"{mode}\.jpg: .*damaged \(Corrupt JPEG data"):
+        read_image(path, strict=True)
+    assert read_image(path).shape == read_image(path).shape == (64, 96, 3)
+    (message,) = caplog.messages
+    assert f"{mode}.jpg: its JPEG data is damaged" in message
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_have_the_pixels_of_opencv(tmp_path, progressive, subsampling, mode):
+    path = tmp_path / "a.jpg"
+    image = Image.fromarray(random_image(0, (61, 97))).convert(mode)
+    image.save(path, quality=85, progressive=progressive, subsampling=subsampling)
+    expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+    assert np.array_equal(read_image(path, strict=True), expected)

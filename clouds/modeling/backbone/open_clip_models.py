@@ -117,7 +117,8 @@ def _from_file(open_clip: Any, name: str, path: str, tags: Sequence[str]) -> nn.
         model = _create(open_clip, name, tags)
     try:
         scale = weights["logit_scale"]  # (1,) in some files
-        model.load_state_dict({**weights, "logit_scale": scale.reshape(model.logit_scale.shape)})
+        shape = model.get_parameter("logit_scale").shape
+        model.load_state_dict({**weights, "logit_scale": scale.reshape(shape)})
     except (RuntimeError, KeyError) as error:
         raise _not_clip(name, path, _reason(error)) from error
     return model
