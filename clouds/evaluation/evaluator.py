@@ -172,13 +172,18 @@ class SemSegEvaluator(DatasetEvaluator):
             outputs: "sem_seg" of each: scores (C, h, w) of any size, or a class map (H, W).
 
         Raises:
-            ValueError: the file is not in the dataset or has no label; a class map differs from
-                its label in size or has values that are not classes.
+            ValueError: the file is not in the dataset or has no label; scores are not finite; a
+                class map differs from its label in size or has values that are not classes.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             prediction: Tensor = output["sem_seg"]
             label = sample["label"] if "label" in sample else self._read_label(sample["file_name"])
             if prediction.ndim == 3:
+                if not prediction.isfinite().all():
+                    raise ValueError(
+                        f"{sample['file_name']}: the scores of the model are not finite; its "
+                        "weights may have diverged. Use an earlier checkpoint."
+                    )
                 prediction = class_map(prediction, (int(label.shape[0]), int(label.shape[1])))
             try:
                 self.confusion.update(prediction, label)

@@ -145,6 +145,11 @@ def _predict(
     image = read_image(record.image)
     clean = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     teacher = model.predict_pseudo_labels([clean])[0]
+    if not teacher.confidence.isfinite().all():
+        raise ValueError(
+            f"{record.image}: the teacher's scores are not finite, so there are no pseudo-labels. "
+            "Its weights have diverged; use an earlier checkpoint."
+        )
     refined = model.pseudo_labeler.refine([clean], [teacher], [seed])[0]
     covered, points = refined.covered, refined.points
     return _LabelMaps(
@@ -152,7 +157,7 @@ def _predict(
         teacher=_to_array(teacher.classes),
         refined=_to_array(refined.class_map().masked_fill(~covered, ignore)),
         covered=covered.cpu().numpy(),
-        student=_to_array(model.segment([{"image": clean}])[0]),
+        student=_to_array(model.segment([{"image": clean, "file_name": str(record.image)}])[0]),
         truth=None if record.label is None else dataset.read_label(record),
         points=None if points is None else points.flatten(0, 1).cpu().numpy(),
     )

@@ -81,6 +81,15 @@ class SemanticMap:
         scores = len(self._probabilities) * self._factors[0] * self._factors[1] * self._columns
         self._rows_per_band = max(1, (elements - 2 * masks) // (masks + scores))
 
+    def check_finite(self, name: str) -> None:
+        """Raise ValueError, naming the image, if a score is not finite; waits for the device."""
+        if not self._probabilities.isfinite().all() & self._logits.isfinite().all():
+            raise ValueError(
+                f"{name}: the model's scores are not finite, so there is no class map. If its "
+                "weights diverged, use an earlier checkpoint; with SOLVER.AMP.DTYPE fp16 they may "
+                "exceed its range: use bf16, or SOLVER.AMP.ENABLED False."
+            )
+
     def scores(self) -> Tensor:
         """(C, *image_size) float32."""
         scores = self._probabilities.new_empty(len(self._probabilities), *self.image_size)

@@ -208,6 +208,38 @@ def test_an_unknown_name_lists_the_known_ones(name):
     assert "sd_<folder>" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "..",
+        "../x",
+        "../../x",
+        "/etc",
+        "a/../../b",
+        "a//b",
+        ".",
+        "a/",
+        "..\\x",
+        "C:\\x",
+        "C:x",
+        "a\0b",
+    ],
+)
+def test_generated_datasets_stay_in_their_root(tmp_path, folder):
+    (tmp_path / "stable_diffusion").mkdir()
+    save(tmp_path / "x/images/0.png", random_image(0))
+    with pytest.raises(ValueError, match=r"would be outside of stable_diffusion\. Allowed"):
+        get_dataset(f"sd_{folder}", tmp_path)
+
+
+def test_a_generated_dataset_may_be_a_link_and_have_dots_in_its_name(tmp_path):
+    save(tmp_path / "elsewhere/images/0.png", random_image(0))
+    (tmp_path / "stable_diffusion").mkdir()
+    for name in ("link", "v1..2", "...", ".hidden"):
+        (tmp_path / "stable_diffusion" / name).symlink_to(tmp_path / "elsewhere")
+        assert len(get_dataset(f"sd_{name}", tmp_path).records()) == 1
+
+
 def test_missing_root(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere does not exist.*DETECTRON2_DATASETS"):
         get_dataset("gta5", tmp_path / "nowhere").records()

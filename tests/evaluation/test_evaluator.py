@@ -15,6 +15,7 @@ import torch
 from color_model import ColorModel, blocks, random_pairs, to_image, write_cityscapes
 from PIL import Image
 from sklearn.metrics import confusion_matrix
+from tiny_model import tiny_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -303,6 +304,29 @@ def test_an_invalid_prediction_is_reported_with_its_image(tmp_path, root):
         evaluate(config(tmp_path), InvalidClasses())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("protocol", ["native", "clouds", "slide"])
+def test_scores_that_are_not_finite_stop_with_the_name_of_the_image(
+    tmp_path, root, protocol, value
+):
+    """The second image has a pixel of which the model makes scores that are not finite."""
+    pairs = [(np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint8)) for _ in range(2)]
+    write_cityscapes(root, pairs)
+    model = tiny_model()
+    calls = []
+
+    def spoil(module, args, output):
+        calls.append(1)
+        return output * value if len(calls) == 2 else output
+
+    model.sem_seg_head.predictor.class_embed.register_forward_hook(spoil)
+    match = r"ulm_000001_000019_leftImg8bit\.png: the model's scores are not finite"
+    with pytest.raises(ValueError, match=match):
+        evaluate(config(tmp_path, "TEST.PROTOCOL", protocol), model)
+    assert len(calls) == 2
+    assert not (tmp_path / "results.json").exists()
+
+
 # ----------------------------------------------------------- Detectron2's evaluation loop
 
 
@@ -331,6 +355,15 @@ def test_semseg_evaluator_resizes_scores_to_the_label(root):
     evaluator = SemSegEvaluator("cityscapes_val")
     evaluator.process([{"file_name": str(file)}], [{"sem_seg": small.permute(2, 0, 1).float()}])
     assert evaluator.evaluate()["sem_seg"]["mIoU"] == pytest.approx(100)
+
+
+def test_semseg_evaluator_rejects_scores_that_are_not_finite(root):
+    write_cityscapes(root, random_pairs(1))
+    (file,) = (root / "cityscapes/leftImg8bit").rglob("*.png")
+    scores = torch.zeros(19, 24, 32)
+    scores[3, 4, 5] = math.inf
+    with pytest.raises(ValueError, match=rf"{file}: the scores of the model are not finite"):
+        SemSegEvaluator("cityscapes_val").process([{"file_name": str(file)}], [{"sem_seg": scores}])
 
 
 def test_semseg_evaluator_rejects_other_files(root):

@@ -168,3 +168,16 @@ def test_pseudo_labels_in_a_label_space_of_three_classes(tmp_path, root, monkeyp
     assert panel.shape[1] == 5 * (360 + 12) + 12
     assert all((panel == color).all(-1).sum() > 1000 for color in LAND.colors)
     assert not (panel == CITYSCAPES_19.colors[0]).all(-1).any()
+
+
+def test_a_teacher_without_finite_scores_stops_with_the_name_of_the_image(tmp_path, root):
+    image = root / "stable_diffusion/x/images/0.png"
+    image.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
+    model = Student(3).eval()
+    model.predict_pseudo_labels = lambda images: [
+        PseudoLabel(torch.zeros(32, 32).byte(), torch.full((32, 32), torch.nan))
+    ]
+    overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.PICTURES", 1)
+    with pytest.raises(ValueError, match=rf"{image}: the teacher's scores are not finite"):
+        evaluate_pseudo_labels(config(tmp_path, *overrides), model)

@@ -7,6 +7,7 @@ the folders of images and labels and without the suffixes given here, are the sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 
@@ -216,7 +217,14 @@ def get_description(name: str) -> DatasetDescription:
     if name in BUILTIN_DATASETS:
         return BUILTIN_DATASETS[name]
     if is_generated(name):
-        return generated_description(name.removeprefix(GENERATED_PREFIX))
+        folder = name.removeprefix(GENERATED_PREFIX)
+        parts = re.split(r"[/\\]", folder)
+        if {"", ".", ".."} & set(parts) or ":" in folder or "\0" in folder:
+            raise UnknownDatasetError(
+                f"dataset {name!r}: {folder!r} would be outside of {GENERATED_ROOT}. Allowed is "
+                f"{GENERATED_PREFIX}<folder>, the name of a folder in it; it may be a link."
+            )
+        return generated_description(folder)
     raise UnknownDatasetError(
         f"unknown dataset {name!r}. Known: {', '.join(BUILTIN_DATASETS)}, and "
         f"{GENERATED_PREFIX}<folder> for generated images in {GENERATED_ROOT}/<folder>/images. "

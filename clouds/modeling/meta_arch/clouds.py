@@ -190,10 +190,17 @@ class CLOUDS(nn.Module):
         ]
 
     def semantic_maps(self, batch: Sequence[Sample]) -> Iterator[SemanticMap]:
-        """Per image of `batch` its prediction at the size of `image`, scores not yet computed."""
+        """Per image of `batch` its prediction at the size of `image`, scores not yet computed.
+
+        Raises:
+            ValueError: scores are not finite; the message names the image.
+        """
         images = self._preprocess([sample["image"] for sample in batch])
         predictions, features = self.predict(images.tensor)
-        return self._semantic_maps(self.network, predictions, features, images, self.ensemble)
+        maps = self._semantic_maps(self.network, predictions, features, images, self.ensemble)
+        for sample, semantic_map in zip(batch, maps, strict=True):
+            semantic_map.check_finite(str(sample.get("file_name", "an image")))
+            yield semantic_map
 
     @torch.no_grad()
     def predict_pseudo_labels(self, images: Sequence[Tensor]) -> list[PseudoLabel]:
