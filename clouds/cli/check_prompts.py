@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from clouds.cli.command_line import new_parser, path, user_errors_in_one_line
+from clouds.cli.command_line import finite_number, new_parser, path, user_errors_in_one_line
 from clouds.cli.prompt_reader import prompt_reader
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a problem")
     parser.add_argument(
         "--similarity",
-        type=float,
+        type=finite_number,
         default=0.5,
         metavar="S",
         help="Jaccard index of words from which two prompts are near-duplicates (default: 0.5)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import shlex
 import sys
 import traceback
@@ -68,6 +69,14 @@ def path(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:  # the home directory of an unknown user
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+
+
+def finite_number(text: str) -> float:
+    """Type of flags that are numbers: not infinite, not nan."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is given; expected is a finite number")
+    return number
 
 
 def path_or_name(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from clouds.cli.command_line import (
     USER_ERROR,
+    finite_number,
     new_parser,
     path,
     path_or_name,
@@ -86,7 +87,12 @@ def add_diffusion_flags(parser: argparse.ArgumentParser) -> None:
         "the model's own (default: euler)",
     )  # fmt: skip
     add("--steps", type=int, metavar="N", help="of denoising (default: 50)")
-    add("--guidance", type=float, metavar="SCALE", help="default: 7.5, or the model's if distilled")
+    add(
+        "--guidance",
+        type=finite_number,
+        metavar="SCALE",
+        help="default: 7.5, or the model's if distilled",
+    )
     add("--negative-prompt", metavar="TEXT", help="content to avoid")
     add("--dtype", metavar="NAME", help="float16 (default on a GPU), bfloat16, float32 (on a CPU)")
     add("--device", metavar="NAME", help="cpu or cuda (default: cuda if available)")

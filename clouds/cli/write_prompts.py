@@ -12,7 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from clouds.cli.command_line import new_parser, path, path_or_name, user_errors_in_one_line
+from clouds.cli.command_line import (
+    finite_number,
+    new_parser,
+    path,
+    path_or_name,
+    user_errors_in_one_line,
+)
 from clouds.cli.prompt_reader import prompt_reader
 
 FAILED = 1
@@ -56,11 +62,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="prompt files whose prompts must not be repeated",
     )
     add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--temperature", type=float, default=0.9, help="of sampling (default: %(default)s)")
+    add("--temperature", type=finite_number, default=0.9, help="of sampling (default: %(default)s)")
     add("--batch-size", type=int, default=4, help="answers per batch (default: %(default)s)")
     add(
         "--similarity",
-        type=float,
+        type=finite_number,
         default=0.6,
         metavar="S",
         help="Jaccard index of words from which a prompt counts as repeated (default: %(default)s)",

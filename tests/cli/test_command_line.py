@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.cli import command_line
+from clouds.cli import command_line, main
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 CLOUDS = {"__name__": "clouds.anything", "__file__": "/anywhere/clouds/anything.py"}
@@ -181,3 +181,21 @@ def test_names_on_a_hub_are_not_paths():
 def test_home_directory_of_an_unknown_user():
     with pytest.raises(argparse.ArgumentTypeError, match="~no_such_user/x"):
         command_line.path("~no_such_user/x")
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-inf", "1e999", "NaN"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "--prompts", "a", "--output", "b", "--count", "1", "--guidance"),
+        ("write-prompts", "--output", "a", "--model", "b", "--count", "1", "--temperature"),
+        ("check-prompts", "a.txt", "--similarity"),
+    ],
+)
+def test_numbers_must_be_finite(arguments, word, capsys):
+    with pytest.raises(SystemExit) as end:
+        main.main([*arguments[:-1], f"{arguments[-1]}={word}"])
+    assert end.value.code == 2
+    assert f"{arguments[-1]}: {word!r} is given; expected is a finite number" in (
+        capsys.readouterr().err
+    )

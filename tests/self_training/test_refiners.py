@@ -394,6 +394,24 @@ def test_a_broken_file(content, tmp_path):
         read_weights(tmp_path / "torn.pth", "vit_b")
 
 
+def test_sam_weights_with_a_hole_or_nan_are_refused(tmp_path):
+    path = tmp_path / "sam.pth"
+    weights = build_sam(config(), "cpu").state_dict()
+    torch.save(weights, path)
+    whole = path.read_bytes()
+    assert read_weights(path, "tiny").keys() == weights.keys()
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes(4096) + whole[middle + 4096 :])
+    with pytest.raises(
+        ValueError, match=r"SAM\.WEIGHTS: .*sam\.pth.* is damaged: .*match its checksum"
+    ):
+        read_weights(path, "tiny")
+    weights["image_encoder.neck.0.weight"][0] = torch.nan
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match=r"not finite: image_encoder\.neck\.0\.weight"):
+        read_weights(path, "tiny")
+
+
 def test_mobile_sam_without_its_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mobile_sam", None)
     with pytest.raises(ImportError, match=r"pip install git\+https://github.com/Chao"):
