@@ -15,6 +15,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Container, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -152,7 +153,9 @@ def check_archive(path: Path) -> bool:
     return True
 
 
+@cache
 def _log_unchecked(path: Path) -> None:
+    """Say once that damage cannot be seen."""
     logger.info("%s has no checksum, so damage to its values could not be found", path)
 
 
@@ -243,12 +246,18 @@ def to_tensors(path: Path, weights: Mapping[str, Any]) -> dict[str, torch.Tensor
     tensors: dict[str, torch.Tensor] = {}
     wrapped = bool(weights) and all(str(name).startswith("module.") for name in weights)
     for name, value in weights.items():
+        kind = type(value).__name__
         if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value)
+            kind = f"NumPy array of {value.dtype}"
+            value = torch.from_numpy(value) if value.dtype.kind in "biuf" else None
+        elif isinstance(value, torch.Tensor) and (
+            value.layout is not torch.strided or value.is_quantized
+        ):
+            kind, value = f"sparse or quantized tensor of {value.dtype}", None
         if not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"checkpoint '{path}' has no weights: entry {name!r} is a {type(value).__name__}; "
-                "expected are tensors, or an entry 'model' of tensors."
+                f"checkpoint '{path}' has no weights: entry {name!r} is a {kind}; expected are "
+                "dense tensors, or an entry 'model' of such."
             )
         tensors[str(name).removeprefix("module.") if wrapped else str(name)] = value
     return tensors

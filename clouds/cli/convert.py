@@ -59,8 +59,11 @@ def select(
     """The model's tensors in `weights`, and the names of the others.
 
     Raises:
-        ValueError: there are none, or they are not those of the config's model.
+        ValueError: there are none, they are not those of the config's model, or not finite.
     """
+    from clouds.messages import format_examples
+    from clouds.weights_io import nonfinite_tensors
+
     if config_file is None:
         kept = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
     else:
@@ -77,6 +80,12 @@ def select(
         kept = {name: weights[name] for name in model.state_dict()}
     if not kept:
         raise ValueError(f"no tensor of the input begins with {', '.join(PARTS)}")
+    masks = {name for name in kept if name.endswith("attn_mask")}
+    if broken := nonfinite_tensors(kept, buffers=masks):
+        raise ValueError(
+            f"the input has weights that are not finite: {format_examples(broken)}. Its training "
+            "has diverged; convert an earlier checkpoint"
+        )
     return kept, [name for name in weights if name not in kept]
 
 

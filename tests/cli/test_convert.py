@@ -173,3 +173,11 @@ def test_help_as_a_command():
     command = [sys.executable, "tools/convert_checkpoint.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "IN OUT" in done.stdout
+
+
+def test_weights_that_are_not_finite_are_not_converted(convert, tmp_path, capsys):
+    weights = {"backbone.a": torch.tensor([1.0, torch.inf]), "void_embedding.weight": torch.ones(1)}
+    torch.save(weights, tmp_path / "w.pth")
+    assert convert(tmp_path / "w.pth", tmp_path / "w.safetensors") == 2
+    assert "not finite: backbone.a. Its training has diverged" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()

@@ -219,6 +219,19 @@ def test_a_file_without_weights(tmp_path, content):
         read_checkpoint(tmp_path / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.array(["a"], object), "NumPy array of object"),
+        (np.array(["a"]), "NumPy array of <U1"),
+        (torch.eye(2).to_sparse(), "sparse or quantized tensor"),
+    ],
+)
+def test_other_arrays_and_tensors_are_refused(value, kind):
+    with pytest.raises(ValueError, match=f"entry 'a' is a {kind}"):
+        to_tensors(Path("w"), {"a": value})
+
+
 def test_arrays_are_converted(tmp_path):
     weights = to_tensors(Path("w"), {"a": np.ones(2, np.float32)})
     assert torch.equal(weights["a"], torch.ones(2))
