@@ -31,19 +31,16 @@ def fetches(monkeypatch, tmp_path):
 
     attempts = Attempts()
 
-    def create_model(name, pretrained=None, **options):
-        if pretrained == TAG:
-            attempts.append(name)
-            if attempts.file is None:
-                raise RuntimeError("no network")
-            pretrained = attempts.file
-        return original(name, pretrained=pretrained, **options)
+    def download(config):
+        attempts.append(config["name"])
+        if attempts.file is None:
+            raise RuntimeError("no network")
+        return attempts.file
 
-    original = open_clip.create_model
     open_clip_models._register_own_configs()
-    monkeypatch.setattr(open_clip, "create_model", create_model)
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
     monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: [TAG])
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {})
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"name": name})
     return attempts
 
 

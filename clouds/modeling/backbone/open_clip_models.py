@@ -95,7 +95,8 @@ def _from_tag(open_clip: Any, name: str, tag: str) -> nn.Module:
         with one_warning() as attempts:
             path = open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, tag))
     except (OSError, RuntimeError) as error:
-        code = f'import open_clip; open_clip.create_model("{name}", "{tag}")'
+        code = "import open_clip as c; c.download_pretrained(c.get_pretrained_cfg"
+        code += f'("{name}", "{tag}"))'
         raise FileNotFoundError(
             f"The weights {tag!r} of CLIP {name} are not on this machine and could not be "
             f"downloaded ({attempts.failure or _reason(error)}). On a machine with internet run "
