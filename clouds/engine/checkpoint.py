@@ -154,8 +154,9 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
 
     def save(self, name: str, **entries: Any) -> None:
         """Write `{save_dir}/{name}.pth`, the newest checkpoint; entries include `iteration`."""
-        self.saved_iteration = int(entries.get("iteration", -1))
+        iteration = int(entries.get("iteration", -1))
         if not self.save_dir or not self.save_to_disk:
+            self.saved_iteration = iteration
             return
         content = {"model": self.model.state_dict()}
         content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -164,6 +165,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         with atomic_write(path) as file:
             torch.save(content, file)
         self.tag_last_checkpoint(path.name)
+        self.saved_iteration = iteration
         logger.info("saved %s", path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

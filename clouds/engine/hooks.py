@@ -152,10 +152,16 @@ class CheckpointHook(HookBase):
             self.periodic.step(self.trainer.iter)
 
     def after_train(self) -> None:
-        """Save the final checkpoint, unless there was no iteration."""
-        completed = self.trainer.completed_iter
-        if completed >= self.trainer.start_iter:
-            self.checkpointer.save("model_final", iteration=completed)
+        """Save the final checkpoint, unless it is the one that was resumed, or there is none.
+
+        A run that was stopped between its last iteration and the final checkpoint gets it now.
+        """
+        trainer, newest = self.trainer, Path(self.checkpointer.get_checkpoint_file())
+        complete = 0 < trainer.max_iter == trainer.completed_iter + 1
+        if trainer.completed_iter >= trainer.start_iter or (
+            complete and newest.name != "model_final.pth"
+        ):
+            self.checkpointer.save("model_final", iteration=trainer.completed_iter)
 
 
 class EvalHook(HookBase):

@@ -151,6 +151,12 @@ def final_weights(folder):
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
+def evaluation_in(folder):
+    """The only folder of an evaluation in OUTPUT_DIR."""
+    (found,) = (folder / "eval").iterdir()
+    return found
+
+
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
@@ -180,16 +186,26 @@ def test_train_evaluate_and_build(tool, command, tmp_path, capsys):
     weights = str(out / "model_final.pth")
     again = tmp_path / "again"
     tool.main([*command, "--eval-only", "OUTPUT_DIR", str(again), "MODEL.WEIGHTS", weights])
-    evaluated = json.loads((again / "results.json").read_text())
+    found = evaluation_in(again)
+    assert found.name == "native_cityscapes_val_out_model_final"
+    evaluated = json.loads((found / "results.json").read_text())
     assert evaluated["mean"] == result["mean"]
-    assert not (again / "config.yaml").exists()
-    assert "RANDOM" not in (again / "log.txt").read_text()
+    assert [path.name for path in again.iterdir()] == ["eval"]
+    assert not (found / "config.yaml").exists()
+    assert "RANDOM" not in (found / "log.txt").read_text()
 
-    tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
-    assert json.loads((out / "results.json").read_text())["mean"] == result["mean"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    for _ in range(2):
+        tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = evaluation_in(out)
+    assert found.name == "native_cityscapes_val_model_final"
+    for folder in (found, *(found / "earlier").iterdir()):
+        assert json.loads((folder / "results.json").read_text())["mean"] == result["mean"]
 
     tool.main([*command, "--eval-only", "OUTPUT_DIR", str(tmp_path / "random")])
-    assert "RANDOM weights" in (tmp_path / "random" / "log.txt").read_text()
+    found = evaluation_in(tmp_path / "random")
+    assert "RANDOM weights" in (found / "log.txt").read_text()
 
     built = clouds.build(command[1], ["MODEL.WEIGHTS", "unused"], weights)
     assert not built.training
