@@ -79,10 +79,9 @@ class MetricsHook(HookBase):
         last = step.iteration + 1 == self.trainer.max_iter
         if (step.iteration + 1) % self.period == 0 or last:
             self.write(step)
-            self.pending = {}
 
     def write(self, step: StepResult) -> None:
-        """Write the record to metrics.json, TensorBoard and the console."""
+        """Write the record to metrics.json, TensorBoard and the console; nothing is pending."""
         record: Record = {"iteration": step.iteration}
         hints = self.trainer.storage.smoothing_hints()
         for name, buffer in self.pending.items():
@@ -94,6 +93,7 @@ class MetricsHook(HookBase):
         record["images_per_second"] = self.batch_size / max(record["seconds"], 1e-9)
         record["memory_gib"] = memory_gib(self.device)
         self.file.write(record)
+        self.pending = {}
         scalars = {f"train/{name}": value for name, value in record.items() if name != "iteration"}
         self.tensorboard.scalars(scalars, step.iteration)
         max_iter = self.trainer.max_iter

@@ -13,8 +13,8 @@ from clouds.engine.train_loop import HookBase, TrainStep
 
 logger = logging.getLogger(__name__)
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of the errors of a full disk or an exhausted quota."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk, an exhausted quota, and a limit of the size of files."""
 
 
 class LastCompleted(HookBase):

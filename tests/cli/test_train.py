@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -226,6 +228,102 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tool, command, tmp_path):
     tool.main([*command, "--resume", "OUTPUT_DIR", str(killed)])
     assert records_of(killed) == records_of(whole)
     assert same(final_weights(killed), final_weights(whole))
+
+
+def files_in(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_used_folder_needs_resume_or_overwrite(tool, fails, command, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["OUTPUT_DIR", str(out), "DATASETS.TEST", "()"]
+    tool.main([*command, *words, "SOLVER.MAX_ITER", "2"])
+    before = files_in(out)
+    text = fails(*command, *words)
+    assert text.startswith(f"error: OUTPUT_DIR '{out}' holds a run (")
+    assert text.count("\n") == 1
+    assert files_in(out) == before
+    text = fails(*command, "--resume", "--overwrite", *words)
+    assert "not allowed with argument --resume" in text
+    assert "--overwrite is for training" in fails(*command, "--eval-only", "--overwrite")
+
+    tool.main([*command, "--overwrite", *words])
+    (moved,) = (out / "earlier").iterdir()
+    assert files_in(moved).values() and set(files_in(moved).values()) == set(before.values())
+    assert f"the earlier run are now in '{moved}'" in (out / "log.txt").read_text()
+    assert [r["iteration"] for r in records_of(out)] == [0, 1, 2, 3]
+    tool.main([*command, "--resume", *words, "SOLVER.MAX_ITER", "5"])
+    assert [r["iteration"] for r in records_of(out)] == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tool, fails, command, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    held = {"host": "elsewhere", "boot": "", "namespace": "", "pid": 7, "start": "", "since": "x"}
+    (out / "run.lock").write_text(json.dumps(held))
+    for flags in ([], ["--resume"], ["--overwrite"]):
+        text = fails(*command, *flags, "OUTPUT_DIR", out)
+        assert text.startswith(f"error: OUTPUT_DIR '{out}' is in use by a run (process 7 on")
+        assert text.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["run.lock"]
+
+
+def test_a_full_disk_is_one_line(tool, fails, command, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # a checkpoint has 9 MB
+    try:
+        text = fails(*command, "OUTPUT_DIR", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert text.splitlines()[-1] == (
+        "error: File too large. A file of the run cannot be written. Free space, then add --resume."
+    )
+    assert not list((tmp_path / "out").glob("*.pth"))
+    assert "There is no checkpoint" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_a_name_that_is_not_utf8(fails, command, tmp_path):
+    text = fails(*command, "OUTPUT_DIR", os.fsdecode(bytes(tmp_path) + b"/o\xff"))
+    assert "o\\udcff' has bytes that are not UTF-8" in text
+    assert "OUTPUT_DIR <folder>" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.slow
+def test_a_console_that_is_closed_does_not_stop_a_run(command, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m clouds train {' '.join(command)} OUTPUT_DIR {tmp_path}/out 2>&1"
+        " | head -c 10; echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.endswith("\n0\n") or done.stdout.splitlines()[-1].endswith("0")
+    assert done.stderr == ""
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("the console is closed (Broken pipe); messages are only here") == 1
+    assert "results in" in log
+
+
+@pytest.mark.slow
+def test_ascii_terminal_without_home_and_name_of_the_user(command, tmp_path):
+    environment = {
+        **{k: v for k, v in script_environment().items() if k not in ("HOME", "USER", "LOGNAME")},
+        **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        "PYTHONIOENCODING": "ascii:strict",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "clouds", "train", *command, "OUTPUT_DIR", str(tmp_path / "ö")],
+        env=environment,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"\\u2013" in done.stdout  # the dash of a class without a score
+    assert "\u2013" in (tmp_path / "ö" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_exit_status_of_divergence(tool, command, tmp_path, capsys):
