@@ -71,13 +71,14 @@ def check_writable(output_dir: str) -> None:
     """Create OUTPUT_DIR and check that files can be written in it.
 
     Raises:
-        ValueError: they cannot, or the name is not UTF-8; the message has the reason.
+        ValueError: they cannot, or the name is not text; the message has the reason.
     """
     folder = Path(output_dir)
     if not output_dir.isprintable():
         raise ValueError(
-            f"OUTPUT_DIR {output_dir!r} has bytes that are not UTF-8, or characters that cannot be "
-            "printed; TensorBoard cannot write there. Set another folder with OUTPUT_DIR <folder>."
+            f"OUTPUT_DIR {output_dir!r} has bytes that are not {sys.getfilesystemencoding()}, or "
+            "characters that cannot be printed; TensorBoard cannot write there. Set another folder "
+            "with OUTPUT_DIR <folder>."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
