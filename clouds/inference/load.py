@@ -20,6 +20,7 @@ from clouds.data.label_space import LabelSpace
 from clouds.device import resolve_device
 from clouds.engine.checkpoint import Checkpointer, compare_tensors, rename_older_tensors
 from clouds.engine.weights_io import read_checkpoint
+from clouds.files import expand_user
 from clouds.inference.classes import (
     label_space_of,
     numbered_label_space,
@@ -67,7 +68,7 @@ def load(
             weights that are not finite; it carries no config and none is named; the config, the
             device or the classes are invalid.
     """
-    path = Path(weights).expanduser()
+    path = expand_user(weights)
     names = None if classes is None else parse_classes(classes)
     if path.is_dir():
         raise ValueError(

@@ -45,9 +45,7 @@ def whole(tmp_path_factory):
 def assert_same_run(folder, whole):
     """The same weights, optimizer and records, bit for bit."""
     assert losses_of(folder) == losses_of(whole)
-    first, second = (
-        torch.load(f / "model_final.pth", weights_only=True) for f in (folder, whole)
-    )
+    first, second = (torch.load(f / "model_final.pth", weights_only=True) for f in (folder, whole))
     assert first["iteration"] == second["iteration"] == 11
     for name, value in second["model"].items():
         assert torch.equal(first["model"][name], value), name
@@ -89,7 +87,9 @@ def test_any_error_saves_and_resuming_is_exact(tmp_path, whole, caplog, error):
     assert torch.load(saved, weights_only=True)["iteration"] == 5
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert f"stopped by {type(error).__name__}" in line
-    assert f"after 6 of 12 iterations. The same command with --resume resumes from '{saved}'" in line
+    assert (
+        f"after 6 of 12 iterations. The same command with --resume resumes from '{saved}'" in line
+    )
     resumed = trainer_of(tmp_path)
     resume(resumed)
     assert resumed.start_iter == 6

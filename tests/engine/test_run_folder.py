@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,13 +171,8 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(tmp_path, killed_at):
         (tmp_path / "last_checkpoint").unlink()
     images = torch.zeros(4, 6, 3, dtype=torch.uint8).numpy()
 
-    class Results:
-        panels = {"toy": images}
-
-        def flat(self):
-            return {"toy/mIoU": 1.0}
-
-    resumed = Trainer(toy_config(tmp_path), Toy(), toy_batches, evaluate=Results)
+    results = SimpleNamespace(flat=lambda: {"toy/mIoU": 1.0}, panels={"toy": images})
+    resumed = Trainer(toy_config(tmp_path), Toy(), toy_batches, evaluate=lambda: results)
     assert resumed.resume_or_load(resume=True) == (4 if killed_at == 6 else 0)
     resumed.train()
     assert tensorboard_curve(tmp_path) == curve(tmp_path)
