@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(_why_no_folder(path))
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist.{_why_no_address(path)}")
     content: Any
     if path.suffix == ".safetensors":
         content = read_safetensors(path)
@@ -132,6 +132,13 @@ def _why_no_folder(folder: Path) -> str:
         f"checkpoint '{folder}' is a folder. Name one of its files, newest first: {names}{last}. "
         f"For example '{files[0]}'."
     )
+
+
+def _why_no_address(path: Path) -> str:
+    """Advice for an address in place of a file, such as `detectron2://…`; else empty."""
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        return ""
+    return " It looks like an address; download what is there, and name the file."
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -344,6 +344,24 @@ def test_missing_weights(fails, command, tmp_path, when):
     assert "checkpoint 'no_such.pth' does not exist" in fails(*command, *words)
 
 
+@pytest.mark.parametrize("when", ["train", "evaluate"])
+@pytest.mark.parametrize("address", ["detectron2://a/R-50.pkl", "https://a.org/b.pth", "s3://a/b"])
+def test_addresses_of_weights(fails, command, tmp_path, when, address):
+    words = ["--eval-only"] if when == "evaluate" else []
+    text = fails(*command, *words, "OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", address)
+    assert "It looks like an address; download what is there, and name the file." in text
+    assert text.count("\n") == 1
+
+
+def test_a_folder_of_weights(fails, command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model_final.pth").write_bytes(b"")
+    words = ["OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "run"]
+    text = fails(*command, *words)
+    assert "is a folder. Name one of its files, newest first: model_final.pth" in text
+    assert text.count("\n") == 1
+
+
 @pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])
 @pytest.mark.parametrize("name", ["cityscapess_val", "synthia"])
 def test_missing_data_is_reported_before_training(fails, command, tmp_path, key, name):
