@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from clouds.d2 import BACKEND, CfgNode, backend_version
+from clouds.files import atomic_write
 from clouds.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -68,9 +71,15 @@ def check_writable(output_dir: str) -> None:
     """Create OUTPUT_DIR and check that files can be written in it.
 
     Raises:
-        ValueError: they cannot; the message has the reason.
+        ValueError: they cannot, or the name is not text; the message has the reason.
     """
     folder = Path(output_dir)
+    if not output_dir.isprintable():
+        raise ValueError(
+            f"OUTPUT_DIR {output_dir!r} has bytes that are not {sys.getfilesystemencoding()}, or "
+            "characters that cannot be printed; TensorBoard cannot write there. Set another folder "
+            "with OUTPUT_DIR <folder>."
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):
@@ -82,6 +91,31 @@ def check_writable(output_dir: str) -> None:
         ) from error
 
 
+class Console(logging.StreamHandler):  # type: ignore[type-arg] # Python 3.10 lacks it
+    """Writes messages to a stream until it is closed, as the pipe in `clouds train … | head` is.
+
+    The run goes on: the log file has all messages, and one that the console is closed. Characters
+    that the stream's encoding lacks are escaped.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.setLevel(logging.CRITICAL + 1)
+        with Path(os.devnull).open("w") as nowhere, contextlib.suppress(OSError, ValueError):
+            number = self.stream.fileno()
+            if os.path.sameopenfile(number, sys.stderr.fileno()):  # as in `2>&1 | head`
+                os.dup2(nowhere.fileno(), sys.stderr.fileno())
+            os.dup2(nowhere.fileno(), number)  # for the messages in its buffer
+        logger.warning("the console is closed (%s); messages are only here", error.strerror)
+
+    def format(self, record: logging.LogRecord) -> str:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return super().format(record).encode(encoding, "backslashreplace").decode(encoding)
+
+
 def setup_logging(output_dir: str, rank: int) -> None:
     """Log the package's messages and Python's warnings to the console and a file in `output_dir`.
 
@@ -89,12 +123,12 @@ def setup_logging(output_dir: str, rank: int) -> None:
     above 0 log only warnings to the console. A further call replaces the handlers of an earlier
     one.
     """
-    console = logging.StreamHandler(sys.stdout)
+    console = Console(sys.stdout)
     console.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     source = f" rank {rank}" if rank else ""
     console.setFormatter(logging.Formatter(f"[%(asctime)s{source}] %(message)s", "%m-%d %H:%M:%S"))
     path = Path(output_dir, "log.txt" if rank == 0 else f"log.txt.rank{rank}")
-    file = logging.FileHandler(path)
+    file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
     logging.captureWarnings(True)
     for name in LOGGERS:
@@ -113,4 +147,6 @@ def dump_config(cfg: CfgNode, path: Path, command: str = "") -> None:
     """Write the complete config as a YAML file, with a comment on the versions and the command."""
     facts: dict[str, Any] = {**provenance(), "command": command}
     comment = "".join(f"# {name}: {value}\n" for name, value in facts.items() if value)
-    path.write_text(comment + cfg.dump())
+    text = (comment + cfg.dump()).encode("utf-8", "backslashreplace")  # names that are not UTF-8
+    with atomic_write(path) as file:
+        file.write(text)

@@ -59,6 +59,21 @@ def atomic_write(
         raise
 
 
+def expand_user(path: str | Path) -> Path:
+    """`path` with the home directory in place of a leading `~`.
+
+    Raises:
+        ValueError: the directory is not known, as for a user without an account in a container.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"'{path}': ~ cannot be expanded, the home directory is not known. Set HOME, or write "
+            "the whole path."
+        ) from error
+
+
 def final_name(name: str) -> str | None:
     """Name that the partial file `name` of `atomic_write` is renamed to; None for other files."""
     match = _PARTIAL.fullmatch(name)

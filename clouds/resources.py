@@ -9,6 +9,8 @@ import difflib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from clouds.files import expand_user
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -63,7 +65,7 @@ def find(kind: Resources, name: str | Path) -> Path:
     Returns:
         The path of an existing file, or `name` as a path if there is neither.
     """
-    path = Path(name).expanduser()
+    path = expand_user(name)
     if path.is_file() or path.is_absolute():
         return path
     short = _shortened(kind, path)

@@ -69,7 +69,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(_why_no_folder(path))
     if not path.is_file():
-        raise FileNotFoundError(f"checkpoint '{path}' does not exist.")
+        raise FileNotFoundError(f"checkpoint '{path}' does not exist.{_why_no_address(path)}")
     content: Any
     if path.suffix == ".safetensors":
         content = read_safetensors(path)

@@ -61,8 +61,8 @@ LAZY_IMPORTS = {
 MAX_FILES_OF_A_SOURCE_IMAGE = 16
 MAX_FURTHER_FILES_OF_JOINT_TRAINING = 6
 MAX_LINES_OF_THE_LIBRARY = 18_800
-"""Without `clouds/cli`; 16,000 before inference and registered datasets, 18,200 before the checks
-of damaged and malicious files, which needed more."""
+"""Without `clouds/cli`; 16,000 before inference, registered datasets, and the handling of damaged
+files, interruptions and hanging processes: features raise it."""
 
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60

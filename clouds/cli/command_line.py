@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import math
 import shlex
@@ -88,6 +89,8 @@ def path_or_name(text: str) -> str:
 def user_errors_in_one_line(*also: type[Exception], stopped: str | None = None) -> Iterator[None]:
     """Print an error that this project raises about its input, and exit with status 2.
 
+    A closed output is none.
+
     Errors of other packages and of other types are not input errors and keep their traceback. The
     log file, if there is one, gets the traceback in both cases.
 
@@ -103,11 +106,21 @@ def user_errors_in_one_line(*also: type[Exception], stopped: str | None = None) 
         sys.stderr.write(f"\n{stopped}\n")
         raise SystemExit(INTERRUPTED) from None
     except USER_ERRORS + also as error:
-        if not raised_here(error):
+        if isinstance(error, BrokenPipeError) or not raised_here(error):
             raise
         logger.debug("stopped by an error in the input", exc_info=True)
         sys.stderr.write(f"error: {message(error)}\n")
         raise SystemExit(USER_ERROR) from error
+
+
+def escape_what_the_console_lacks() -> None:
+    """Let characters that the encoding of the terminal lacks be printed as escapes (u2026).
+
+    Otherwise they, and names of files that are not UTF-8, would end the command.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def raised_here(error: Exception) -> bool:

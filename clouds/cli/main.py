@@ -4,27 +4,64 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clouds.cli.command_line import user_errors_in_one_line
+from clouds.cli.command_line import escape_what_the_console_lacks, user_errors_in_one_line
 from clouds.cli.table import COMMANDS
 
 ENTRY_POINT_GROUP = "clouds.commands"
 """Commands of other packages: name = "module:function"; the function is a `main(argv)`."""
 
 USAGE_ERROR = 2
+OUTPUT_ERROR = 2
+OUTPUT_CLOSED = 141
+"""Exit status when the reader of the output has ended, as of programs that SIGPIPE ends."""
+
 EXAMPLE = "clouds train --config-file warmup/gta_convnext_large"
 
 
 def main(argv: Sequence[str] | None = None) -> Any:
     """Run a command; returns its exit status, None for 0.
 
+    If the output is closed, as by `clouds list-config | head`, the status is 141; if it cannot be
+    written, as on a full disk, one line says so and the status is 2.
+
     Args:
         argv: the name of a command and its arguments; None: those of the process.
     """
+    escape_what_the_console_lacks()
+    try:
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()  # here, and not when Python ends
+    except OSError as error:
+        if output_works():
+            raise
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # for what is in the buffer
+        if isinstance(error, BrokenPipeError):
+            return OUTPUT_CLOSED
+        sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
+        return OUTPUT_ERROR
+
+
+def output_works() -> bool:
+    """Whether more can be written to the output, tried with a line break."""
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")  # a write that fails leaves nothing to flush
+    except OSError:
+        return False
+    return True
+
+
+def run(argv: Sequence[str] | None = None) -> Any:
+    """Run a command; see `main`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         sys.stdout.write(overview())
@@ -35,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> Any:
         sys.stdout.write(f"clouds {__version__}\n")
         return 0
     with user_errors_in_one_line():
-        run = find(words[0])
+        command = find(words[0])
     before = sys.argv[0]
     try:
         sys.argv[0] = f"{typed_program()} {words[0]}"  # what argparse shows as the program
-        return run(words[1:])
+        return command(words[1:])
     finally:
         sys.argv[0] = before
 

@@ -6,6 +6,7 @@ The config is a YAML file, or the name of one that comes with the package.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,6 @@ from clouds.cli.command_line import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from clouds.d2 import CfgNode
 
 logger = logging.getLogger(__name__)
@@ -35,10 +34,16 @@ def parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
     """The command line of `train` or `eval`, with Detectron2's flags."""
     parser = new_parser(name, __doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="YAML config")
-    parser.add_argument(
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
         "--resume",
         action="store_true",
         help="resume from the newest checkpoint in OUTPUT_DIR, if there is one",
+    )
+    earlier.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="if OUTPUT_DIR holds a run, first move its files to OUTPUT_DIR/earlier/<date>",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS and stop")
     parser.add_argument(
@@ -64,6 +69,10 @@ def parse(name: str, argv: Sequence[str]) -> argparse.Namespace:
     if not args.config_file:
         parser.error("--config-file is needed, e.g. demo/warmup")
     args.eval_only |= name == "eval"
+    if args.eval_only and args.overwrite:
+        parser.error(
+            "--overwrite is for training; an evaluation sets earlier results aside by itself"
+        )
     return args
 
 
@@ -88,30 +97,48 @@ def run_command(name: str, argv: Sequence[str]) -> None:
             "device": cfg.MODEL.DEVICE,
         }
         check_launch(**launch_options)
-    launch(run, (cfg, args.resume, args.eval_only, shown_command(argv)), **launch_options)
+    launch(run, (cfg, args, shown_command(argv)), **launch_options)
 
 
-def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
-    """Train or evaluate in one process."""
-    with user_errors_in_one_line():
-        setup(cfg, command, keep_config=eval_only)
-    if eval_only:
-        evaluate(cfg, resume)
-    else:
-        train(cfg, resume)
+def run(cfg: CfgNode, args: argparse.Namespace, command: str) -> None:
+    """Train or evaluate in one process, in a folder that no other run uses."""
+    from clouds import environment
+    from clouds.engine.run_lock import locked
+
+    with contextlib.ExitStack() as stack:
+        with user_errors_in_one_line():
+            weights = weights_to_evaluate(cfg, args.resume) if args.eval_only else ""
+            if args.eval_only:
+                cfg = with_own_folder(cfg, weights)
+            environment.check_writable(cfg.OUTPUT_DIR)
+            stack.enter_context(locked(cfg.OUTPUT_DIR))
+            setup(cfg, args, command)
+        if args.eval_only:
+            evaluate(cfg, weights)
+        else:
+            train(cfg, args.resume)
 
 
-def setup(cfg: CfgNode, command: str, keep_config: bool) -> None:
-    """Start the log in OUTPUT_DIR; write the config there unless `keep_config`."""
+def setup(cfg: CfgNode, args: argparse.Namespace, command: str) -> None:
+    """Make OUTPUT_DIR ready, start the log there and, to train, write the config."""
     from clouds import comm, environment
     from clouds.device import resolve_device
+    from clouds.engine.run_folder import prepare
+    from clouds.engine.run_lock import on_main_process
 
     device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
-    environment.check_writable(cfg.OUTPUT_DIR)
+    folder, weights = Path(cfg.OUTPUT_DIR), "" if args.eval_only else str(cfg.MODEL.WEIGHTS)
+    overwrite = args.overwrite or args.eval_only  # earlier results of the same evaluation
+    resume = args.resume and not args.eval_only
+    aside = on_main_process(
+        lambda: prepare(folder, resume=resume, overwrite=overwrite, weights=weights)
+    )
     environment.setup_logging(cfg.OUTPUT_DIR, comm.get_rank())
     logger.info("%s", environment.banner(device, comm.get_world_size()))
     logger.info("%s", command)
-    if comm.is_main_process() and not keep_config:
+    if aside is not None:
+        logger.warning("the files of the earlier run are now in '%s'", aside)
+    if comm.is_main_process() and not args.eval_only:
         environment.dump_config(cfg, Path(cfg.OUTPUT_DIR, "config.yaml"), command)
 
 
@@ -123,7 +150,8 @@ def train(cfg: CfgNode, resume: bool) -> None:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume)
     try:
-        trainer.train()
+        with user_errors_in_one_line(stopped="stopped by a second Ctrl-C, without saving"):
+            trainer.train()
     except Interrupted as request:
         log_once(logging.WARNING, str(request))
         raise SystemExit(128 + request.signal_number) from None
@@ -132,10 +160,36 @@ def train(cfg: CfgNode, resume: bool) -> None:
         raise SystemExit(DIVERGED) from None
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> None:
-    """Evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR."""
+def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
+    """MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR; may be empty."""
+    from torch import nn
+
+    from clouds.engine import Checkpointer
+
+    checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)  # to find the newest file
+    if resume and checkpointer.has_checkpoint():
+        return str(checkpointer.get_checkpoint_file())
+    return str(cfg.MODEL.WEIGHTS)
+
+
+def with_own_folder(cfg: CfgNode, weights: str) -> CfgNode:
+    """A copy of the config whose OUTPUT_DIR is the folder of this evaluation in OUTPUT_DIR."""
+    from clouds.engine.run_folder import evaluation_folder
+
+    folder = Path(cfg.OUTPUT_DIR)
+    folder = evaluation_folder(folder, cfg.TEST.PROTOCOL, cfg.DATASETS.TEST, weights)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.freeze()
+    return cfg
+
+
+def evaluate(cfg: CfgNode, weights: str) -> None:
+    """Evaluate the checkpoint `weights`; empty: random weights."""
     from clouds import comm
     from clouds.device import resolve_device
+    from clouds.engine.initial_weights import build_and_load
     from clouds.engine.trainer import on_device
     from clouds.evaluation import check_test_data
     from clouds.evaluation import evaluate as evaluate_model
@@ -143,29 +197,14 @@ def evaluate(cfg: CfgNode, resume: bool) -> None:
     with user_errors_in_one_line():
         check_test_data(cfg.DATASETS.TEST)
         cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
-        model, weights = load_model(cfg, resume)
+        model = build_and_load(cfg, weights)
+        if not weights:
+            log_once(
+                logging.WARNING,
+                "MODEL.WEIGHTS is empty: RANDOM weights are evaluated. Set a checkpoint with "
+                "MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
+            )
         evaluate_model(cfg, model, weights=weights)
-
-
-def load_model(cfg: CfgNode, resume: bool) -> tuple[nn.Module, str]:
-    """The config's model, and the file of its weights; empty for random weights."""
-    from torch import nn
-
-    from clouds.engine import Checkpointer
-    from clouds.engine.initial_weights import build_and_load
-
-    checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)  # to find the newest file
-    weights = str(cfg.MODEL.WEIGHTS)
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
-    model = build_and_load(cfg, weights)
-    if not weights:
-        log_once(
-            logging.WARNING,
-            "MODEL.WEIGHTS is empty: RANDOM weights are evaluated. Set a checkpoint with "
-            "MODEL.WEIGHTS <file>, or use --resume for the newest one of OUTPUT_DIR.",
-        )
-    return model, weights
 
 
 def log_once(level: int, message: str) -> None:

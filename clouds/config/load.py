@@ -17,6 +17,7 @@ from clouds.config.key import sections
 from clouds.config.values import Setting, coerce, expand_home
 from clouds.config.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 from clouds.d2 import CfgNode
+from clouds.files import expand_user
 from clouds.resources import CONFIGS, find, near_names
 
 BASE = "_BASE_"
@@ -127,7 +128,7 @@ def read_yaml(path: Path, parents: tuple[Path, ...] = ()) -> list[Setting]:
         for name in names:
             if not isinstance(name, str):
                 raise ConfigError([f"{BASE} = {name!r} ({setting.origin}): a file is expected"])
-            base = path.parent / Path(name).expanduser()
+            base = path.parent / expand_user(name)
             inherited += read_yaml(base, (*parents, path))
     return inherited + [setting for setting in settings if setting.name != BASE]
 

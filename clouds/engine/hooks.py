@@ -79,10 +79,9 @@ class MetricsHook(HookBase):
         last = step.iteration + 1 == self.trainer.max_iter
         if (step.iteration + 1) % self.period == 0 or last:
             self.write(step)
-            self.pending = {}
 
     def write(self, step: StepResult) -> None:
-        """Write the record to metrics.json, TensorBoard and the console."""
+        """Write the record to metrics.json, TensorBoard and the console; nothing is pending."""
         record: Record = {"iteration": step.iteration}
         hints = self.trainer.storage.smoothing_hints()
         for name, buffer in self.pending.items():
@@ -94,6 +93,7 @@ class MetricsHook(HookBase):
         record["images_per_second"] = self.batch_size / max(record["seconds"], 1e-9)
         record["memory_gib"] = memory_gib(self.device)
         self.file.write(record)
+        self.pending = {}
         scalars = {f"train/{name}": value for name, value in record.items() if name != "iteration"}
         self.tensorboard.scalars(scalars, step.iteration)
         max_iter = self.trainer.max_iter
@@ -152,10 +152,16 @@ class CheckpointHook(HookBase):
             self.periodic.step(self.trainer.iter)
 
     def after_train(self) -> None:
-        """Save the final checkpoint, unless there was no iteration."""
-        completed = self.trainer.completed_iter
-        if completed >= self.trainer.start_iter:
-            self.checkpointer.save("model_final", iteration=completed)
+        """Save the final checkpoint, unless it is the one that was resumed, or there is none.
+
+        A run that was stopped between its last iteration and the final checkpoint gets it now.
+        """
+        trainer, newest = self.trainer, Path(self.checkpointer.get_checkpoint_file())
+        complete = 0 < trainer.max_iter == trainer.completed_iter + 1
+        if trainer.completed_iter >= trainer.start_iter or (
+            complete and newest.name != "model_final.pth"
+        ):
+            self.checkpointer.save("model_final", iteration=trainer.completed_iter)
 
 
 class EvalHook(HookBase):

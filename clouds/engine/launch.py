@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
+from clouds.engine.interrupt import SIGNALS
+
 TIMEOUT = timedelta(hours=1)
 """A collective that takes longer fails. It must exceed the duration of an evaluation, in which
 processes wait for the slowest."""
@@ -151,7 +153,7 @@ def process_group(device: str, init_method: str) -> Iterator[None]:
 
 
 def wait_for(context: Any) -> None:
-    """Wait for the end of started processes, and forward SIGTERM to them.
+    """Wait for the end of started processes, and forward the signals that stop a run to them.
 
     The terminal sends Ctrl-C to them, too, since they are in its process group. They save and end,
     so this process ignores it and waits.
@@ -161,10 +163,10 @@ def wait_for(context: Any) -> None:
         for pid in context.pids():
             os.kill(pid, number)
 
-    previous = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-    }
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:  # such as SIGHUP under nohup
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else forward)
     try:
         while not context.join(grace_period=STOP_GRACE_SECONDS):
             pass

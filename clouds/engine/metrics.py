@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import re
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -138,12 +137,13 @@ def plain(value: Any) -> Any:
 class TensorBoard:
     """TensorBoard event files in a folder, created at the first value.
 
-    From iteration `start` of the run on, TensorBoard discards values of earlier files.
+    From iteration `start` of the run on, TensorBoard discards values of earlier files, which an
+    interrupted run left; those of the files that this object wrote are kept.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
         self.folder = folder
-        self.start = start
+        self.start: int | None = start
         self._writer: SummaryWriter | None = None
 
     @property
@@ -153,7 +153,8 @@ class TensorBoard:
             # Imported here because it takes seconds.
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.start or None)
+            self._writer = SummaryWriter(str(self.folder), purge_step=self.start)
+            self.start = None
         return self._writer
 
     def scalars(self, values: Mapping[str, Any], iteration: int) -> None:
@@ -176,9 +177,13 @@ class TensorBoard:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Peak memory of this process in GiB: allocated on a GPU, else resident."""
+    """Peak memory of this process in GiB: allocated on a GPU, else resident; nan on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows lacks it
+        return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -59,7 +59,7 @@ class HookBase:
         """Called once, after the last iteration; not when an exception ends training."""
 
     def before_step(self) -> None:
-        """Called before each iteration."""
+        """Called before each iteration; again for one that failed, when a run resumes at it."""
 
     def after_backward(self) -> None:
         """Called after each backward pass, before gradient clipping; gradients are unscaled."""
@@ -186,7 +186,7 @@ class TrainStep:
         seed: SEED.
         stop_requested: whether this process was asked to stop.
         after_backward: called after each backward pass, before clipping.
-        stepping: the optimizer is changing the weights, or failed in it.
+        stepping: the optimizer is changing the weights, or an error ended that.
     """
 
     model: nn.Module
@@ -226,9 +226,9 @@ class TrainStep:
         self.check_finite(iteration, batch, values, grad_norm)
         self.stepping = True
         self.scaler.step(self.optimizer)
-        self.stepping = False
         loss_scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else None
         self.scaler.update()
+        self.stepping = False
         return StepResult(
             iteration=iteration,
             losses=values,

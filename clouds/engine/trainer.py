@@ -23,8 +23,11 @@ from clouds.engine.config_changes import changed_keys
 from clouds.engine.hooks import CheckpointHook, EMAHook, EvalHook, MetricsHook
 from clouds.engine.initial_weights import fetch_what_is_missing, has_backbone
 from clouds.engine.interrupt import Interrupted, StopRequest
+from clouds.engine.last_completed import LastCompleted, disk_full
 from clouds.engine.lr_scheduler import build_lr_scheduler
 from clouds.engine.optimizer import build_clipping, build_optimizer
+from clouds.engine.run_folder import prepare
+from clouds.engine.run_lock import locked, on_main_process
 from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
 from clouds.environment import check_writable, provenance
 from clouds.evaluation import Results, check_test_data
@@ -37,7 +40,7 @@ logger = logging.getLogger(__name__)
 Loader = Callable[[int], Iterable[Batch]]
 """Number of the first batch -> this process's share of the batches from that one on, endless."""
 
-LAST_HOOKS = (MetricsHook, CheckpointHook, EvalHook)
+LAST_HOOKS = (LastCompleted, MetricsHook, CheckpointHook, EvalHook)
 """Hooks that run after all others, so that records and checkpoints include what the others did."""
 
 
@@ -105,6 +108,7 @@ class Trainer(TrainerBase):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.checkpointer = self.build_checkpointer(cfg)
         self.train_step = self.build_train_step()
+        self.last_completed = LastCompleted(self.checkpointer, self.train_step)
         self.register_hooks(self.build_hooks(evaluate))
 
     def check_files(self, loader: Loader | None, evaluate: Callable[[], Results] | None) -> None:
@@ -178,6 +182,7 @@ class Trainer(TrainerBase):
         cfg, solver = self.cfg, self.cfg.SOLVER
         metrics = MetricsHook(cfg.OUTPUT_DIR, cfg.LOG_PERIOD, self.batch_size, self.device)
         hooks: list[HookBase] = [
+            self.last_completed,
             metrics,
             CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
@@ -235,20 +240,29 @@ class Trainer(TrainerBase):
             pseudo_labels=self.pseudo_labeler is not None,
         )
 
-    def resume_or_load(self, resume: bool = True) -> int:
+    def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> int:
         """Load a checkpoint and open the training data.
 
         Args:
             resume: resume from the newest checkpoint of OUTPUT_DIR if there is one. Otherwise,
                 training starts at iteration 0 with MODEL.WEIGHTS.
+            overwrite: without `resume`: set an earlier run in OUTPUT_DIR aside, in a folder
+                `earlier/<date>` there.
 
         Returns:
             The first iteration.
 
         Raises:
             FileNotFoundError, ValueError: a checkpoint is missing, unreadable or of another model;
-                training data is missing or unusable.
+                training data is missing or unusable; OUTPUT_DIR holds a run, and neither `resume`
+                nor `overwrite` is set.
         """
+        folder, weights = Path(self.cfg.OUTPUT_DIR), str(self.cfg.MODEL.WEIGHTS)
+        aside = on_main_process(
+            lambda: prepare(folder, resume=resume, overwrite=overwrite, weights=weights)
+        )
+        if aside is not None:
+            logger.warning("the files of the earlier run are now in '%s'", aside)
         rest = self.checkpointer.resume() if resume else None
         if rest is not None:
             self.start_iter = int(rest["iteration"]) + 1
@@ -271,11 +285,10 @@ class Trainer(TrainerBase):
 
     def load_initial_weights(self, resume: bool) -> None:
         """Load MODEL.WEIGHTS; if `resume`, that was requested, but there is no checkpoint."""
-        folder = self.cfg.OUTPUT_DIR
         if resume:
-            logger.warning("--resume: no checkpoint in '%s'; starting at iteration 0", folder)
-        elif self.checkpointer.has_checkpoint():
-            logger.warning("'%s' has checkpoints of an earlier run; --resume resumes it", folder)
+            logger.warning(
+                "--resume: no checkpoint in '%s'; starting at iteration 0", self.cfg.OUTPUT_DIR
+            )
         if self._backbone_is_random:
             fetch_what_is_missing(self.cfg, self.model, self.cfg.MODEL.WEIGHTS)
             self._backbone_is_random = False
@@ -316,19 +329,30 @@ class Trainer(TrainerBase):
 
         If `resume_or_load` has not been called, training starts at iteration 0 from MODEL.WEIGHTS.
 
+        When an error ends training, the weights after the last completed iteration are saved first.
+
         Raises:
-            NonFiniteLossError: a loss or gradient is not finite; nothing of it was saved.
-            Interrupted: SIGINT or SIGTERM arrived; a checkpoint was saved.
+            NonFiniteLossError: a loss or gradient is not finite; nothing was saved after it.
+            Interrupted: a signal arrived, see `StopRequest`; a checkpoint was saved.
+            ValueError: another run uses OUTPUT_DIR.
+            OSError: the disk is full.
         """
         if self.batches is None:
             self.resume_or_load(resume=False)
-        try:
-            with self.stop_request.listening():
+        with locked(self.cfg.OUTPUT_DIR), self.stop_request.listening():
+            try:
                 self.train_loop()
-        except Interrupted as request:
-            raise self.save_and_stop(request) from None
-        except NonFiniteLossError as error:
-            raise NonFiniteLossError(f"{error}\n{self.last_checkpoint_hint()}") from None
+            except Interrupted as request:
+                hint = self.last_completed.save()
+                raise Interrupted(f"{request} {hint}", request.signal_number) from None
+            except NonFiniteLossError as error:
+                raise NonFiniteLossError(f"{error}\n{self.last_checkpoint_hint()}") from None
+            except BaseException as error:
+                if not self.stop_request.twice:
+                    self.last_completed.save_after(error)
+                if (full := disk_full(error)) is not None:
+                    raise full from error
+                raise
         return self.results
 
     def before_train(self) -> None:
@@ -368,16 +392,6 @@ class Trainer(TrainerBase):
         super().after_step()
         if self.last_step is not None and self.last_step.stop:
             raise self.stop_request.interruption()
-
-    def save_and_stop(self, request: Interrupted) -> Interrupted:
-        """Save the last completed iteration, unless it is saved; returns the final message."""
-        completed = self.completed_iter
-        if completed >= 0 and self.checkpointer.saved_iteration != completed:
-            self.checkpointer.save(f"model_{completed:07d}", iteration=completed)
-        done = f"{request} after {completed + 1} of {self.max_iter} iterations"
-        path = self.checkpointer.get_checkpoint_file() if completed >= 0 else ""
-        hint = f"The same command with --resume resumes from '{path}'." if path else ""
-        return Interrupted(f"{done}. {hint}".strip(), request.signal_number)
 
     def last_checkpoint_hint(self) -> str:
         """How to resume after a loss that was not finite."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from clouds.device import resolve_device
 from clouds.downloads import one_warning
+from clouds.files import expand_user
 from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def load_language_model(
 
 def _check_folder(model: str) -> None:
     """Raise FileNotFoundError for a path that is not a folder with a model, before any download."""
-    path = Path(model).expanduser()
+    path = expand_user(model)
     looks_like_path = model.startswith(("/", "./", "../", "~")) or model.count("/") > 1
     if looks_like_path and not path.is_dir():
         raise FileNotFoundError(f"there is no folder {model} with a language model")

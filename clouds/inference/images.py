@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from clouds.data.reading import read_image
+from clouds.files import expand_user
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -39,7 +40,7 @@ def to_rgb(image: ImageLike) -> UInt8Array:
         ValueError: the file cannot be read; another shape or range of values.
     """
     if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
+        return read_image(expand_user(image))
     if isinstance(image, Image.Image):
         return _from_pillow(image)
     if isinstance(image, torch.Tensor):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clouds.files import expand_user
+
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"),
     *(".webp", ".ppm", ".pgm"),
@@ -63,7 +65,7 @@ def find_inputs(words: Sequence[str]) -> list[Input]:
 
 
 def _sources(word: str) -> list[Path] | list[int]:
-    path = Path(word).expanduser()
+    path = expand_user(word)
     if path.is_dir():
         files = _files(path.iterdir(), IMAGE_SUFFIXES)
         if not files:

@@ -18,6 +18,7 @@ from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.device import resolve_device
 from clouds.engine.checkpoint import Checkpointer, compare_tensors, rename_older_tensors
+from clouds.files import expand_user
 from clouds.inference.classes import (
     label_space_of,
     numbered_label_space,
@@ -63,7 +64,7 @@ def load(
             weights that are not finite; it carries no config and none is named; the config, the
             device or the classes are invalid.
     """
-    path = Path(weights).expanduser()
+    path = expand_user(weights)
     names = None if classes is None else parse_classes(classes)
     if path.is_dir():
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.data.label_space import LabelSpace
-from clouds.files import atomic_write
+from clouds.files import atomic_write, expand_user
 from clouds.inference.windows import Window
 from clouds.visualizer import legend_of, overlay, present_ids, with_legend
 
@@ -145,7 +145,7 @@ class Segmentation:
         Raises:
             ValueError: another kind, or another suffix.
         """
-        path = Path(path).expanduser()
+        path = expand_user(path)
         if kind is None:
             kind = path.stem.rpartition("_")[2]
             kind = kind if kind in KINDS else "overlay"

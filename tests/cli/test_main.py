@@ -146,6 +146,86 @@ def test_the_commands_of_the_renderer_are_entry_points():
         assert callable(getattr(imported, function))
 
 
+def shell(line, **environment):
+    """Standard output and error of a line for bash, in which $CLOUDS is the command."""
+    variables = {**script_environment(), "CLOUDS": f"{sys.executable} -m clouds", **environment}
+    done = subprocess.run(["/bin/bash", "-c", line], capture_output=True, env=variables)
+    return done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["list-config", "--help"])
+def test_output_that_cannot_be_written(words):
+    output, errors = shell(f"$CLOUDS {words} > /dev/full; echo $?")
+    assert output == "2\n"
+    assert errors == "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("words", ["list-config", "--help", "no-such-command"])
+def test_a_reader_that_ends(words):
+    """As `clouds list-config | head`: true does not read at all."""
+    output, errors = shell(f"(sleep 0.1; $CLOUDS {words}; echo $? >&2) | true")
+    status = errors.splitlines()[-1]
+    assert (output, status) == ("", "2" if words == "no-such-command" else "141")
+    assert errors.count("\n") == (2 if words == "no-such-command" else 1)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "utf-8"])
+def test_any_terminal_shows_all_keys(encoding):
+    """Escapes stand for characters that the encoding lacks."""
+    output, errors = shell("$CLOUDS list-config", PYTHONIOENCODING=encoding, LC_ALL="C")
+    assert errors == ""
+    assert ("\\u2026" in output) == encoding.startswith("ascii")
+    assert ("\u2026" in output) == (encoding == "utf-8")
+
+
+def test_without_a_home_or_a_name():
+    output, errors = shell("env -u HOME -u USER -u LOGNAME $CLOUDS list-config OUTPUT_DIR")
+    assert "OUTPUT_DIR" in output
+    assert errors == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["list-config", "--config-file", "~/a.yaml"],
+        ["train", "--config-file", "~/a.yaml"],
+        ["train", "--config-file", "demo/warmup", "OUTPUT_DIR", "~/a"],
+        ["predict", "--weights", "~/a.pth", "--input", "~/a.png", "--output", "~/out"],
+    ],
+)
+def test_a_user_without_an_account(words, monkeypatch, capsys):
+    """As `docker run --user 12345`: there is no home for `~`."""
+    for name in ("HOME", "USER", "LOGNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**20 + 5)
+    with pytest.raises(SystemExit) as leaving:
+        main(words)
+    assert leaving.value.code == 2
+    text = capsys.readouterr().err
+    assert "the home directory is not known" in text or "determine home directory" in text
+    assert "Traceback" not in text
+
+
+def test_without_the_module_resource():
+    """Windows lacks it, and some signals."""
+    program = (
+        "import sys, signal; sys.modules['resource'] = None\n"
+        "for name in ('SIGHUP', 'SIGUSR1', 'SIGCHLD'): delattr(signal, name)\n"
+        "import torch; from clouds.engine import interrupt, metrics\n"
+        "print(metrics.memory_gib(torch.device('cpu')), *interrupt.SIGNALS)\n"
+        "with interrupt.StopRequest().listening(): pass\n"
+        "metrics.MetricsFile(__import__('pathlib').Path(sys.argv[1])).write({'a': float('nan')})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, os.devnull],
+        capture_output=True,
+        text=True,
+        env=script_environment(),
+    )
+    assert (done.stderr, done.stdout) == ("", "nan 2 15\n")
+
+
 @pytest.mark.parametrize("name", OF_CONFIGS)
 def test_two_dashes_before_overrides(name, capsys):
     words = [*OF_CONFIGS[name], "--config-file", "demo/warmup", "--", "SOLVER.NO_SUCH_KEY", "1"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -151,6 +153,12 @@ def final_weights(folder):
     return torch.load(folder / "model_final.pth", weights_only=True)["model"]
 
 
+def evaluation_in(folder):
+    """The only folder of an evaluation in OUTPUT_DIR."""
+    (found,) = (folder / "eval").iterdir()
+    return found
+
+
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
@@ -180,16 +188,26 @@ def test_train_evaluate_and_build(tool, command, tmp_path, capsys):
     weights = str(out / "model_final.pth")
     again = tmp_path / "again"
     tool.main([*command, "--eval-only", "OUTPUT_DIR", str(again), "MODEL.WEIGHTS", weights])
-    evaluated = json.loads((again / "results.json").read_text())
+    found = evaluation_in(again)
+    assert found.name == "native_cityscapes_val_out_model_final"
+    evaluated = json.loads((found / "results.json").read_text())
     assert evaluated["mean"] == result["mean"]
-    assert not (again / "config.yaml").exists()
-    assert "RANDOM" not in (again / "log.txt").read_text()
+    assert [path.name for path in again.iterdir()] == ["eval"]
+    assert not (found / "config.yaml").exists()
+    assert "RANDOM" not in (found / "log.txt").read_text()
 
-    tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
-    assert json.loads((out / "results.json").read_text())["mean"] == result["mean"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    for _ in range(2):
+        tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found = evaluation_in(out)
+    assert found.name == "native_cityscapes_val_model_final"
+    for folder in (found, *(found / "earlier").iterdir()):
+        assert json.loads((folder / "results.json").read_text())["mean"] == result["mean"]
 
     tool.main([*command, "--eval-only", "OUTPUT_DIR", str(tmp_path / "random")])
-    assert "RANDOM weights" in (tmp_path / "random" / "log.txt").read_text()
+    found = evaluation_in(tmp_path / "random")
+    assert "RANDOM weights" in (found / "log.txt").read_text()
 
     built = clouds.build(command[1], ["MODEL.WEIGHTS", "unused"], weights)
     assert not built.training
@@ -212,6 +230,103 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tool, command, tmp_path):
     assert same(final_weights(killed), final_weights(whole))
 
 
+def files_in(folder):
+    """Contents without the log, which in this process also gets what another run would say."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def test_a_used_folder_needs_resume_or_overwrite(tool, fails, command, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["OUTPUT_DIR", str(out), "DATASETS.TEST", "()"]
+    tool.main([*command, *words, "SOLVER.MAX_ITER", "2"])
+    before = files_in(out)
+    text = fails(*command, *words)
+    assert text.startswith(f"error: OUTPUT_DIR '{out}' holds a run (")
+    assert text.count("\n") == 1
+    assert files_in(out) == before
+    text = fails(*command, "--resume", "--overwrite", *words)
+    assert "not allowed with argument --resume" in text
+    assert "--overwrite is for training" in fails(*command, "--eval-only", "--overwrite")
+
+    tool.main([*command, "--overwrite", *words])
+    (moved,) = (out / "earlier").iterdir()
+    assert files_in(moved) == before
+    assert f"the earlier run are now in '{moved}'" in (out / "log.txt").read_text()
+    assert [r["iteration"] for r in records_of(out)] == [0, 1, 2, 3]
+    tool.main([*command, "--resume", *words, "SOLVER.MAX_ITER", "5"])
+    assert [r["iteration"] for r in records_of(out)] == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tool, fails, command, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    held = {"host": "elsewhere", "boot": "", "namespace": "", "pid": 7, "start": "", "since": "x"}
+    (out / "run.lock").write_text(json.dumps(held))
+    for flags in ([], ["--resume"], ["--overwrite"]):
+        text = fails(*command, *flags, "OUTPUT_DIR", out)
+        assert text.startswith(f"error: OUTPUT_DIR '{out}' is in use by a run (process 7 on")
+        assert text.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["run.lock"]
+
+
+def test_a_full_disk_is_one_line(tool, fails, command, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))  # a checkpoint has 9 MB
+    try:
+        text = fails(*command, "OUTPUT_DIR", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert text.splitlines()[-1] == (
+        "error: File too large. A file of the run cannot be written. Free space, then add --resume."
+    )
+    assert not list((tmp_path / "out").glob("*.pth"))
+    assert "there is no checkpoint" in (tmp_path / "out" / "log.txt").read_text()
+
+
+def test_a_name_that_is_not_utf8(fails, command, tmp_path):
+    text = fails(*command, "OUTPUT_DIR", os.fsdecode(bytes(tmp_path) + b"/o\xff"))
+    assert "o\\udcff' has bytes that are not utf-8" in text
+    assert "OUTPUT_DIR <folder>" in text
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.slow
+def test_a_console_that_is_closed_does_not_stop_a_run(command, tmp_path):
+    done = subprocess.run(
+        f"{sys.executable} -m clouds train {' '.join(command)} OUTPUT_DIR {tmp_path}/out 2>&1"
+        " | head -c 10; echo ${PIPESTATUS[0]}",
+        shell=True,
+        executable="/bin/bash",
+        env=script_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout[10:], done.stderr) == ("0\n", "")
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count("the console is closed (Broken pipe); messages are only here") == 1
+    assert "results in" in log
+
+
+@pytest.mark.slow
+def test_ascii_terminal_without_home_and_name_of_the_user(command, tmp_path):
+    environment = {
+        **{k: v for k, v in script_environment().items() if k not in ("HOME", "USER", "LOGNAME")},
+        **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        "PYTHONIOENCODING": "ascii:strict",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "clouds", "train", *command, "OUTPUT_DIR", str(tmp_path / "o")],
+        env=environment,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"\\u2013" in done.stdout  # the dash of a class without a score
+    assert "\u2013" in (tmp_path / "o" / "log.txt").read_text(encoding="utf-8")
+
+
 def test_exit_status_of_divergence(tool, command, tmp_path, capsys):
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as leaving:
@@ -227,6 +342,24 @@ def test_missing_weights(fails, command, tmp_path, when):
     words = ["--eval-only"] if when == "evaluate" else []
     words += ["OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", "no_such.pth"]
     assert "checkpoint 'no_such.pth' does not exist" in fails(*command, *words)
+
+
+@pytest.mark.parametrize("when", ["train", "evaluate"])
+@pytest.mark.parametrize("address", ["detectron2://a/R-50.pkl", "https://a.org/b.pth", "s3://a/b"])
+def test_addresses_of_weights(fails, command, tmp_path, when, address):
+    words = ["--eval-only"] if when == "evaluate" else []
+    text = fails(*command, *words, "OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", address)
+    assert "It looks like an address; download what is there, and name the file." in text
+    assert text.count("\n") == 1
+
+
+def test_a_folder_of_weights(fails, command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model_final.pth").write_bytes(b"")
+    words = ["OUTPUT_DIR", tmp_path / "out", "MODEL.WEIGHTS", tmp_path / "run"]
+    text = fails(*command, *words)
+    assert "is a folder. Name one of its files, newest first: model_final.pth" in text
+    assert text.count("\n") == 1
 
 
 @pytest.mark.parametrize("key", ["DATASETS.TRAIN", "DATASETS.TEST"])

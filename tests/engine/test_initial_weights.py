@@ -124,7 +124,7 @@ def test_a_new_run_beside_an_old_checkpoint_fetches(tmp_path, data, fetches):
     (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
     trainer = Trainer(config(tmp_path))
     with pytest.raises(FileNotFoundError, match="could not be downloaded"):
-        trainer.resume_or_load(resume=False)
+        trainer.resume_or_load(resume=False, overwrite=True)
     trainer = Trainer(config(tmp_path, MODEL__WEIGHTS=path))
     attempts = len(fetches)
     trainer.resume_or_load(resume=False)

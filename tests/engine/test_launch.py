@@ -230,7 +230,8 @@ def test_two_machines(tmp_path, one_process):
 
 
 @pytest.mark.slow
-def test_sigterm_to_the_launching_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_signals_to_the_launching_process(tmp_path, number):
     command = [sys.executable, str(SCRIPT), "--num-gpus", "2", "--slow", "0.2", str(tmp_path)]
     process = subprocess.Popen(command, env=script_environment(), stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
@@ -238,9 +239,9 @@ def test_sigterm_to_the_launching_process(tmp_path):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.02)
-    process.terminate()
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert process.returncode == 128 + number, errors
     done = max(losses_of(tmp_path))
     assert done < 11
     assert (tmp_path / "last_checkpoint").read_text() == f"model_{done:07d}.pth"

@@ -379,16 +379,6 @@ def test_a_resumed_run_may_be_longer_and_changes_are_logged(tmp_path, caplog):
     assert sorted(losses_of(tmp_path)) == [0, 1, 2, 3, 5, 7]
 
 
-def test_a_new_run_in_the_same_folder_warns_and_keeps_the_old_metrics(tmp_path, caplog):
-    trainer_of(tmp_path).train()
-    before = losses_of(tmp_path)
-    trainer_of(tmp_path, "SOLVER.MAX_ITER", "3").train()
-    assert "--resume resumes it" in caplog.text
-    assert sorted(losses_of(tmp_path)) == [0, 1, 2]
-    (tmp_path / "metrics.json").write_bytes((tmp_path / "metrics.old1.json").read_bytes())
-    assert losses_of(tmp_path) == before
-
-
 def test_resume_without_a_checkpoint_starts_at_the_beginning(tmp_path, caplog):
     trainer = trainer_of(tmp_path)
     resume(trainer)

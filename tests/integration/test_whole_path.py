@@ -84,7 +84,8 @@ def test_eval_only_repeats_the_final_scores(trained, data, tmp_path):
     words = ("--config-file", DEMO, "--eval-only", *overrides)
     done = tool("train_net.py", *words, data=data)
     assert done.returncode == 0, done.stderr
-    again, first = (json.loads((f / "results.json").read_text()) for f in (tmp_path, folder))
+    (evaluated,) = (tmp_path / "eval").iterdir()
+    again, first = (json.loads((f / "results.json").read_text()) for f in (evaluated, folder))
     for name, scores in first["datasets"].items():
         assert again["datasets"][name]["mIoU"] == pytest.approx(scores["mIoU"], abs=1e-9)
 

@@ -26,6 +26,7 @@ from clouds.data.datasets.registered import describe, list_samples
 from clouds.data.label_space import LabelSpace
 from clouds.data.reading import read_train_ids
 from clouds.data.structures import Record
+from clouds.files import expand_user
 from clouds.messages import format_examples
 
 ROOT_VARIABLE = "DETECTRON2_DATASETS"
@@ -33,7 +34,7 @@ ROOT_VARIABLE = "DETECTRON2_DATASETS"
 
 def dataset_root() -> Path:
     """The folder that contains all datasets: $DETECTRON2_DATASETS, or `datasets`."""
-    return Path(os.environ.get(ROOT_VARIABLE, "datasets")).expanduser()
+    return expand_user(os.environ.get(ROOT_VARIABLE, "datasets"))
 
 
 @dataclass(frozen=True)

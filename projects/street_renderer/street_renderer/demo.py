@@ -154,7 +154,7 @@ def commands_of(args: argparse.Namespace) -> list[list[str]]:
     generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
     trainings = []
     for phase in PHASES:
-        command = ["train", "--config-file", f"demo/{phase}"]
+        command = ["train", "--config-file", f"demo/{phase}", "--overwrite"]
         command += ["OUTPUT_DIR", str(args.output / phase)]
         if phase == "joint":
             command += ["MODEL.WEIGHTS", str(args.output / "warmup" / "model_final.pth")]

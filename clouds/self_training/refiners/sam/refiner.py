@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from clouds.d2 import CfgNode
 from clouds.data.structures import union_of_masks
+from clouds.files import expand_user
 from clouds.self_training.refiners.base import REFINER_REGISTRY, PseudoLabel, RefinedLabel, Refiner
 from clouds.self_training.refiners.sam.embedding_cache import (
     CachedEmbedder,
@@ -201,7 +201,7 @@ def cached_embedder(cfg: CfgNode, model: Any) -> CachedEmbedder:
     """
     node = cfg.MODEL.CLOUDS.SAM
     shape = model.prompt_encoder.embed_dim, *model.prompt_encoder.image_embedding_size
-    cache = EmbeddingCache(Path(node.CACHE_DIR).expanduser(), shape)
+    cache = EmbeddingCache(expand_user(node.CACHE_DIR), shape)
     model.image_encoder.cpu()
     encoder = fingerprint(model, node.MODEL)
     return CachedEmbedder(ImageEmbedder(model), cache, encoder, model.device)
