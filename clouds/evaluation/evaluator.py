@@ -61,7 +61,7 @@ def evaluate(
     training mode of each of its modules is restored afterwards.
 
     Args:
-        cfg: uses TEST, DATASETS, SOLVER.AMP, DATALOADER.NUM_WORKERS and OUTPUT_DIR.
+        cfg: uses TEST, DATASETS, SOLVER.AMP, DATALOADER and OUTPUT_DIR.
         model: has `segment` (and `forward`, for sliding windows), see `protocols.Segmenter`; may
             be DistributedDataParallel.
         names: datasets; None: DATASETS.TEST.
@@ -111,9 +111,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     dataset = get_dataset(name)
     protocol = build_protocol(cfg)
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    loader = build_test_loader(
-        dataset, protocol.prepare, cfg.DATALOADER.NUM_WORKERS, rank, world_size
-    )
+    workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
+    loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
     selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.PICTURES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(name)
