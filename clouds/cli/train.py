@@ -88,7 +88,12 @@ def run_command(name: str, argv: Sequence[str]) -> None:
             "device": cfg.MODEL.DEVICE,
         }
         check_launch(**launch_options)
-    launch(run, (cfg, args.resume, args.eval_only, shown_command(argv)), **launch_options)
+    launch(
+        run,
+        (cfg, args.resume, args.eval_only, shown_command(argv)),
+        timeout=cfg.DIST_TIMEOUT,
+        **launch_options,
+    )
 
 
 def run(cfg: CfgNode, resume: bool, eval_only: bool, command: str) -> None:
