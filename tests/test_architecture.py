@@ -59,8 +59,9 @@ LAZY_IMPORTS = {
 
 MAX_FILES_OF_A_SOURCE_IMAGE = 16
 MAX_FURTHER_FILES_OF_JOINT_TRAINING = 6
-MAX_LINES_OF_THE_LIBRARY = 18_200
-"""Without `clouds/cli`; 16,000 before inference and registered datasets, which needed more."""
+MAX_LINES_OF_THE_LIBRARY = 19_200
+"""Without `clouds/cli`; 16,000 before inference and registered datasets, 18,200 before loaders and
+processes that do not wait without end, which needed more."""
 
 MAX_LINES_OF_A_FILE = 450
 MAX_LINES_OF_A_FUNCTION = 60

@@ -238,24 +238,26 @@ def build_train_loader(
     ]
     _log_mixture(datasets, weights)
     mixture = WeightedMixture(tuple(weights), cfg.SEED)
-    skip = cfg.DATALOADER.FAULTY == "skip"
-    max_faulty = cfg.DATALOADER.MAX_FAULTY
-    report = Path(cfg.OUTPUT_DIR, REPORT)
+    max_faulty = cfg.DATALOADER.MAX_FAULTY if cfg.DATALOADER.FAULTY == "skip" else None
     return SampleLoader(
         TrainingDataset(
-            [record for images in records for record in images],
-            all_mappers,
-            max_faulty if skip else None,
+            [record for images in records for record in images], all_mappers, max_faulty
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,
-        fault_log=FaultLog(report, max_faulty, start_iteration > 0) if skip else None,
+        fault_log=_fault_log(cfg, max_faulty, start_iteration > 0),
         first_batch=start_iteration,
         batch_sampler=WeightedTrainingSampler(
             mixture, batch_size, start_iteration, rank, world_size
         ),
         pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
     )
+
+
+def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog | None:
+    if max_faulty is None:
+        return None
+    return FaultLog(Path(cfg.OUTPUT_DIR, REPORT), max_faulty, resumed)
 
 
 def check_training_data(cfg: CfgNode) -> None:

@@ -209,7 +209,7 @@ class SemSegEvaluator(DatasetEvaluator):
 def _predict(protocol: Protocol, model: Segmenter, sample: dict[str, Any]) -> Tensor:
     """The class map of a sample; if memory runs out, once more in the smallest pieces.
 
-    The pieces are those of TEST.MASKS_AT_ONCE, which do not change the result.
+    The pieces are those of TEST.MASKS_AT_ONCE, which change scores by rounding only.
 
     Raises:
         torch.OutOfMemoryError: there is still too little memory.
