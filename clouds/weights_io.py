@@ -225,6 +225,13 @@ def _why_no_folder(folder: Path) -> str:
     )
 
 
+def _why_no_address(path: Path) -> str:
+    """Advice for an address in place of a file, such as `detectron2://…`; else empty."""
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        return ""
+    return " It looks like an address; download what is there, and name the file."
+
+
 def _unreadable(path: Path, error: Exception) -> ValueError:
     """Error for a file on which a pickle loader raised `error`."""
     forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))

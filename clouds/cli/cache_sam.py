@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(cfg)
         check_launch(args.num_gpus, 1, 0, "auto", cfg.MODEL.DEVICE)
     # device "cpu" selects the gloo backend: the only communication is the sum of counts at the end
-    launch(run, (cfg,), num_gpus=args.num_gpus, device="cpu")
+    launch(run, (cfg,), num_gpus=args.num_gpus, device="cpu", timeout=cfg.DIST_TIMEOUT)
 
 
 def check_config(cfg: CfgNode) -> None:

@@ -97,7 +97,12 @@ def run_command(name: str, argv: Sequence[str]) -> None:
             "device": cfg.MODEL.DEVICE,
         }
         check_launch(**launch_options)
-    launch(run, (cfg, args, shown_command(argv)), **launch_options)
+    launch(
+        run,
+        (cfg, args, shown_command(argv)),
+        timeout=cfg.DIST_TIMEOUT,
+        **launch_options,
+    )
 
 
 def run(cfg: CfgNode, args: argparse.Namespace, command: str) -> None:

@@ -24,6 +24,12 @@ KEYS: tuple[Key, ...] = (
         False,
         "Let cuDNN choose its algorithms by timing them; faster, but not reproducible.",
     ),
+    Key(
+        "DIST_TIMEOUT",
+        3600,
+        "Seconds that several processes wait for each other; more than the slowest evaluation.",
+        at_least(1),
+    ),
     *MODEL_KEYS,
     # ------------------------------------------------------------------- data
     Key("DATASETS.TRAIN", ("gta5",), "Names of the training datasets."),
@@ -83,6 +89,25 @@ KEYS: tuple[Key, ...] = (
         "DATALOADER.NUM_WORKERS",
         4,
         "Loader processes per GPU; 0: load in the main process.",
+        at_least(0),
+    ),
+    Key(
+        "DATALOADER.TIMEOUT",
+        600,
+        "Seconds to wait for the next batch of a loader process; 0: without limit.",
+        at_least(0),
+    ),
+    Key(
+        "DATALOADER.FAULTY",
+        "stop",
+        "A training file that cannot be read ends training ('stop'), or is reported and replaced "
+        "by another of its dataset, chosen by the sample's seed ('skip').",
+        one_of("stop", "skip"),
+    ),
+    Key(
+        "DATALOADER.MAX_FAULTY",
+        10,
+        "Number of different files that DATALOADER.FAULTY 'skip' allows over all processes.",
         at_least(0),
     ),
     # ----------------------------------------------------------------- solver

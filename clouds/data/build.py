@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import floor
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
 from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepare, SourceMapper
 from clouds.data.datasets import DatasetSpec, get_dataset
-from clouds.data.structures import Domain, EvalSample, Record, TrainSample
+from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
+from clouds.data.loader import SampleDataset, SampleLoader
+from clouds.data.structures import Domain, Record, TrainSample
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -37,6 +39,10 @@ SampleIndex = tuple[int, int]
 
 TrainMapper = Callable[[Record, int], TrainSample]
 """Record and seed -> sample."""
+
+
+_REPLACEMENT = 1
+"""Spawn key, apart from what augmentation draws, of the choice of another image."""
 
 
 def sample_seed(seed: int, epoch: int, number: int) -> int:
@@ -140,16 +146,43 @@ class WeightedTrainingSampler(Sampler[list[SampleIndex]]):
 
 
 @dataclass(frozen=True)
-class TrainingDataset(Dataset[TrainSample]):
-    """Maps indices of `records` and seeds to samples, by the mapper of a record's domain."""
+class TrainingDataset(SampleDataset):
+    """Maps indices of `records` and seeds to samples, by the mapper of a record's domain.
+
+    Attributes:
+        records: all images.
+        mappers: by domain.
+        max_faulty: number of faulty files that are skipped; None: the first one is an error.
+    """
 
     records: Sequence[Record]
     mappers: Mapping[Domain, TrainMapper]
+    max_faulty: int | None = None
 
-    def __getitem__(self, index: SampleIndex) -> TrainSample:
+    def __getitem__(self, index: SampleIndex) -> Loaded:
         image, seed = index
-        record = self.records[image]
-        return self.mappers[record.domain](record, seed)
+        faults: list[Fault] = []
+        for record in self._choices(self.records[image], seed):
+            try:
+                return Loaded(self.mappers[record.domain](record, seed), tuple(faults))
+            except Exception as error:
+                faults.append(Fault.of(record.image, record.dataset, error))
+                if not faults[-1].of_file:
+                    break
+        return Loaded(None, tuple(faults))
+
+    def _choices(self, record: Record, seed: int) -> Iterator[Record]:
+        """`record`, and those that replace it if it is faulty: of the same dataset, by the seed."""
+        yield record
+        if self.max_faulty is None:
+            return
+        others = [r for r in self.records if r.dataset == record.dataset and r != record]
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_REPLACEMENT,)))
+        # with one more than are allowed, the limit is exceeded in any case
+        yield from (others[i] for i in rng.permutation(len(others))[: self.max_faulty])
+
+    def file_of(self, index: SampleIndex) -> str:
+        return str(self.records[index[0]].image)
 
 
 def check_batch_size(batch_size: int, world_size: int) -> None:
@@ -180,7 +213,9 @@ def build_train_loader(
 
     Returns:
         An iterable over lists of IMS_PER_BATCH / world_size samples. A batch may contain source
-        images only, or generated ones only.
+        images only, or generated ones only. With DATALOADER.FAULTY skip, a faulty file is
+        replaced by one of the same dataset, chosen by the sample's seed, and reported in
+        OUTPUT_DIR/faulty_files.json. Iterating raises as `SampleLoader`.
 
     Raises:
         FileNotFoundError: a dataset, or its folder of images or labels, does not exist.
@@ -203,14 +238,26 @@ def build_train_loader(
     ]
     _log_mixture(datasets, weights)
     mixture = WeightedMixture(tuple(weights), cfg.SEED)
-    return DataLoader(
-        TrainingDataset([record for images in records for record in images], all_mappers),
+    max_faulty = cfg.DATALOADER.MAX_FAULTY if cfg.DATALOADER.FAULTY == "skip" else None
+    return SampleLoader(
+        TrainingDataset(
+            [record for images in records for record in images], all_mappers, max_faulty
+        ),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        timeout=cfg.DATALOADER.TIMEOUT,
+        fault_log=_fault_log(cfg, max_faulty, start_iteration > 0),
+        first_batch=start_iteration,
         batch_sampler=WeightedTrainingSampler(
             mixture, batch_size, start_iteration, rank, world_size
         ),
         pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
-        **_worker_options(cfg.DATALOADER.NUM_WORKERS),
     )
+
+
+def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog | None:
+    if max_faulty is None:
+        return None
+    return FaultLog(Path(cfg.OUTPUT_DIR, REPORT), max_faulty, resumed)
 
 
 def check_training_data(cfg: CfgNode) -> None:
@@ -282,7 +329,7 @@ def _log_mixture(datasets: Sequence[DatasetSpec], weights: Sequence[DatasetWeigh
 
 
 @dataclass(frozen=True)
-class RecordDataset(Dataset[EvalSample]):
+class RecordDataset(SampleDataset):
     """Evaluation samples of a list of records."""
 
     records: Sequence[Record]
@@ -291,8 +338,15 @@ class RecordDataset(Dataset[EvalSample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> EvalSample:
-        return self.mapper(self.records[index])
+    def __getitem__(self, index: int) -> Loaded:
+        record = self.records[index]
+        try:
+            return Loaded(self.mapper(record))
+        except Exception as error:
+            return Loaded(None, (Fault.of(record.image, record.dataset, error),))
+
+    def file_of(self, index: int) -> str:
+        return str(self.records[index].image)
 
 
 def build_test_loader(
@@ -301,7 +355,8 @@ def build_test_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[EvalSample]:
+    timeout: float = 0,
+) -> SampleLoader:
     """One rank's share of a dataset, one sample at a time, in order.
 
     Rank r of W gets images r, r + W, r + 2W, ...; every image goes to exactly one rank.
@@ -312,34 +367,20 @@ def build_test_loader(
             workers and the platform does not fork.
         num_workers: number of loader processes; 0: load in this process.
         rank, world_size: number of this process, and of all.
+        timeout: seconds to wait for a worker's next sample; 0: without limit.
+
+    Returns:
+        An iterable over `EvalSample`; iterating raises as `SampleLoader`.
 
     Raises:
         FileNotFoundError, ValueError: as `DatasetSpec.records`.
     """
     share = dataset.records()[rank::world_size]
-    return DataLoader(
+    return SampleLoader(
         RecordDataset(share, EvaluationMapper(prepare)),
         batch_size=None,
         # an empty share needs no worker
-        **_worker_options(min(num_workers, len(share)), persistent=False),
+        num_workers=min(num_workers, len(share)),
+        timeout=timeout,
+        persistent=False,
     )
-
-
-def _worker_options(num_workers: int, persistent: bool = True) -> dict[str, Any]:
-    return {
-        "num_workers": num_workers,
-        "collate_fn": _identity,
-        "worker_init_fn": _init_worker,
-        "persistent_workers": persistent and num_workers > 0,
-        # the loader draws a number at each start, which must not come from the global generator
-        "generator": torch.Generator(),
-    }
-
-
-def _identity(samples: Any) -> Any:
-    return samples
-
-
-def _init_worker(worker_id: int) -> None:
-    # the workers run in parallel; threads in each of them would compete for the cores
-    cv2.setNumThreads(0)

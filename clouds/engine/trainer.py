@@ -386,6 +386,8 @@ class Trainer(TrainerBase):
         scalars |= {"seconds": step.seconds, "data_seconds": step.data_seconds}
         for name, value in scalars.items():
             self.storage.put_scalar(name, value)
+        if faulty := getattr(self.batches, "num_faulty", 0):
+            self.storage.put_scalar("faulty_files", faulty, smoothing_hint=False)
 
     def after_step(self) -> None:
         """Call the hooks; end training if a process was asked to stop."""

@@ -25,7 +25,7 @@ from clouds.data.label_space import LabelSpace
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
-from clouds.evaluation.protocols import Segmenter, build_protocol
+from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol
 from clouds.evaluation.pseudo_labels import (
     PseudoLabelResult,
     evaluate_pseudo_labels,
@@ -61,7 +61,7 @@ def evaluate(
     training mode of each of its modules is restored afterwards.
 
     Args:
-        cfg: uses TEST, DATASETS, SOLVER.AMP, DATALOADER.NUM_WORKERS and OUTPUT_DIR.
+        cfg: uses TEST, DATASETS, SOLVER.AMP, DATALOADER and OUTPUT_DIR.
         model: has `segment` (and `forward`, for sliding windows), see `protocols.Segmenter`; may
             be DistributedDataParallel.
         names: datasets; None: DATASETS.TEST.
@@ -75,6 +75,8 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: there is no dataset, a dataset is unknown, or files of one
             are missing, broken or unlabeled.
+        TimeoutError: an image was not read within DATALOADER.TIMEOUT.
+        torch.OutOfMemoryError: on any device; the message names the image.
     """
     names = tuple(cfg.DATASETS.TEST if names is None else names)
     check_test_data(names)
@@ -111,9 +113,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     dataset = get_dataset(name)
     protocol = build_protocol(cfg)
     rank, world_size = comm.get_rank(), comm.get_world_size()
-    loader = build_test_loader(
-        dataset, protocol.prepare, cfg.DATALOADER.NUM_WORKERS, rank, world_size
-    )
+    workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
+    loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
     selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.PICTURES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(name)
@@ -122,7 +123,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     with _evaluation_mode(cfg, model) as segmenter:
         for sample in _with_progress(loader, name):
             unlabeled = {key: value for key, value in sample.items() if key != "label"}
-            prediction = protocol.predict(segmenter, unlabeled)
+            prediction = _predict(protocol, segmenter, unlabeled)
             evaluator.process([sample], [{"sem_seg": prediction}])
             if sample["file_name"] in panel_numbers:
                 panel = _panel(sample, prediction, dataset.label_space)
@@ -208,6 +209,52 @@ class SemSegEvaluator(DatasetEvaluator):
             self.dataset.classes_present,
         )
         return {"sem_seg": result.scores()}
+
+
+def _predict(protocol: Protocol, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+    """The class map of a sample; if memory runs out, once more in the smallest pieces.
+
+    The pieces are those of TEST.MASKS_AT_ONCE, which change scores by rounding only.
+
+    Raises:
+        torch.OutOfMemoryError: there is still too little memory.
+    """
+    try:
+        return protocol.predict(model, sample)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        reason = str(error).split("\n")[0]
+    # outside of the handler, where the traceback no longer keeps tensors
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    file = sample["file_name"]
+    logger.warning("%s: out of memory; trying once more in smaller pieces (%s)", file, reason)
+    pieces: Any = model
+    before = getattr(model, "masks_at_once", None)
+    try:
+        if before is not None:
+            pieces.masks_at_once = 1
+        return protocol.predict(model, sample)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        height, width = sample["image"].shape[-2:]
+        raise torch.OutOfMemoryError(
+            f"{file}: not enough memory for this image of {width}x{height} pixels, also with "
+            f"TEST.MASKS_AT_ONCE 1: {reason}. Set SOLVER.AMP.ENABLED True, or evaluate by windows "
+            "(TEST.PROTOCOL slide, TEST.SLIDE.CROP_SIZE lower) or at a lower TEST.SHORT_SIDE, "
+            "whose scores are others; or use a device with more memory (MODEL.DEVICE)."
+        ) from error
+    finally:
+        if before is not None:
+            pieces.masks_at_once = before
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory of a device or of the host could not be allocated."""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

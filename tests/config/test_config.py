@@ -121,6 +121,43 @@ def test_anchors_and_merge_keys(tmp_path):
     assert (cfg.SOLVER.MAX_ITER, cfg.TEST.SLIDE.CROP_SIZE, cfg.TEST.SHORT_SIDE) == (3, 64, 64)
 
 
+def doubling(levels):
+    """a0 holds 10 values; each further list is ten times the one before."""
+    text = "a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n"
+    for i in range(1, levels):
+        text += f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n"
+    return text
+
+
+MERGING = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10)
+)
+CHAIN = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 200))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # a0 has 11 nodes, a(i) 1 + 10 a(i - 1): 11, 111, 1111, ...; a4 is the first above 100,000
+        pytest.param(doubling(10), r":5: .*111111 values with aliases.*100000", id="aliases"),
+        pytest.param(MERGING, "values with aliases expanded", id="merge keys"),
+        pytest.param("a: " + "[" * 100_000, ":1: .*more than 50 levels", id="brackets"),
+        pytest.param(CHAIN, ":5[0-9]: .*more than 50 levels", id="chain of aliases"),
+        pytest.param("SOLVER: &a\n  STEPS: [*a]\n", r":2: .*\*a is within", id="circle"),
+        pytest.param("SEED: [" + "1," * 200_000 + "]", "100001 values", id="long list"),
+        pytest.param("SEED: " + "1" * 5000, ":1: .*5000 digits", id="digits"),
+    ],
+)
+def test_documents_that_grow_without_bound_are_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path / "a.yaml", text))
+
+
+def test_aliases_of_a_usual_size(tmp_path):
+    text = "DATASETS:\n  TRAIN: &names [gta5]\n  TEST: *names\n"
+    assert load_config(write(tmp_path / "a.yaml", text)).DATASETS.TEST == ("gta5",)
+
+
 SHIPPED = sorted((ROOT / "configs").rglob("*.yaml"))
 
 

@@ -349,8 +349,8 @@ def test_a_gta_pair_with_a_broken_file_is_not_skipped(tmp_path):
 def scans(monkeypatch):
     """One element per scanned folder."""
     count = []
-    scan = listing._files_by_key
-    monkeypatch.setattr(listing, "_files_by_key", lambda *args: count.append(1) or scan(*args))
+    scan = listing.scan_files
+    monkeypatch.setattr(listing, "scan_files", lambda *args: count.append(1) or scan(*args))
     return count
 
 

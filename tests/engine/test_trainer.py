@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from dataset_files import write
 from engine_toy import (
     Toy,
     losses_of,
@@ -23,6 +24,7 @@ from engine_toy import (
     toy_config,
 )
 from run_files import resume
+from torch import nn
 
 from clouds.engine import HookBase, Interrupted, NonFiniteLossError, Trainer
 from clouds.engine.metrics import MetricsFile
@@ -463,3 +465,29 @@ def test_logs_go_to_a_file_per_process(tmp_path):
     text = (tmp_path / "log.txt.rank1").read_text()
     assert "rank is 1" in text
     assert "rank is 0" not in text
+
+
+class Brightness(nn.Module):
+    """The loss is the mean of the images times a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, batch):
+        mean = torch.stack([sample["image"].float().mean() for sample in batch]).mean()
+        return {"loss_ce": mean * self.factor.sum()}
+
+
+def test_skipped_files_are_in_the_metrics(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for number in range(6):
+        write(tmp_path, "gta5", number)
+    for number in (1, 4):
+        (tmp_path / f"gta5/images/{number:05d}.png").write_bytes(b"no image")
+    overrides = ("DATASETS.TRAIN", "('gta5',)", "INPUT.CROP.SIZE", "(16, 16)", "LOG_PERIOD", "3")
+    overrides += ("DATALOADER.NUM_WORKERS", "0", "DATALOADER.FAULTY", "skip")
+    Trainer(toy_config(tmp_path / "run", *overrides), model=Brightness()).train()
+    lines = (tmp_path / "run/metrics.json").read_text().splitlines()
+    # an epoch has 6 images, so both are met in the first two batches of 4
+    assert [json.loads(line)["faulty_files"] for line in lines] == [2] * 4

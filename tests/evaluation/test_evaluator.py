@@ -110,6 +110,63 @@ def test_the_model_gets_no_label(tmp_path, root):
     assert not {key for sample in model.inputs for key in sample} & {"label", "sem_seg"}
 
 
+# ---------------------------------------------------------------- out of memory
+
+
+class Greedy(ColorModel):
+    """Needs more memory than there is for images wider than 64 pixels, unless in small pieces."""
+
+    masks_at_once = 10
+
+    def __init__(self, always=False, error=None):
+        super().__init__()
+        self.always, self.error, self.tried = always, error, []
+
+    def segment(self, batch):
+        self.tried.append((Path(batch[0]["file_name"]).name, self.masks_at_once))
+        if batch[0]["image"].shape[-1] > 64 and (self.always or self.masks_at_once > 1):
+            if self.error is not None:
+                raise self.error
+            torch.empty(1 << 60)  # the error of the allocator itself
+        return super().segment(batch)
+
+
+def different_widths(root):
+    pairs = [*random_pairs(1, (48, 64)), *random_pairs(1, (48, 96)), *random_pairs(1, (48, 64))]
+    write_cityscapes(root, pairs)
+    return pairs
+
+
+@pytest.mark.parametrize("error", [None, torch.OutOfMemoryError("CUDA out of memory")])
+def test_an_image_without_enough_memory_is_tried_in_smaller_pieces(tmp_path, root, caplog, error):
+    pairs = different_widths(root)
+    model = Greedy(error=error)
+    result = evaluate_dataset(config(tmp_path), model, "cityscapes_val")
+    np.testing.assert_allclose(result.iou, iou_of(pairs), rtol=1e-12)
+    assert [at_once for _, at_once in model.tried] == [10, 10, 1, 10]
+    name = model.tried[1][0]
+    assert f"{name}: out of memory; trying once more" in caplog.text
+
+
+def test_an_image_without_enough_memory_is_named(tmp_path, root):
+    different_widths(root)
+    model = Greedy(always=True)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        evaluate_dataset(config(tmp_path), model, "cityscapes_val")
+    name = model.tried[1][0]
+    for part in (f"{name}: ", "96x48 pixels", "can't allocate memory", "TEST.SLIDE.CROP_SIZE"):
+        assert part in str(error.value)
+    assert len(model.tried) == 3 and model.masks_at_once == 10
+
+
+def test_other_errors_are_not_tried_again(tmp_path, root):
+    different_widths(root)
+    model = Greedy(error=RuntimeError("sizes of tensors must match"))
+    with pytest.raises(RuntimeError, match="sizes of tensors must match"):
+        evaluate_dataset(config(tmp_path), model, "cityscapes_val")
+    assert len(model.tried) == 2
+
+
 # ---------------------------------------------------------------- modes and contexts
 
 

@@ -89,6 +89,12 @@ class DatasetSpec(DatasetDescription):
             )
             if files and self.labels_required
         ]
+        if listing.unusable:
+            gaps.append(
+                f"{len(listing.unusable)} paths cannot be used: "
+                f"{format_examples(listing.unusable)}. Only regular files and readable folders are "
+                "allowed, also through links: correct these, or remove them."
+            )
         if not listing.records and not gaps:
             names = " or ".join(f"*{suffix}" for suffix in self.image_suffixes)
             gaps.append(f"no usable image {names} in {listing.images}.")

@@ -7,7 +7,6 @@ manifest has changed. After overwriting an image or a label in place, call `forg
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.manifest import Entry, read_manifest
+from clouds.data.datasets.scan import modified, scan_files
 from clouds.data.reading import read_size
 from clouds.data.structures import Record
 from clouds.messages import format_examples
@@ -62,6 +62,8 @@ class Listing:
         skipped: images left out because their label has another size, sorted.
         manifest: of generated images; None when there is none.
         missing: files of the records that do not exist, of a registered dataset.
+        unusable: a line per path in the two folders that is no regular file, leads nowhere or is a
+            folder that cannot be read.
     """
 
     images: Path
@@ -74,6 +76,7 @@ class Listing:
     skipped: tuple[Path, ...]
     manifest: Manifest | None = None
     missing: tuple[Path, ...] = ()
+    unusable: tuple[str, ...] = ()
 
 
 _listings: dict[tuple[Path, str], tuple[_Fingerprint, Listing]] = {}
@@ -99,7 +102,7 @@ def list_dataset(description: DatasetDescription, root: Path) -> Listing:
     """List the files of a dataset; missing folders or files raise nothing."""
     root = root.absolute()
     kept = _listings.get((root, description.name))
-    if kept is not None and all(_modified(path) == time for path, time in kept[0]):
+    if kept is not None and all(modified(path) == time for path, time in kept[0]):
         return kept[1]
     fingerprint, listing = _scan(description, root)
     _listings[root, description.name] = fingerprint, listing
@@ -112,12 +115,25 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
     manifest_path = root / description.manifest if description.manifest else None
     paths = [root / f for both in description.folders for f in (both.images, both.labels)]
     # times are taken before listing, so that a file added meanwhile makes the listing outdated
-    times = {str(path): _modified(str(path)) for path in paths}
+    times = {str(path): modified(str(path)) for path in paths}
     if manifest_path is not None:
-        times[str(manifest_path)] = _modified(str(manifest_path))
+        times[str(manifest_path)] = modified(str(manifest_path))
     formats = description.label_formats
-    images = _files_by_key(images_dir, description.image_suffixes, times)
-    labels = _files_by_key(labels_dir, [format_.suffix for format_ in formats], times)
+    scans = [
+        scan_files(images_dir, description.image_suffixes),
+        scan_files(labels_dir, [format_.suffix for format_ in formats]),
+    ]
+    images, labels = (scan.files for scan in scans)
+    for scan in scans:
+        times |= scan.times
+    repeated = list(dict.fromkeys(line for scan in scans for line in scan.repeated))
+    if repeated:
+        logger.warning(
+            "%s: left out %d links to folders that are listed already: %s",
+            description.name,
+            len(repeated),
+            format_examples(repeated),
+        )
 
     records = []
     for key, (image, _) in sorted(images.items()):
@@ -145,6 +161,7 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
         labels_without_image=tuple(labels[key][0] for key in sorted(labels.keys() - images.keys())),
         skipped=tuple(skipped),
         manifest=manifest,
+        unusable=tuple(dict.fromkeys(line for scan in scans for line in scan.unusable)),
     )
     return tuple(times.items()), listing
 
@@ -152,37 +169,6 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
 def _choose(alternatives: Sequence[Folders], root: Path) -> Folders:
     """The alternative with most existing folders, the earlier one of equals."""
     return max(alternatives, key=lambda f: ((root / f.images).is_dir(), (root / f.labels).is_dir()))
-
-
-def _modified(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns  # noqa: PTH116 (called for each folder, often)
-    except FileNotFoundError:
-        return -1
-
-
-def _files_by_key(
-    top: Path, suffixes: Sequence[str], times: dict[str, int]
-) -> dict[str, tuple[Path, int]]:
-    """Path and number of the suffix by pairing key: the path below `top` without the suffix.
-
-    The first suffix that fits a name counts, and of several files with the same key, the one whose
-    suffix comes first. Modification times of the scanned folders are added to `times`.
-    """
-    files: dict[str, tuple[Path, int]] = {}
-    for folder, subfolders, names in os.walk(top, followlinks=True):
-        for subfolder in subfolders:
-            path = os.path.join(folder, subfolder)  # noqa: PTH118
-            times[path] = _modified(path)
-        relative = Path(folder).relative_to(top)
-        for name in names:
-            rank = next((i for i, end in enumerate(suffixes) if name.endswith(end)), None)
-            if rank is None or name.startswith("."):
-                continue
-            key = (relative / name[: -len(suffixes[rank])]).as_posix()
-            if key not in files or rank < files[key][1]:
-                files[key] = Path(folder, name), rank
-    return files
 
 
 def _skip_mismatches(name: str, records: list[Record]) -> tuple[list[Record], list[Path]]:
