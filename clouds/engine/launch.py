@@ -225,9 +225,10 @@ def wait_for(context: Any, first_rank: int = 0) -> None:
     """
     stop = _Stop(context)
     previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number, handler in previous.items():
+    for signal_number, handler in previous.items():
         if handler != signal.SIG_IGN:  # such as SIGHUP under nohup
-            signal.signal(number, stop.interrupt if number == signal.SIGINT else stop.forward)
+            handle = stop.interrupt if signal_number == signal.SIGINT else stop.forward
+            signal.signal(signal_number, handle)
     killed: dict[int, int] = {}
     try:
         killed = _killed_first(context)
@@ -247,8 +248,8 @@ def wait_for(context: Any, first_rank: int = 0) -> None:
         sys.exit(128 - status if status < 0 else status)
     finally:
         stop.cancel()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for signal_number, handler in previous.items():
+            signal.signal(signal_number, handler)
 
 
 class _Stop:
