@@ -20,6 +20,7 @@ ITERATIONS = ("model_*.pth", "last_checkpoint", "metrics.json", "results.json", 
 FILES = (
     *ITERATIONS,
     "metrics.old*.json",
+    "faulty_files.json",
     "visualizations",
     "config.yaml",
     "log.txt",
