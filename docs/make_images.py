@@ -21,7 +21,8 @@ from clouds.visualizer import Tile, UInt8Array, legend_of, present_ids, side_by_
 SOURCE = "gta5/images/00309.png"
 GENERATED = "stable_diffusion/demo/images/000221.png"
 UNSEEN = "bdd100k/images/10k/val/3f0e9858-9db58b08.jpg"
-QUALITY = 88  # of JPEG
+QUALITY = 90  # of JPEG
+TILE_WIDTH = 220  # pixels; captions stay legible at the width of a page
 
 
 def strip(data: Path, weights: Path) -> UInt8Array:
@@ -45,7 +46,7 @@ def strip(data: Path, weights: Path) -> UInt8Array:
         Tile("prediction", colors),
     ]
     ids = present_ids([label, np.asarray(prediction.labels)])
-    return side_by_side(tiles, legend=legend_of(prediction.label_space, ids), tile_width=320)
+    return side_by_side(tiles, legend=legend_of(prediction.label_space, ids), tile_width=TILE_WIDTH)
 
 
 def main() -> None:
