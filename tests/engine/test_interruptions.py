@@ -34,6 +34,15 @@ def weights_in(path):
     return torch.load(path, weights_only=True)["model"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums are rounded in the same way in this process and in those that it starts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run that nothing interrupted."""
