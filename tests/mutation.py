@@ -1,0 +1,130 @@
+"""Mutation testing: mutmut changes a module in many ways; its tests should fail for every change.
+
+    python tests/mutation.py [module ...]
+
+A module is given by the end of its path, such as `ema` or `engine/checkpoint`; none: all of MODULES.
+For each, `build/mutation/<module>` gets a copy of what its tests need, and `mutmut` runs there. The
+output is one row per module, and the mutants that are not killed; `mutmut show NAME` in that folder
+prints one. docs/testing.md explains those that are left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "build" / "mutation"
+
+MODULES = {
+    "self_training/ema": ["self_training/test_ema.py"],
+    "evaluation/confusion": ["evaluation/test_confusion.py"],
+    "modeling/matcher": ["modeling/test_matcher.py"],
+    "modeling/points": ["modeling/test_points.py", "modeling/test_criterion_weights.py"],
+    "engine/checkpoint": ["engine/test_checkpoint.py"],
+    "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
+    "evaluation/protocols": ["evaluation/test_protocols.py"],
+    "data/augmentation": ["data/test_augmentation.py", "data/test_color_jitter.py"],
+    "data/reading": ["data/test_reading.py"],
+    "data/build": ["data/test_build.py", "data/test_training_sampler.py"],
+}
+"""Modules of `clouds/`, and the files of `tests/` that test them."""
+
+COPIED = ("clouds", "tests", "configs", "prompts", "projects", "pyproject.toml")
+
+SETTINGS = """\
+[mutmut]
+source_paths=clouds/
+only_mutate=clouds/{module}.py
+also_copy=
+    configs
+    prompts
+    projects
+pytest_add_cli_args=
+    -m
+    not slow
+    -p
+    no:cacheprovider
+pytest_add_cli_args_test_selection=
+    {tests}
+timeout_constant=20
+"""
+
+
+class NoGradInside(ast.NodeTransformer):
+    """`@torch.no_grad()` becomes a `with` around the body: mutmut skips decorated functions."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        kept = [d for d in node.decorator_list if ast.unparse(d) != "torch.no_grad()"]
+        if len(kept) < len(node.decorator_list):
+            node.decorator_list = kept
+            context = ast.parse("with torch.no_grad():\n    pass").body[0]
+            assert isinstance(context, ast.With)
+            context.body, node.body = node.body, [context]
+        return node
+
+
+def prepare(module: str) -> Path:
+    """A new working folder for one of MODULES."""
+    folder = WORK / module.replace("/", "_")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in COPIED:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy2
+        copy(source, folder / name)
+    tests = "\n    ".join(f"tests/{name}" for name in MODULES[module])
+    (folder / "setup.cfg").write_text(SETTINGS.format(module=module, tests=tests))
+    path = folder / "clouds" / f"{module}.py"
+    path.write_text(ast.unparse(NoGradInside().visit(ast.parse(path.read_text()))) + "\n")
+    return folder
+
+
+def mutate(module: str, processes: int) -> dict[str, str]:
+    """Run mutmut on one of MODULES: mutant -> 'killed', 'survived', 'timeout', 'no tests', ….
+
+    Raises:
+        subprocess.CalledProcessError: mutmut fails, for instance as a test fails without changes.
+    """
+    folder = prepare(module)
+    mutmut = [sys.executable, "-m", "mutmut"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    options = {"cwd": folder, "env": environment, "text": True, "stdout": subprocess.PIPE}
+    with (folder / "log.txt").open("w") as log:
+        run = [*mutmut, "run", "--max-children", str(processes)]
+        subprocess.run(run, check=True, cwd=folder, env=environment, stdout=log, stderr=log)
+    results = subprocess.run([*mutmut, "results", "--all", "true"], check=True, **options).stdout
+    return dict(line.strip().rsplit(": ", 1) for line in results.splitlines())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("modules", nargs="*", help="ends of paths: ema, engine/checkpoint, …")
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    chosen = list(MODULES)
+    if arguments.modules:
+        ends = tuple(f"/{name}" for name in arguments.modules)
+        chosen = [module for module in MODULES if f"/{module}".endswith(ends)]
+        if len(chosen) < len(ends):
+            parser.error(f"modules are {arguments.modules}; known: {', '.join(MODULES)}")
+    for module in chosen:
+        results = mutate(module, arguments.processes)
+        counts = Counter(results.values())
+        killed = counts.pop("killed", 0) + counts.pop("timeout", 0)
+        share = 100 * killed / max(len(results), 1)
+        rest = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        print(f"{module}: {len(results)} mutants, {killed} killed ({share:.0f} %) {rest}".rstrip())
+        for name, status in results.items():
+            if status not in ("killed", "timeout"):
+                print(f"    {name}: {status}")
+
+
+if __name__ == "__main__":
+    main()
