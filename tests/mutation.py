@@ -64,9 +64,10 @@ class NoGradInside(ast.NodeTransformer):
         kept = [d for d in node.decorator_list if ast.unparse(d) != "torch.no_grad()"]
         if len(kept) < len(node.decorator_list):
             node.decorator_list = kept
+            first = 0 if ast.get_docstring(node) is None else 1
             context = ast.parse("with torch.no_grad():\n    pass").body[0]
             assert isinstance(context, ast.With)
-            context.body, node.body = node.body, [context]
+            context.body, node.body[first:] = node.body[first:], [context]
         return node
 
 
