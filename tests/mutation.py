@@ -2,10 +2,10 @@
 
     python tests/mutation.py [module ...]
 
-A module is given by the end of its path, such as `ema` or `engine/checkpoint`; none: all of MODULES.
-For each, `build/mutation/<module>` gets a copy of what its tests need, and `mutmut` runs there. The
-output is one row per module, and the mutants that are not killed; `mutmut show NAME` in that folder
-prints one. docs/testing.md explains those that are left.
+A module is given by the end of its path, such as `ema` or `engine/checkpoint`; none: all of
+MODULES. For each, `build/mutation/<module>` gets a copy of what its tests need, and `mutmut` runs
+there. The output is one row per module, and the mutants that are not killed; `mutmut show NAME` in
+that folder prints one. docs/testing.md explains those that are left.
 """
 
 from __future__ import annotations
