@@ -25,7 +25,7 @@ WORK = ROOT / "build" / "mutation"
 MODULES = {
     "self_training/ema": ["self_training/test_ema.py"],
     "evaluation/confusion": ["evaluation/test_confusion.py"],
-    "modeling/matcher": ["modeling/test_matcher.py"],
+    "modeling/matcher": ["modeling/test_matcher.py", "modeling/test_criterion_weights.py"],
     "modeling/points": ["modeling/test_points.py", "modeling/test_criterion_weights.py"],
     "engine/checkpoint": ["engine/test_checkpoint.py"],
     "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
@@ -53,7 +53,6 @@ pytest_add_cli_args=
     no:cacheprovider
 pytest_add_cli_args_test_selection=
     {tests}
-timeout_constant=20
 """
 
 
