@@ -48,6 +48,19 @@ def test_number_and_range_of_sampled_points():
             assert len(p.unique()) == p.numel()
 
 
+def test_points_are_on_the_given_device():
+    sampler = PointSampler(num_points=4, oversample_ratio=2.0, importance_sample_ratio=0.75)
+    (points,) = sampler.sample(2, [3], [None], torch.device("meta"))
+    devices = {p.device.type for p in (points.matching, points.candidates, points.random)}
+    assert devices == {"meta"}
+
+
+def test_one_generator_for_each_image():
+    sampler = PointSampler(num_points=4, oversample_ratio=2.0, importance_sample_ratio=0.75)
+    with pytest.raises(ValueError, match="zip"):
+        sampler.sample(1, [1, 1], [None], torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("num_weighted", "expected"), [(5, [0, 1, 2]), (2, [0, 1])])
 def test_candidates_of_weight_0_are_selected_last(num_weighted, expected):
     """The candidates nearest to the outline are in the right half, where weights are 0.
