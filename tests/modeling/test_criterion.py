@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers_weights import mask2former, mask2former_config
 
 from clouds import comm
+from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
 from clouds.modeling.criterion import SetCriterion
 from clouds.modeling.matcher import CostWeights
@@ -225,6 +226,29 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
             assert abs(mean - loss) > 1e-3
         else:
             torch.testing.assert_close(mean, loss)
+
+
+def test_the_values_are_those_of_the_config(monkeypatch):
+    former = {
+        "CLASS_WEIGHT": WEIGHTS.class_weight,
+        "MASK_WEIGHT": WEIGHTS.mask_weight,
+        "DICE_WEIGHT": WEIGHTS.dice_weight,
+        "NO_OBJECT_WEIGHT": NO_OBJECT_WEIGHT,
+        "TRAIN_NUM_POINTS": SAMPLER.num_points,
+        "OVERSAMPLE_RATIO": SAMPLER.oversample_ratio,
+        "IMPORTANCE_SAMPLE_RATIO": SAMPLER.importance_sample_ratio,
+        "DEEP_SUPERVISION": False,
+        "CLASS_NORMALIZER": "rank",
+    }
+    head = {"NUM_CLASSES": NUM_CLASSES}
+    cfg = CfgNode({"MODEL": {"SEM_SEG_HEAD": head, "MASK_FORMER": former}})
+    outputs, targets = predictions(1), targets_of([0, 2])
+    # the other rank has as many masks, and a class weight that only 'batch' would count
+    monkeypatch.setattr(comm, "dist", TwoRanks(torch.tensor([2.0, 1000.0])))
+    losses = SetCriterion.from_config(cfg)(outputs, targets, [3])
+    last = Predictions(outputs.class_logits[-1:], outputs.mask_logits[-1:])
+    expected, _ = losses_by_hand(last, targets, [3])
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
