@@ -1,6 +1,6 @@
 """Mutation testing: mutmut changes a module in many ways; its tests should fail for every change.
 
-    python tests/mutation.py [module ...]
+    python tests/mutation.py [--sample N] [module ...]
 
 A module is given by the end of its path, such as `ema` or `engine/checkpoint`; none: all of
 MODULES. For each, `build/mutation/<module>` gets a copy of what its tests need, and `mutmut` runs
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,17 @@ pytest_add_cli_args_test_selection=
 """
 
 
+LIST_MUTANTS = """\
+import pathlib, sys
+from mutmut.mutation.file_mutation import mutate_file_contents
+from mutmut.utils.format_utils import get_mutant_name
+path = pathlib.Path(sys.argv[1])
+mutated = mutate_file_contents(str(path), path.read_text())
+print(*(get_mutant_name(path, name) for name in mutated.mutant_names), sep="\\n")
+"""
+"""A program: prints the names of a module's mutants."""
+
+
 class NoGradInside(ast.NodeTransformer):
     """`@torch.no_grad()` becomes a `with` around the body: mutmut skips decorated functions."""
 
@@ -86,26 +98,50 @@ def prepare(module: str) -> Path:
     return folder
 
 
-def mutate(module: str, processes: int) -> dict[str, str]:
-    """Run mutmut on one of MODULES: mutant -> 'killed', 'survived', 'timeout', 'no tests', ….
+def mutate(module: str, sample: int, processes: int) -> tuple[int, dict[str, str]]:
+    """Run mutmut on one of MODULES.
+
+    Args:
+        sample: number of mutants, drawn at random with a fixed seed; 0: all.
+        processes: number of mutants that are tested at a time.
+
+    Returns:
+        The number of all mutants, and of the tested ones by name 'killed', 'survived', ….
 
     Raises:
         subprocess.CalledProcessError: mutmut fails, for instance as a test fails without changes.
     """
     folder = prepare(module)
-    mutmut = [sys.executable, "-m", "mutmut"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    options = {"cwd": folder, "env": environment, "text": True, "stdout": subprocess.PIPE}
-    with (folder / "log.txt").open("w") as log:
-        run = [*mutmut, "run", "--max-children", str(processes)]
-        subprocess.run(run, check=True, cwd=folder, env=environment, stdout=log, stderr=log)
-    results = subprocess.run([*mutmut, "results", "--all", "true"], check=True, **options).stdout
-    return dict(line.strip().rsplit(": ", 1) for line in results.splitlines())
+
+    def output(*arguments: str) -> str:
+        with (folder / "log.txt").open("a") as log:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=folder,
+                env=environment,
+                check=True,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+            log.write(done.stdout)
+        return done.stdout
+
+    names = output("-c", LIST_MUTANTS, f"clouds/{module}.py").split()
+    chosen = names
+    if 0 < sample < len(names):
+        chosen = random.Random(0).sample(names, sample)
+    output("-m", "mutmut", "run", "--max-children", str(processes), *chosen)
+    lines = output("-m", "mutmut", "results", "--all", "true").splitlines()
+    results = dict(line.strip().rsplit(": ", 1) for line in lines)
+    return len(names), {name: results[name] for name in chosen}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", help="ends of paths: ema, engine/checkpoint, …")
+    parser.add_argument("--sample", type=int, default=150, help="mutants per module; 0: all")
     parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     chosen = list(MODULES)
@@ -115,12 +151,11 @@ def main() -> None:
         if len(chosen) < len(ends):
             parser.error(f"modules are {arguments.modules}; known: {', '.join(MODULES)}")
     for module in chosen:
-        results = mutate(module, arguments.processes)
+        total, results = mutate(module, arguments.sample, arguments.processes)
         counts = Counter(results.values())
         killed = counts.pop("killed", 0) + counts.pop("timeout", 0)
-        share = 100 * killed / max(len(results), 1)
-        rest = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        print(f"{module}: {len(results)} mutants, {killed} killed ({share:.0f} %) {rest}".rstrip())
+        tested = len(results)
+        print(f"{module}: {tested} of {total} mutants, {killed} killed ({killed / tested:.0%})")
         for name, status in results.items():
             if status not in ("killed", "timeout"):
                 print(f"    {name}: {status}")

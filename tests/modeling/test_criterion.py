@@ -30,7 +30,7 @@ from transformers_weights import mask2former, mask2former_config
 from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
-from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.criterion import MatchedPairs, SetCriterion
 from clouds.modeling.matcher import CostWeights
 from clouds.modeling.points import PointSampler
 from clouds.modeling.transformer_decoder.decoder import Predictions
@@ -202,7 +202,7 @@ class TwoRanks:
         tensor += self.others
 
 
-@pytest.mark.parametrize("over", ["batch", "rank"])
+@pytest.mark.parametrize("over", ["default", "batch", "rank"])
 def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatch):
     """Gradients are averaged over ranks, so the ranks' losses must average to the whole batch's."""
     outputs, targets, seeds = predictions(2), targets_of([0, 2, 3], [1]), [7, 8]
@@ -212,7 +212,8 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
     for rank in range(2):
         fake = TwoRanks(totals[1 - rank])
         monkeypatch.setattr(comm, "dist", fake)
-        criterion = build(normalize_class_loss_over=over)
+        options = {} if over == "default" else {"normalize_class_loss_over": over}
+        criterion = build(**options)
         ranks.append(criterion(image_of(outputs, rank), [targets[rank]], [seeds[rank]]))
         torch.testing.assert_close(fake.sent, totals[rank])
     monkeypatch.undo()
@@ -279,6 +280,14 @@ def test_losses_are_computed_in_full_precision_under_autocast():
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected[name])
+
+
+def test_pairs_are_on_the_given_device_and_of_the_same_images_in_each_prediction():
+    pair = (torch.tensor([1]), torch.tensor([0]))
+    pairs = MatchedPairs.from_matches([[pair, pair]], 6, torch.device("meta"))
+    assert {t.device.type for t in (pairs.queries, *pairs.targets, *pairs.by_target)} == {"meta"}
+    with pytest.raises(ValueError, match="zip"):
+        MatchedPairs.from_matches([[pair, pair], [pair]], 6, torch.device("cpu"))
 
 
 def test_masks_that_overlap_and_classes_that_repeat():
