@@ -229,7 +229,8 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
             torch.testing.assert_close(mean, loss)
 
 
-def test_the_values_are_those_of_the_config(monkeypatch):
+@pytest.mark.parametrize(("deep", "over"), [(True, "batch"), (False, "rank")])
+def test_the_values_are_those_of_the_config(deep, over, monkeypatch):
     former = {
         "CLASS_WEIGHT": WEIGHTS.class_weight,
         "MASK_WEIGHT": WEIGHTS.mask_weight,
@@ -238,8 +239,8 @@ def test_the_values_are_those_of_the_config(monkeypatch):
         "TRAIN_NUM_POINTS": SAMPLER.num_points,
         "OVERSAMPLE_RATIO": SAMPLER.oversample_ratio,
         "IMPORTANCE_SAMPLE_RATIO": SAMPLER.importance_sample_ratio,
-        "DEEP_SUPERVISION": False,
-        "CLASS_NORMALIZER": "rank",
+        "DEEP_SUPERVISION": deep,
+        "CLASS_NORMALIZER": over,
     }
     head = {"NUM_CLASSES": NUM_CLASSES}
     cfg = CfgNode({"MODEL": {"SEM_SEG_HEAD": head, "MASK_FORMER": former}})
@@ -248,7 +249,11 @@ def test_the_values_are_those_of_the_config(monkeypatch):
     monkeypatch.setattr(comm, "dist", TwoRanks(torch.tensor([2.0, 1000.0])))
     losses = SetCriterion.from_config(cfg)(outputs, targets, [3])
     last = Predictions(outputs.class_logits[-1:], outputs.mask_logits[-1:])
-    expected, _ = losses_by_hand(last, targets, [3])
+    expected, _ = losses_by_hand(outputs if deep else last, targets, [3])
+    if over == "batch":
+        own = 2 + NO_OBJECT_WEIGHT * (NUM_QUERIES - 2)
+        for name in expected:
+            expected[name] *= own / ((own + 1000) / 2) if name.startswith("loss_ce") else 1
     assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
