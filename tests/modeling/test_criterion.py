@@ -157,6 +157,13 @@ def test_more_targets_than_queries(recorded_matches):
     assert [len(queries) for queries, _ in recorded_matches[0]] == [2, 1]
 
 
+@pytest.mark.parametrize(("num_targets", "num_seeds"), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_one_target_and_one_seed_for_each_image(num_targets, num_seeds):
+    targets = targets_of([0, 2], [1])[:num_targets]
+    with pytest.raises(ValueError, match="zip"):
+        build()(predictions(2), targets, range(num_seeds))
+
+
 def test_losses_do_not_depend_on_how_a_batch_is_split():
     """Seeds are per image: a batch's losses are weighted means of its images' losses."""
     outputs, targets = predictions(2), targets_of([0, 2, 3], [1])
