@@ -32,7 +32,11 @@ MODULES = {
     "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
     "evaluation/protocols": ["evaluation/test_protocols.py"],
     "data/augmentation": ["data/test_augmentation.py", "data/test_color_jitter.py"],
-    "data/reading": ["data/test_reading.py"],
+    "data/reading": [
+        "data/test_reading.py",
+        "data/test_label_space.py",
+        "data/test_datasets.py",
+    ],
     "data/build": ["data/test_build.py", "data/test_training_sampler.py"],
 }
 """Modules of `clouds/`, and the files of `tests/` that test them."""
