@@ -28,7 +28,7 @@ MODULES = {
     "evaluation/confusion": ["evaluation/test_confusion.py"],
     "modeling/matcher": ["modeling/test_matcher.py", "modeling/test_criterion_weights.py"],
     "modeling/points": ["modeling/test_points.py", "modeling/test_criterion_weights.py"],
-    "engine/checkpoint": ["engine/test_checkpoint.py"],
+    "engine/checkpoint": ["engine/test_checkpoint.py", "engine/test_load_report.py"],
     "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
     "evaluation/protocols": ["evaluation/test_protocols.py"],
     "data/augmentation": ["data/test_augmentation.py", "data/test_color_jitter.py"],

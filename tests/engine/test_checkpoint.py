@@ -245,7 +245,7 @@ def test_another_model_is_an_error_with_a_short_report(tmp_path):
     with pytest.raises(ValueError, match="of another model") as error:
         Checkpointer(model).load_weights(str(path))
     text = str(error.value)
-    assert "5 of the model's 7 tensors match" in text
+    assert f"{path}: 5 of the model's 7 tensors match" in text
     assert "only in the model (1):\n    query.weight\n" in text
     assert "conv.weight: (9, 4, 3, 3) in the file, (8, 4, 3, 3) in the model" in text
     assert "only in the file (40):" in text
