@@ -223,6 +223,12 @@ def test_label_with_the_same_id_in_all_channels(tmp_path):
     assert np.array_equal(read_label(path), ids)
 
 
+def test_alpha_of_a_label_is_no_channel_of_ids(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 19, (6, 7)).astype(np.uint8)
+    path = save(tmp_path / "a.png", np.stack([ids, ids, ids, np.full_like(ids, 255)], axis=-1))
+    assert np.array_equal(read_label(path), ids)
+
+
 def test_color_image_instead_of_a_label(tmp_path):
     path = save(tmp_path / "a_color.png", random_image(0))
     with pytest.raises(ValueError, match=r"a_color\.png.*color image.*file with the ids"):
