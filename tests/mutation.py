@@ -37,7 +37,11 @@ MODULES = {
         "data/test_label_space.py",
         "data/test_datasets.py",
     ],
-    "data/build": ["data/test_build.py", "data/test_training_sampler.py"],
+    "data/build": [
+        "data/test_build.py",
+        "data/test_training_sampler.py",
+        "data/test_generated_data.py",
+    ],
 }
 """Modules of `clouds/`, and the files of `tests/` that test them."""
 
