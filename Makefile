@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # One test process per core, with one thread each (OMP_NUM_THREADS).
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check format mutation clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -28,6 +28,11 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Some modules only: make mutation MODULES="ema confusion"
+mutation: $(STAMP)
+	$(BIN)/python -m pip install -e ".[mutation]"
+	$(BIN)/python tests/mutation.py --processes $(WORKERS) $(MODULES)
 
 # The environment is updated when pyproject.toml, which lists the dependencies, changes.
 $(STAMP): pyproject.toml

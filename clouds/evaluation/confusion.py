@@ -91,7 +91,7 @@ class ConfusionMatrix:
     def _ratio(
         self, classes: Sequence[int] | None, numerator: Tensor, denominator: Tensor
     ) -> Tensor:
-        ratio = torch.where(denominator > 0, numerator.double() / denominator.double(), torch.nan)
+        ratio = numerator.double() / denominator.double()  # 0 / 0 is nan
         return ratio if classes is None else ratio[list(classes)]
 
     def iou(self, classes: Sequence[int] | None = None) -> Tensor:

@@ -102,9 +102,8 @@ class EMATeacher:
             missing = sorted({name.split(".")[0] for name in expected.keys() - state.keys()})
             if missing:
                 logger.warning(
-                    "the checkpoint's teacher averages the head alone; its %s starts as a copy of "
-                    "the student's",
-                    " and ".join(missing),
+                    "the checkpoint's teacher averages the head alone; copied from the student: %s",
+                    ", ".join(missing),
                 )
             state = {**{name: expected[name] for name in expected.keys() - state.keys()}, **state}
         problems = sorted(expected.keys() ^ state.keys())

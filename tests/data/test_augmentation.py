@@ -292,6 +292,18 @@ def test_working_size(size, fitted):
     assert draws(1, size=size, working_size=(1052, 1914))[0].resized_size == fitted
 
 
+@pytest.mark.parametrize("working_size", [(0, 1914), (1052, 0)])
+def test_a_working_size_of_0_in_either_place_is_that_of_the_image(working_size):
+    assert draws(1, size=(70, 90), working_size=working_size)[0].resized_size == (70, 90)
+
+
+def test_drawn_transforms_move_coordinates_by_their_scale_and_corner():
+    for drawn in draws(20, scale_range=(2.0, 2.0)):
+        ((x, y),) = drawn.apply_coords(np.array([[70.0, 40.0]]))
+        assert y == 80 - drawn.top
+        assert x == (60 - (140 - drawn.left) if drawn.flip else 140 - drawn.left)
+
+
 def test_the_same_seed_gives_the_same_transforms():
     assert draws(50, scale_range=(0.5, 2.0)) == draws(50, scale_range=(0.5, 2.0))
 

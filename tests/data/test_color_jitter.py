@@ -63,6 +63,12 @@ def test_saturation_agrees_with_the_standard_library(factor):
         assert np.abs(np.array(expected) * 255 - after).max() < 8
 
 
+def test_gray_has_no_hue_and_no_saturation_to_change():
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
+    changed = ColorJitterTransform(saturation=1.5, hue=7).apply_image(gray)
+    assert np.array_equal(changed, gray)
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_contrast_first_or_last(first):
     image = noise(30, 40)
@@ -78,7 +84,7 @@ def test_contrast_first_or_last(first):
 
 def test_color_jitter_with_default_parameters_changes_nothing():
     image = noise(30, 40)
-    assert np.array_equal(ColorJitterTransform().apply_image(image), image)
+    assert ColorJitterTransform().apply_image(image) is image  # as documented, not a copy
 
 
 def test_color_jitter_leaves_labels_and_coordinates_alone():

@@ -150,6 +150,23 @@ def test_ids_outside_of_a_byte():
     assert MAPPINGS["cityscapes"].apply(raw).tolist() == [[255, 0, 255]]
 
 
+@pytest.mark.parametrize(
+    ("raw", "train_ids", "unknown"),
+    [
+        ([0, 18, 255, 256], [0, 18, 255, 255], (256,)),
+        ([256], [255], (256,)),
+        ([-1, 7], [255, 7], (-1,)),
+        ([7, 263], [7, 255], (263,)),
+        ([0, -256, 1 << 40], [0, 255, 255], (-256, 1 << 40)),
+        ([], [], ()),
+    ],
+)
+def test_ids_at_the_borders_of_a_byte(raw, train_ids, unknown):
+    array = np.array([raw], np.int64)
+    assert MAPPINGS["train ids"].apply(array).tolist() == [train_ids]
+    assert MAPPINGS["train ids"].unknown_ids(array) == unknown
+
+
 def test_strided_views_give_the_same_ids():
     raw = np.random.default_rng(0).integers(0, 40, (10, 14), dtype=np.uint8)
     for view in (raw[:, ::-1], raw.T, raw[::2, 1::3]):

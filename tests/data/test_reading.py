@@ -132,6 +132,15 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
     assert read_size(path) == upright.shape[:2]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_without_orientation(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[0x0131] = "a program"  # the tag `Software`
+    Image.fromarray(smooth()).save(tmp_path / f"a.{suffix}", exif=exif, quality=98)
+    assert max_difference(read_image(tmp_path / f"a.{suffix}"), smooth()) < 12
+    assert read_size(tmp_path / f"a.{suffix}") == smooth().shape[:2]
+
+
 def test_exif_orientation_after_the_pixels(tmp_path):
     stored = random_image(0, (5, 7))
     rows = b"".join(b"\0" + row.tobytes() for row in stored)
@@ -224,6 +233,33 @@ def test_label_with_the_same_id_in_all_channels(tmp_path):
     assert np.array_equal(read_label(path), ids)
 
 
+def test_alpha_of_a_label_is_no_channel_of_ids(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 19, (6, 7)).astype(np.uint8)
+    path = save(tmp_path / "a.png", np.stack([ids, ids, ids, np.full_like(ids, 255)], axis=-1))
+    assert np.array_equal(read_label(path), ids)
+
+
+def test_label_of_one_bit(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.uint8)
+    Image.fromarray(ids == 1).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode == "1"
+    read = read_label(tmp_path / "a.png")
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, ids)
+
+
+def test_label_of_fractions(tmp_path):
+    Image.fromarray(np.full((6, 7), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ValueError, match=r"a\.tiff: cannot be read.*: TIFF file of mode F\. "):
+        read_label(tmp_path / "a.tiff")
+
+
+def test_magenta_instead_of_a_label(tmp_path):
+    path = save(tmp_path / "a.png", np.full((6, 7, 3), (9, 0, 9), np.uint8))
+    with pytest.raises(ValueError, match="color image with 3 channels"):
+        read_label(path)
+
+
 def test_color_image_instead_of_a_label(tmp_path):
     path = save(tmp_path / "a_color.png", random_image(0))
     with pytest.raises(ValueError, match=r"a_color\.png.*color image.*file with the ids"):
@@ -264,7 +300,13 @@ def test_a_file_that_is_not_an_image(tmp_path, reader, content):
 
 def test_an_empty_file_is_reported_as_empty(tmp_path):
     (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match=r"image: the file is empty \(0 bytes\)\. Download"):
+        read_image(tmp_path / "a.png")
+
+
+def test_the_first_bytes_of_another_file_are_reported(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"this is a text file")
+    with pytest.raises(ValueError, match=r"no image format begins with b'this is '\. Download"):
         read_image(tmp_path / "a.png")
 
 

@@ -55,12 +55,14 @@ def same_weights(first, second):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_round_trip(tmp_path):
+def test_round_trip(tmp_path, caplog):
+    caplog.set_level("INFO")
     model, counter = other_model(), Counter(5)
     saver = Checkpointer(
         model, str(tmp_path), provenance={"version": "1"}, optimizer=Counter(3), teacher=counter
     )
     saver.save("model_0000009", iteration=9)
+    assert caplog.messages == [f"saved {tmp_path / 'model_0000009.pth'}"]
     content = torch.load(tmp_path / "model_0000009.pth", weights_only=True)
     assert set(content) == {"model", "optimizer", "teacher", "clouds", "iteration"}
     assert content["clouds"] == {"version": "1"}
@@ -68,8 +70,12 @@ def test_round_trip(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_0000009.pth"]
 
     restored, counters = Toy(), {"optimizer": Counter(), "teacher": Counter()}
-    rest = Checkpointer(restored, str(tmp_path), **counters).resume()
-    assert rest == {"clouds": {"version": "1"}, "iteration": 9}
+    checkpointer = Checkpointer(restored, str(tmp_path), **counters)
+    assert checkpointer.saved_iteration == -1
+    assert checkpointer.resume() == {"clouds": {"version": "1"}, "iteration": 9}
+    assert saver.saved_iteration == checkpointer.saved_iteration == 9
+    saver.save("model_final")
+    assert saver.saved_iteration == -1
     assert same_weights(restored, model)
     assert (counters["optimizer"].value, counters["teacher"].value) == (3, 5)
 
@@ -252,8 +258,8 @@ def test_another_model_is_an_error_with_a_short_report(tmp_path):
     with pytest.raises(ValueError, match="of another model") as error:
         Checkpointer(model).load_weights(str(path))
     text = str(error.value)
-    assert "5 of the model's 7 tensors match" in text
-    assert "only in the model (1):\n    query.weight" in text
+    assert f"{path}: 5 of the model's 7 tensors match" in text
+    assert "only in the model (1):\n    query.weight\n" in text
     assert "conv.weight: (9, 4, 3, 3) in the file, (8, 4, 3, 3) in the model" in text
     assert "only in the file (40):" in text
     assert "… and 34 more" in text

@@ -104,6 +104,7 @@ def test_scores_by_hand():
     assert matrix.pixel_accuracy() == pytest.approx(3 / 7)
     assert matrix.recall([0, 1, 2]).tolist() == pytest.approx([1 / 2, 1 / 2, 0])
     assert matrix.mean_accuracy() == pytest.approx(1 / 3)  # class 3 has no labeled pixel
+    assert matrix.mean_accuracy([0, 2]) == pytest.approx(1 / 4)
     assert matrix.counts.sum(1).tolist() == [4, 2, 1, 0, 0]
     assert matrix.counts.sum(0).tolist() == [3, 2, 0, 2, 0]
 
@@ -128,6 +129,18 @@ def test_large_images_are_counted_in_chunks(monkeypatch):
 def test_another_ignore_value():
     matrix = count_pairs([([[0, 1, 1]], [[0, -1, 1]])], num_classes=2, ignore=-1)
     assert matrix.counts.tolist() == [[1, 0], [0, 1]]
+
+
+def test_the_ignore_value_is_none_of_the_classes():
+    for ignore in (0, 1, 2):
+        with pytest.raises(AssertionError, match=f"ignore value {ignore} is one of the classes"):
+            ConfusionMatrix(3, ignore)
+    matrix = count_pairs([([[0, 1, 2]], [[0, 3, 2]])], num_classes=3, ignore=3)
+    assert matrix.counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_a_single_class_with_ignored_pixels():
+    assert count_pairs([([[0, 0]], [[0, 255]])], num_classes=1).counts.tolist() == [[1]]
 
 
 @pytest.mark.parametrize(
@@ -158,3 +171,9 @@ def test_all_reduce_in_one_process_is_a_copy():
     assert torch.equal(total.counts, matrix.counts)
     total.counts += 1
     assert not torch.equal(total.counts, matrix.counts)
+
+
+def test_the_reduced_matrix_counts_further_images_alike():
+    total = count_pairs([([[0, 1]], [[0, 7]])], num_classes=2, ignore=7).all_reduce()
+    total.update(torch.tensor([[1, 1]]), torch.tensor([[1, 7]]))
+    assert total.counts.tolist() == [[1, 0], [0, 1]]

@@ -223,7 +223,7 @@ class Noise:
         return [{"sem_seg": torch.einsum("ck,khw->chw", self.channels, image)}]
 
 
-@pytest.mark.parametrize("out", [(75, 90), (40, 131), (150, 180)])
+@pytest.mark.parametrize("out", [(75, 90), (40, 131), (150, 180), (40, 75), (90, 75)])
 @pytest.mark.parametrize(("crop", "stride"), [(32, 2 / 3), (32, 0.25), (20, 1.0), (80, 0.5)])
 def test_slide_equals_a_mean_over_the_whole_image(crop, stride, out):
     sample = sample_of(75, 90, out)
@@ -244,6 +244,13 @@ def test_slide_keeps_scores_of_one_row_of_windows():
     slide = Slide(0, crop_size=32, stride=0.5)
     rows = [scores.shape for scores in slide.mean_scores(Noise(), sample_of(75, 90))]
     assert rows == [(7, 16, 90), (7, 16, 90), (7, 11, 90), (7, 32, 90)]
+
+
+def test_slide_scores_are_means():
+    model = Scripted([[0.25, -3.0]] * 15)
+    parts = Slide(0, crop_size=32, stride=0.5).mean_scores(model, sample_of(64, 90))
+    scores = torch.cat(list(parts), dim=1)
+    assert torch.equal(scores, torch.tensor([0.25, -3.0])[:, None, None].expand(2, 64, 90))
 
 
 def test_slide_resizes_only_with_a_short_side():

@@ -28,8 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers_weights import mask2former, mask2former_config
 
 from clouds import comm
+from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
-from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.criterion import MatchedPairs, SetCriterion
 from clouds.modeling.matcher import CostWeights
 from clouds.modeling.points import PointSampler
 from clouds.modeling.transformer_decoder.decoder import Predictions
@@ -156,6 +157,13 @@ def test_more_targets_than_queries(recorded_matches):
     assert [len(queries) for queries, _ in recorded_matches[0]] == [2, 1]
 
 
+@pytest.mark.parametrize(("num_targets", "num_seeds"), [(1, 1), (1, 2), (2, 1), (2, 3)])
+def test_one_target_and_one_seed_for_each_image(num_targets, num_seeds):
+    targets = targets_of([0, 2], [1])[:num_targets]
+    with pytest.raises(ValueError, match="zip"):
+        build()(predictions(2), targets, range(num_seeds))
+
+
 def test_losses_do_not_depend_on_how_a_batch_is_split():
     """Seeds are per image: a batch's losses are weighted means of its images' losses."""
     outputs, targets = predictions(2), targets_of([0, 2, 3], [1])
@@ -201,7 +209,7 @@ class TwoRanks:
         tensor += self.others
 
 
-@pytest.mark.parametrize("over", ["batch", "rank"])
+@pytest.mark.parametrize("over", ["default", "batch", "rank"])
 def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatch):
     """Gradients are averaged over ranks, so the ranks' losses must average to the whole batch's."""
     outputs, targets, seeds = predictions(2), targets_of([0, 2, 3], [1]), [7, 8]
@@ -211,7 +219,8 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
     for rank in range(2):
         fake = TwoRanks(totals[1 - rank])
         monkeypatch.setattr(comm, "dist", fake)
-        criterion = build(normalize_class_loss_over=over)
+        options = {} if over == "default" else {"normalize_class_loss_over": over}
+        criterion = build(**options)
         ranks.append(criterion(image_of(outputs, rank), [targets[rank]], [seeds[rank]]))
         torch.testing.assert_close(fake.sent, totals[rank])
     monkeypatch.undo()
@@ -225,6 +234,34 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
             assert abs(mean - loss) > 1e-3
         else:
             torch.testing.assert_close(mean, loss)
+
+
+@pytest.mark.parametrize(("deep", "over"), [(True, "batch"), (False, "rank")])
+def test_the_values_are_those_of_the_config(deep, over, monkeypatch):
+    former = {
+        "CLASS_WEIGHT": WEIGHTS.class_weight,
+        "MASK_WEIGHT": WEIGHTS.mask_weight,
+        "DICE_WEIGHT": WEIGHTS.dice_weight,
+        "NO_OBJECT_WEIGHT": NO_OBJECT_WEIGHT,
+        "TRAIN_NUM_POINTS": SAMPLER.num_points,
+        "OVERSAMPLE_RATIO": SAMPLER.oversample_ratio,
+        "IMPORTANCE_SAMPLE_RATIO": SAMPLER.importance_sample_ratio,
+        "DEEP_SUPERVISION": deep,
+        "CLASS_NORMALIZER": over,
+    }
+    head = {"NUM_CLASSES": NUM_CLASSES}
+    cfg = CfgNode({"MODEL": {"SEM_SEG_HEAD": head, "MASK_FORMER": former}})
+    outputs, targets = predictions(1), targets_of([0, 2])
+    # the other rank has as many masks, and a class weight that only 'batch' would count
+    monkeypatch.setattr(comm, "dist", TwoRanks(torch.tensor([2.0, 1000.0])))
+    losses = SetCriterion.from_config(cfg)(outputs, targets, [3])
+    last = Predictions(outputs.class_logits[-1:], outputs.mask_logits[-1:])
+    expected, _ = losses_by_hand(outputs if deep else last, targets, [3])
+    if over == "batch":
+        own = 2 + NO_OBJECT_WEIGHT * (NUM_QUERIES - 2)
+        for name in expected:
+            expected[name] *= own / ((own + 1000) / 2) if name.startswith("loss_ce") else 1
+    assert {k: v.item() for k, v in losses.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -255,6 +292,14 @@ def test_losses_are_computed_in_full_precision_under_autocast():
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         assert torch.equal(loss, expected[name])
+
+
+def test_pairs_are_on_the_given_device_and_of_the_same_images_in_each_prediction():
+    pair = (torch.tensor([1]), torch.tensor([0]))
+    pairs = MatchedPairs.from_matches([[pair, pair]], 6, torch.device("meta"))
+    assert {t.device.type for t in (pairs.queries, *pairs.targets, *pairs.by_target)} == {"meta"}
+    with pytest.raises(ValueError, match="zip"):
+        MatchedPairs.from_matches([[pair, pair], [pair]], 6, torch.device("cpu"))
 
 
 def test_masks_that_overlap_and_classes_that_repeat():

@@ -57,3 +57,9 @@ def test_matching_is_the_cheapest_of_all_assignments(num_queries):
         )
         assert cost == pytest.approx(cheapest, abs=1e-5)
         assert len(rows) == smaller == len(set(rows.tolist())) == len(set(columns.tolist()))
+
+
+@pytest.mark.parametrize("counts", [[3], [3, 1, 2]])
+def test_one_count_for_each_image(counts):
+    with pytest.raises(ValueError, match="zip"):
+        match(torch.zeros(1, 2, 4, 3), counts)

@@ -48,6 +48,19 @@ def test_number_and_range_of_sampled_points():
             assert len(p.unique()) == p.numel()
 
 
+def test_points_are_on_the_given_device():
+    sampler = PointSampler(num_points=4, oversample_ratio=2.0, importance_sample_ratio=0.75)
+    (points,) = sampler.sample(2, [3], [None], torch.device("meta"))
+    devices = {p.device.type for p in (points.matching, points.candidates, points.random)}
+    assert devices == {"meta"}
+
+
+def test_one_generator_for_each_image():
+    sampler = PointSampler(num_points=4, oversample_ratio=2.0, importance_sample_ratio=0.75)
+    with pytest.raises(ValueError, match="zip"):
+        sampler.sample(1, [1, 1], [None], torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("num_weighted", "expected"), [(5, [0, 1, 2]), (2, [0, 1])])
 def test_candidates_of_weight_0_are_selected_last(num_weighted, expected):
     """The candidates nearest to the outline are in the right half, where weights are 0.
@@ -71,11 +84,19 @@ def test_candidates_of_weight_0_are_selected_last(num_weighted, expected):
     assert not set(x[expected].tolist()) & set(without)
 
 
+class LikeCuda(torch.Tensor):
+    """Takes the way of a tensor on a GPU, on the CPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, LikeCuda])
 @pytest.mark.parametrize("count", [0, 1, 5, 12])
-def test_indices_of_the_smallest(count):
+def test_indices_of_the_smallest(count, kind):
     values = torch.randn(4, 12, generator=torch.Generator().manual_seed(count))
     values[1, 3:9] = 0.5  # ties
     values[2, :4] = torch.inf
     values[3, 2] = torch.nan
-    smallest = values.gather(1, _indices_of_smallest(values, count)).sort(1).values
+    indices = _indices_of_smallest(values.as_subclass(kind), count).as_subclass(torch.Tensor)
+    smallest = values.gather(1, indices).sort(1).values
     torch.testing.assert_close(smallest, values.sort(1).values[:, :count], equal_nan=True)

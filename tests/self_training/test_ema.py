@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from clouds.d2 import CfgNode
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.pseudo_labeler import label_from_scores
 
@@ -101,15 +102,64 @@ def test_a_state_of_another_network_is_refused():
         teacher_of(frozen=True)[1].load_state_dict(state)
 
 
-def test_states_of_earlier_versions_hold_the_head_alone(caplog):
+def test_a_state_of_other_shapes_is_refused_and_the_first_name_given():
     _, teacher = teacher_of(frozen=False)
+    state = teacher.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    other = {name: value + 1 for name, value in state.items()}
+    other["backbone.1.bias"] = torch.zeros(7)
+    other["sem_seg_head.0.weight"] = torch.zeros(4, 7)
+    with pytest.raises(ValueError, match=r"2 names or shapes differ, such as backbone\.1\.bias\."):
+        teacher.load_state_dict(other)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_momentum_and_interval_are_those_of_the_config():
+    cfg = CfgNode({"MODEL": {"CLOUDS": {"SAM": {"ALPHA_EMA": 0.75}, "ITERATION_UPDATE": 3}}})
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 8.0)
+    teacher = EMATeacher.from_config(cfg, {"head": student})
+    teacher.reset()
+    nn.init.constant_(student.weight, 4.0)
+    teacher.update()
+    assert teacher.parts["head"].weight.item() == 7  # 0.75 * 8 + 0.25 * 4
+    assert [i for i in range(8) if teacher.due(i)] == [2, 5]
+
+
+def test_without_a_reset_it_starts_as_the_student_at_the_first_update():
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 8.0)
+    teacher = EMATeacher({"head": student}, 0.5, 1)
+    assert len(teacher.parts) == 0
+    teacher.update()
+    nn.init.constant_(student.weight, 4.0)
+    teacher.update()
+    assert teacher.parts["head"].weight.item() == 6
+
+
+@pytest.mark.parametrize(
+    "added", [nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)], ids=["parameters", "buffers"]
+)
+def test_a_student_that_grew_after_the_reset_is_an_error(added):
+    student, teacher = teacher_of()
+    student["sem_seg_head"].append(added)
+    with pytest.raises(ValueError, match="longer"):
+        teacher.update()
+
+
+def test_states_of_earlier_versions_hold_the_head_alone(caplog):
+    student, _ = teacher_of(frozen=False)
+    teacher = EMATeacher({**student, "neck": nn.Linear(3, 3)}, 0.9, 1)
+    teacher.reset()
     earlier = {name: value + 1 for name, value in layers().state_dict().items()}
     backbone = teacher.parts["backbone"][1].weight.clone()
     with caplog.at_level(logging.WARNING):
         teacher.load_state_dict(earlier)
     assert torch.equal(teacher.parts["sem_seg_head"][0].weight, earlier["0.weight"])
     assert torch.equal(teacher.parts["backbone"][1].weight, backbone)
-    assert "averages the head alone; its backbone starts" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [
+        "the checkpoint's teacher averages the head alone; copied from the student: backbone, neck"
+    ]
 
 
 def test_confidence_is_the_share_of_the_best_class():
