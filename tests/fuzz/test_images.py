@@ -1,0 +1,200 @@
+"""Mutated images, labels and dataset folders, and objects given to a loaded model."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import numpy as np
+import torch
+from fuzzing import ACCEPTED, VALUES, fuzz, mutate, mutations
+from hypothesis import strategies as st
+from PIL import Image
+
+from clouds.data.dataset_report import check_dataset
+from clouds.data.datasets import dataset_names, get_dataset
+from clouds.data.datasets.registered import describe, list_samples
+from clouds.data.reading import read_image, read_label, read_size, read_train_ids
+from clouds.inference.images import to_rgb
+
+SIZE = (9, 13)
+RNG = np.random.default_rng(0)
+COLORS = Image.fromarray(RNG.integers(0, 256, (*SIZE, 3), dtype=np.uint8))
+GRAY = Image.fromarray(RNG.integers(0, 34, SIZE, dtype=np.uint8))
+DEEP = Image.fromarray(RNG.integers(0, 2**16, SIZE, dtype=np.uint16))
+EXIF = Image.Exif()
+EXIF[0x0112] = 6
+
+
+def encoded(image, kind, **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PALETTE = GRAY.copy()
+PALETTE.putpalette(bytes(RNG.integers(0, 256, 768, dtype=np.uint8)))
+FILES = (
+    encoded(COLORS, "PNG"),
+    encoded(GRAY, "PNG"),
+    encoded(DEEP, "PNG"),
+    encoded(PALETTE, "PNG"),
+    encoded(COLORS.convert("RGBA"), "PNG", exif=EXIF),
+    encoded(COLORS, "JPEG", quality=90),
+    encoded(COLORS, "JPEG", progressive=True, exif=EXIF),
+    encoded(COLORS.convert("CMYK"), "JPEG"),
+    encoded(GRAY, "JPEG"),
+    encoded(COLORS, "WEBP", lossless=True),
+    encoded(COLORS, "WEBP", exif=EXIF),
+    encoded(COLORS, "TIFF", compression="tiff_lzw"),
+    encoded(DEEP, "TIFF"),
+    encoded(GRAY, "TIFF", exif=EXIF),
+    encoded(GRAY, "GIF"),
+    encoded(COLORS, "BMP"),
+    encoded(COLORS, "PPM"),
+)
+LOSSLESS = tuple(range(5)) + tuple(range(11, 17))
+
+
+@fuzz("images", 14000, drawn=mutations(len(FILES)))
+def test_images(attempt, tmp_path, drawn):
+    seed, changes = drawn
+    path = tmp_path / "image.png"
+    path.write_bytes(mutate(FILES[seed], changes))
+    outcome, pixels = attempt(lambda: read_image(path), "image.png")
+    if outcome == ACCEPTED:
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        assert pixels.size
+        outcome, size = attempt(lambda: read_size(path), "image.png")
+        assert outcome == ACCEPTED and size == pixels.shape[:2]
+
+
+@fuzz("labels", 10000, drawn=mutations(len(FILES)), channel=st.sampled_from(["index", "red"]))
+def test_labels(attempt, tmp_path, drawn, channel):
+    seed, changes = drawn
+    path = tmp_path / "label.png"
+    path.write_bytes(mutate(FILES[seed], changes))
+    outcome, ids = attempt(lambda: read_label(path, channel), "label.png")
+    if outcome == ACCEPTED:
+        assert ids.ndim == 2 and ids.size and np.issubdtype(ids.dtype, np.integer)
+        dataset = get_dataset("cityscapes_val", tmp_path)
+        label_format = dataset.label_formats[0]
+        outcome, train_ids = attempt(
+            lambda: read_train_ids(path, label_format, "cityscapes_val"), "label.png"
+        )
+        if outcome == ACCEPTED:
+            assert {*np.unique(train_ids).tolist()} <= {*range(19), 255}
+
+
+# ---------------------------------------------------------------------- folders
+PLACES = st.sampled_from(
+    [
+        *("camvid/val/a.png", "camvid/valannot/a.png", "camvid/val", "camvid/valannot", "camvid"),
+        *("camvid/val/b.PNG", "camvid/valannot/b.png", "camvid/val/.hidden/a.png"),
+        *("camvid/val/a.png.png", "camvid/val/sub/c.png", "camvid/valannot/sub/c.png"),
+        *("stable_diffusion/x/images/0.png", "stable_diffusion/x/manifest.jsonl"),
+        *("stable_diffusion", "stable_diffusion/x", "stable_diffusion/x/images"),
+        *("stable_diffusion/.x/images/0.png", "camvid/val/caf\udce9.png"),
+    ]
+)
+CONTENTS = st.sampled_from(["image", "label", "empty", "text", "folder", "gone", "self", "up"])
+
+
+def make(path, content):
+    if path.is_symlink() or path.exists() or any(p.is_file() for p in path.parents):
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a link in the way
+        return
+    if content in ("image", "label"):
+        path.write_bytes(FILES[0 if content == "image" else 1])
+    elif content == "folder":
+        path.mkdir()
+    elif content in ("empty", "text"):
+        path.write_text("" if content == "empty" else "text\n")
+    else:
+        targets = {"gone": "no/such/file", "self": path.name, "up": ".."}
+        path.symlink_to(targets[content])
+
+
+@fuzz("dataset folders", 1500, tree=st.lists(st.tuples(PLACES, CONTENTS), max_size=8))
+def test_dataset_folders(attempt, tmp_path, tree):
+    root = tmp_path / str(len(os.listdir(tmp_path)))
+    root.mkdir()
+    for place, content in tree:
+        make(root / place, content)
+
+    def check():
+        reports = []
+        for name in ["camvid_val", *dataset_names(root)[-1:]]:
+            reports.append(check_dataset(get_dataset(name, root), None, 1))
+        return [(report.state, report.problems()) for report in reports]
+
+    outcome, states = attempt(check)
+    assert outcome == ACCEPTED
+    attempt(lambda: get_dataset("camvid_val", root).records(), "camvid")
+    attempt(lambda: get_dataset("sd_x", root).records(), "sd_x", "stable_diffusion")
+
+
+METADATA = st.dictionaries(
+    st.sampled_from(["stuff_classes", "stuff_colors", "ignore_label", "x"]),
+    VALUES | st.lists(st.text(max_size=3), max_size=3) | st.lists(st.lists(st.integers(-1, 256))),
+)
+SAMPLES = VALUES | st.lists(
+    st.dictionaries(st.sampled_from(["file_name", "sem_seg_file_name"]), VALUES), max_size=3
+)
+
+
+@fuzz("registered datasets", 3000, metadata=METADATA, samples=SAMPLES)
+def test_registered(attempt, tmp_path, metadata, samples):
+    outcome, description = attempt(lambda: describe("mine", metadata), "mine")
+    if outcome == ACCEPTED:
+        assert len(description.label_space.colors) == description.label_space.num_classes > 0
+    good = describe("mine", {"stuff_classes": ["road"]})
+    attempt(lambda: list_samples("mine", samples, good.label_formats[0]), "mine")
+
+
+# ---------------------------------------------------------------------- objects
+SHAPES = (
+    st.lists(st.integers(0, 5), max_size=5).map(tuple) | st.just((4, 5, 3)) | st.just((3, 4, 5))
+)
+NUMBERS = st.sampled_from([0, 1, 0.5, -1, 255, float("nan"), float("inf"), 1e30, 1 + 1e-9])
+TYPES = st.sampled_from(
+    "uint8 int8 int64 uint16 float16 float32 float64 bool complex64 object U3 M8[s]".split()
+)
+TORCH_TYPES = st.sampled_from(
+    [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.bool]
+    + [torch.complex64, torch.float8_e4m3fn, torch.uint16]
+)
+MODES = st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I", "F", "I;16"])
+OBJECTS = st.one_of(
+    st.tuples(st.just("array"), SHAPES, TYPES, NUMBERS),
+    st.tuples(st.just("tensor"), SHAPES, TORCH_TYPES, NUMBERS),
+    st.tuples(st.just("pillow"), st.tuples(st.integers(0, 4), st.integers(0, 4)), MODES, NUMBERS),
+    st.tuples(st.just("other"), VALUES, st.none(), st.none()),
+)
+
+
+def built(kind, shape, dtype, number):
+    with np.errstate(all="ignore"):
+        if kind == "array":
+            return (
+                np.full(shape, number).astype(dtype) if dtype != "M8[s]" else np.zeros(shape, dtype)
+            )
+        if kind == "tensor":
+            return torch.full(shape, number, dtype=torch.float32).to(dtype)
+        return Image.new(dtype, shape) if kind == "pillow" else shape
+
+
+@fuzz("objects given to a model", 8000, drawn=OBJECTS)
+def test_objects(attempt, tmp_path, drawn):
+    try:
+        image = built(*drawn)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        return  # NumPy or torch has no such object
+    outcome, pixels = attempt(
+        lambda: to_rgb(image), "image", *([str(image)] if isinstance(image, str) else [])
+    )
+    if outcome == ACCEPTED:
+        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size
