@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +17,10 @@ IGNORE = 255
 """Train id of pixels that do not count, in every label space: label maps are uint8."""
 
 UInt8Array = npt.NDArray[np.uint8]
+Color = tuple[int, int, int]
+
+_LEVELS = tuple(range(0, 256, 17))
+"""Values per channel among which distinct colors are chosen: 16^3 colors."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,31 @@ def words_of(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     if tuple(names) == CITYSCAPES_19.names:
         return CITYSCAPES_19.synonyms
     return tuple((name,) for name in names)
+
+
+def distinct_colors(count: int, besides: Sequence[Color] = ()) -> list[Color]:
+    """`count` RGB colors, each as far as possible from all before it, in CIE Lab.
+
+    Args:
+        besides: colors that they must differ from, in addition to black and white.
+    """
+    grid = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing="ij"), -1).reshape(-1, 3)
+    candidates = _lab(grid)
+    distances = np.full(len(grid), np.inf)
+    for color in _lab(np.array([(0, 0, 0), (255, 255, 255), *besides])):
+        distances = np.minimum(distances, np.linalg.norm(candidates - color, axis=1))
+    colors: list[Color] = []
+    for _ in range(count):
+        best = int(distances.argmax())
+        red, green, blue = (int(value) for value in grid[best])
+        colors.append((red, green, blue))
+        to_best = np.linalg.norm(candidates - candidates[best], axis=1)
+        distances = np.minimum(distances, to_best)
+    return colors
+
+
+def _lab(colors: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """CIE Lab (N, 3) of RGB colors (N, 3), 0..255."""
+    rgb = np.asarray(colors, np.float32)[None] / 255
+    lab: npt.NDArray[np.float32] = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
+    return lab

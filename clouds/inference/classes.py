@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from clouds.data.label_space import IGNORE, LabelSpace
+from clouds.data.label_space import IGNORE, LabelSpace, distinct_colors
 from clouds.modeling.meta_arch.clouds import CLOUDS
 from clouds.modeling.text_classifier import TextClassifier
 
 Color = tuple[int, int, int]
-
-_LEVELS = tuple(range(0, 256, 17))
-"""Values per channel among which distinct colors are chosen: 16^3 colors."""
 
 
 def parse_classes(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -64,34 +57,6 @@ def label_space_of(names: Sequence[str], known: LabelSpace | None = None) -> Lab
     classes = [kept[name] if name in kept else (next(new), (name,)) for name in names]
     colors, words = zip(*classes, strict=True)
     return LabelSpace("own classes", tuple(names), tuple(colors), tuple(words))
-
-
-def distinct_colors(count: int, besides: Sequence[Color] = ()) -> list[Color]:
-    """`count` RGB colors, each as far as possible from all before it, in CIE Lab.
-
-    Args:
-        besides: colors that they must differ from, in addition to black and white.
-    """
-    grid = np.stack(np.meshgrid(_LEVELS, _LEVELS, _LEVELS, indexing="ij"), -1).reshape(-1, 3)
-    candidates = _lab(grid)
-    distances = np.full(len(grid), np.inf)
-    for color in _lab(np.array([(0, 0, 0), (255, 255, 255), *besides])):
-        distances = np.minimum(distances, np.linalg.norm(candidates - color, axis=1))
-    colors: list[Color] = []
-    for _ in range(count):
-        best = int(distances.argmax())
-        red, green, blue = (int(value) for value in grid[best])
-        colors.append((red, green, blue))
-        to_best = np.linalg.norm(candidates - candidates[best], axis=1)
-        distances = np.minimum(distances, to_best)
-    return colors
-
-
-def _lab(colors: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """CIE Lab (N, 3) of RGB colors (N, 3), 0..255."""
-    rgb = np.asarray(colors, np.float32)[None] / 255
-    lab: npt.NDArray[np.float32] = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
-    return lab
 
 
 def numbered_label_space(num_classes: int) -> LabelSpace:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,6 @@ from clouds.modeling.build import build_seeded
 from clouds.modeling.meta_arch.clouds import CLOUDS
 
 logger = logging.getLogger(__name__)
-
-CLIP_LOGGER = "clouds.modeling.backbone.open_clip_models"
 
 
 def load(
@@ -76,8 +73,7 @@ def load(
     entries = read_checkpoint(path)
     settings = _settings(path, entries, config_file, overrides)
     cfg = config_of([*settings, *_settings_for_inference(settings, device)])
-    with _quiet():
-        model = build_seeded(cfg)
+    model = build_seeded(cfg, skip_pretrained=True)
     if not isinstance(model, CLOUDS):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only CLOUDS is supported."
@@ -109,10 +105,7 @@ def _settings(
 def _settings_for_inference(
     settings: Sequence[Setting], device: str | torch.device | None
 ) -> list[Setting]:
-    """Settings of the device; no pretrained CLIP, as the checkpoint has its weights.
-
-    On a CPU also of what needs a GPU.
-    """
+    """Settings of the device, and on a CPU of what needs a GPU."""
     values = {key.name: key.default for key in KEYS} | {s.name: s.value for s in settings}
     wanted = str(values["MODEL.DEVICE"] if device is None else device)
     try:
@@ -122,7 +115,7 @@ def _settings_for_inference(
             raise
         used = "cpu"
         logger.info("MODEL.DEVICE of the config is %s, which is not available: cpu", wanted)
-    changes: dict[str, Any] = {"MODEL.DEVICE": used, "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS": ""}
+    changes: dict[str, Any] = {"MODEL.DEVICE": used}
     changes["MODEL.COMPILE"] = "none"  # it would compile for every size of image
     if used == "cpu":
         if str(values["SOLVER.AMP.ENABLED"]) == "True" and values["SOLVER.AMP.DTYPE"] == "fp16":
@@ -131,18 +124,6 @@ def _settings_for_inference(
         if values["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION"] == "triton":
             changes["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION"] = "auto"
     return [Setting(name, value, "inference") for name, value in changes.items()]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No warning about random weights of CLIP: the checkpoint replaces them."""
-    clip_logger = logging.getLogger(CLIP_LOGGER)
-    level = clip_logger.level
-    clip_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        clip_logger.setLevel(level)
 
 
 def load_all_weights(model: nn.Module, path: str, weights: Mapping[str, Tensor]) -> None:
@@ -156,7 +137,7 @@ def load_all_weights(model: nn.Module, path: str, weights: Mapping[str, Tensor])
         raise ValueError(
             f"these weights are not complete, or of another model than the config's.\n{report}\n"
             "Name the config that they were trained with by config_file (--config-file); a "
-            "checkpoint of another project must have every tensor (tools/convert_checkpoint.py)."
+            "checkpoint of another project must have every tensor (`clouds convert`)."
         )
     Checkpointer(model).load_model(path, weights)
     broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]

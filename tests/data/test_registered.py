@@ -28,8 +28,7 @@ from clouds.data.datasets import (
     register_all,
     training_label_space,
 )
-from clouds.data.datasets.registered import distinct_colors
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.label_space import CITYSCAPES_19, distinct_colors
 
 CLASSES = ["road", "water", "sky", "goat", "boat"]
 SIZE = (48, 64)

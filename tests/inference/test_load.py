@@ -11,9 +11,9 @@ from tiny_checkpoint import block_image, save_checkpoint
 from tiny_model import tiny_config
 
 import clouds
-from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.label_space import CITYSCAPES_19, distinct_colors
 from clouds.evaluation.protocols import build_protocol
-from clouds.inference.classes import distinct_colors, label_space_of, parse_classes
+from clouds.inference.classes import label_space_of, parse_classes
 from clouds.modeling.postprocessing import EnsembleOptions
 
 TEXT = {"MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME": "text"}

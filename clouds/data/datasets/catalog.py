@@ -206,7 +206,7 @@ def get_dataset(name: str, root: Path | None = None) -> DatasetSpec:
 
 
 def check_names_are_free(names: Sequence[str]) -> None:
-    """Check that nobody has registered other data under the name of a dataset of this project.
+    """Check that no other data is registered under the name of a dataset of this project.
 
     Raises:
         ValueError: somebody has.

@@ -8,7 +8,6 @@ The ids in the label files are train ids: indices of `stuff_classes`, and `ignor
 
 from __future__ import annotations
 
-import colorsys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing
-from clouds.data.label_space import IGNORE, LabelSpace, words_of
+from clouds.data.label_space import IGNORE, LabelSpace, distinct_colors, words_of
 from clouds.data.reading import LabelFormat, LabelMapping
 from clouds.data.structures import Domain, Record
 from clouds.messages import format_examples
@@ -82,7 +81,7 @@ def describe(name: str, metadata: Mapping[str, Any]) -> DatasetDescription:
 def _colors(name: str, colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
     """The colors of the metadata, or `count` distinct ones if there are none."""
     if not colors:
-        return distinct_colors(count)
+        return tuple(distinct_colors(count))
     as_tuples = tuple(tuple(int(value) for value in color) for color in colors)
     if len(as_tuples) != count or any(
         len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in as_tuples
@@ -92,19 +91,6 @@ def _colors(name: str, colors: Any, count: int) -> tuple[tuple[int, int, int], .
             f"color of whole numbers from 0 to 255 per class, {count} in all, or none"
         )
     return tuple((r, g, b) for r, g, b in as_tuples)
-
-
-def distinct_colors(count: int) -> tuple[tuple[int, int, int], ...]:
-    """RGB colors, 0-255, all different and none black: hues in steps of the golden ratio."""
-    shades = ((0.65, 0.95), (0.95, 0.75), (0.45, 0.85), (0.9, 0.5))  # saturation, value
-    colors: dict[tuple[int, int, int], None] = {}
-    step = 0
-    while len(colors) < count:
-        saturation, value = shades[step % len(shades)]
-        r, g, b = colorsys.hsv_to_rgb(step * 0.618034 % 1, saturation, value)
-        colors[round(255 * r), round(255 * g), round(255 * b)] = None
-        step += 1
-    return tuple(colors)
 
 
 def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -> Listing:
