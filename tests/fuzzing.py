@@ -74,9 +74,14 @@ SLOW = pytest.mark.slow
 
 
 class Attempts:
-    """Runs calls and counts how they end, under one kind of input."""
+    """Runs calls and counts how they end, under one kind of input.
+
+    Attributes:
+        also: further types of errors that are refusals.
+    """
 
     def __init__(self, kind: str) -> None:
+        self.also: tuple[type[Exception], ...] = ()
         self.counter = COUNTS.setdefault(kind, Counter())
 
     def __call__(self, call: Callable[[], Any], *names: str) -> Outcome:
@@ -87,7 +92,7 @@ class Attempts:
         shown = io.StringIO()
         try:
             with contextlib.redirect_stderr(shown):
-                result = run_command(call)
+                result = run_command(call, self.also)
         except SystemExit as stop:
             if stop.code == command_line.USER_ERROR:
                 return self.refused(shown.getvalue(), names)
@@ -108,9 +113,9 @@ class Attempts:
         return REFUSED, message.strip()
 
 
-def run_command(call: Callable[[], Any]) -> Any:
+def run_command(call: Callable[[], Any], also: tuple[type[Exception], ...] = ()) -> Any:
     """The result of `call`, with the errors that a command shows in one line as exit status 2."""
-    with command_line.user_errors_in_one_line():
+    with command_line.user_errors_in_one_line(*also):
         return call()
 
 

@@ -26,15 +26,19 @@ HARMLESS_KEYS = (
 """Keys and sections that may differ in a resumed run without an effect on training."""
 
 
-def changed_keys(saved_config: str, cfg: CfgNode) -> list[str]:
+def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     """Lines 'KEY: saved -> present' of keys that differ in a resumed run, without HARMLESS_KEYS.
 
     Keys of earlier versions are compared by their present names; those without effect are skipped.
 
     Args:
-        saved_config: YAML of the saved run's config.
+        saved_config: YAML of the saved run's config. For other objects and other text the only line
+            tells that they cannot be compared.
     """
-    saved = _with_present_names(yaml.safe_load(saved_config) or {})
+    try:
+        saved = _with_present_names(_parse(saved_config))
+    except ValueError as error:
+        return [f"not compared: the config in the checkpoint {error}"]
     present = dict(_flatten(yaml.safe_load(cfg.dump())))
     return [
         f"{key}: {saved.get(key, '(absent)')!r} -> {present.get(key, '(absent)')!r}"
@@ -42,6 +46,19 @@ def changed_keys(saved_config: str, cfg: CfgNode) -> list[str]:
         if saved.get(key) != present.get(key)
         and not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS_KEYS)
     ]
+
+
+def _parse(saved_config: object) -> Mapping[str, Any]:
+    """The tree of a saved config; ValueError with the reason if it is none."""
+    if not isinstance(saved_config, str):
+        raise ValueError(f"is no text, but a {type(saved_config).__name__}")
+    try:
+        tree = yaml.safe_load(saved_config)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(tree, Mapping | type(None)):
+        raise ValueError(f"holds no KEY: VALUE pairs, but {tree!r:.80}")
+    return tree or {}
 
 
 def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
