@@ -48,19 +48,6 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     ]
 
 
-def _parse(saved_config: object) -> Mapping[str, Any]:
-    """The tree of a saved config; ValueError with the reason if it is none."""
-    if not isinstance(saved_config, str):
-        raise ValueError(f"is no text, but a {type(saved_config).__name__}")
-    try:
-        tree = yaml.safe_load(saved_config)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"is not YAML ({str(error).splitlines()[0]})") from error
-    if not isinstance(tree, Mapping | type(None)):
-        raise ValueError(f"holds no KEY: VALUE pairs, but {tree!r:.80}")
-    return tree or {}
-
-
 def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Present name and value of every key, without those that have no effect or only one value."""
     present: dict[str, Any] = {}
@@ -81,3 +68,16 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _parse(saved_config: object) -> Mapping[str, Any]:
+    """The tree of a saved config; ValueError with the reason if it is none."""
+    if not isinstance(saved_config, str):
+        raise ValueError(f"is no text, but a {type(saved_config).__name__}")
+    try:
+        tree = yaml.safe_load(saved_config)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(tree, Mapping | type(None)):
+        raise ValueError(f"holds no KEY: VALUE pairs, but {tree!r:.80}")
+    return tree or {}
