@@ -191,8 +191,8 @@ def test_objects(attempt, tmp_path, drawn):
         image = built(*drawn)
     except (ValueError, TypeError, RuntimeError, OverflowError):
         return  # NumPy or torch has no such object
-    outcome, pixels = attempt(
-        lambda: to_rgb(image), "image", *([str(image)] if isinstance(image, str) else [])
-    )
+    attempt.also = (TypeError,)
+    names = [image] if isinstance(image, str) else ["image"]
+    outcome, pixels = attempt(lambda: to_rgb(image), *names)
     if outcome == ACCEPTED:
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size
