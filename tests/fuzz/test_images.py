@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import torch
 from fuzzing import ACCEPTED, VALUES, fuzz, mutate, mutations
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +13,6 @@ from clouds.data.dataset_report import check_dataset
 from clouds.data.datasets import dataset_names, get_dataset
 from clouds.data.datasets.registered import describe, list_samples
 from clouds.data.reading import read_image, read_label, read_size, read_train_ids
-from clouds.inference.images import to_rgb
 
 SIZE = (9, 13)
 RNG = np.random.default_rng(0)
@@ -149,50 +147,3 @@ def test_registered(attempt, tmp_path, metadata, samples):
         assert len(description.label_space.colors) == description.label_space.num_classes > 0
     good = describe("mine", {"stuff_classes": ["road"]})
     attempt(lambda: list_samples("mine", samples, good.label_formats[0]), "mine")
-
-
-# ---------------------------------------------------------------------- objects
-SHAPES = (
-    st.lists(st.integers(0, 5), max_size=5).map(tuple) | st.just((4, 5, 3)) | st.just((3, 4, 5))
-)
-NUMBERS = st.sampled_from([0, 1, 0.5, -1, 255, float("nan"), float("inf"), 1e30, 1 + 1e-9])
-TYPES = st.sampled_from(
-    "uint8 int8 int64 uint16 float16 float32 float64 bool complex64 object U3 M8[s]".split()
-)
-TORCH_TYPES = st.sampled_from(
-    [
-        *(torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.bool),
-        *(torch.complex64, torch.float8_e4m3fn, torch.uint16),
-    ]
-)
-MODES = st.sampled_from(["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I", "F", "I;16"])
-OBJECTS = st.one_of(
-    st.tuples(st.just("array"), SHAPES, TYPES, NUMBERS),
-    st.tuples(st.just("tensor"), SHAPES, TORCH_TYPES, NUMBERS),
-    st.tuples(st.just("pillow"), st.tuples(st.integers(0, 4), st.integers(0, 4)), MODES, NUMBERS),
-    st.tuples(st.just("other"), VALUES, st.none(), st.none()),
-)
-
-
-def built(kind, shape, dtype, number):
-    with np.errstate(all="ignore"):
-        if kind == "array":
-            return (
-                np.full(shape, number).astype(dtype) if dtype != "M8[s]" else np.zeros(shape, dtype)
-            )
-        if kind == "tensor":
-            return torch.full(shape, number, dtype=torch.float32).to(dtype)
-        return Image.new(dtype, shape) if kind == "pillow" else shape
-
-
-@fuzz("objects given to a model", 8000, drawn=OBJECTS)
-def test_objects(attempt, tmp_path, drawn):
-    try:
-        image = built(*drawn)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
-        return  # NumPy or torch has no such object
-    attempt.also = (TypeError,)
-    names = [image] if isinstance(image, str) else ["image"]
-    outcome, pixels = attempt(lambda: to_rgb(image), *names)
-    if outcome == ACCEPTED:
-        assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size
