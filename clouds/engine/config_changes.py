@@ -32,13 +32,12 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     Keys of earlier versions are compared by their present names; those without effect are skipped.
 
     Args:
-        saved_config: YAML of the saved run's config. For other objects and other text the only line
-            tells that they cannot be compared.
+        saved_config: YAML of the saved run's config.
+
+    Raises:
+        ValueError: it is another object, or other text.
     """
-    try:
-        saved = _with_present_names(_parse(saved_config))
-    except ValueError as error:
-        return [f"not compared: the config in the checkpoint {error}"]
+    saved = _with_present_names(_parse(saved_config))
     present = dict(_flatten(yaml.safe_load(cfg.dump())))
     return [
         f"{key}: {saved.get(key, '(absent)')!r} -> {present.get(key, '(absent)')!r}"
@@ -71,13 +70,16 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _parse(saved_config: object) -> Mapping[str, Any]:
-    """The tree of a saved config; ValueError with the reason if it is none."""
+    """The tree of a saved config; raises as `changed_keys`."""
     if not isinstance(saved_config, str):
-        raise ValueError(f"is no text, but a {type(saved_config).__name__}")
+        raise ValueError(
+            f"the config in the checkpoint is no text, but a {type(saved_config).__name__}"
+        )
     try:
         tree = yaml.safe_load(saved_config)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"is not YAML ({str(error).splitlines()[0]})") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the config in the checkpoint is not YAML ({reason})") from error
     if not isinstance(tree, Mapping | type(None)):
-        raise ValueError(f"holds no KEY: VALUE pairs, but {tree!r:.80}")
+        raise ValueError(f"the config in the checkpoint is {tree!s:.80}, not KEY: VALUE pairs")
     return tree or {}

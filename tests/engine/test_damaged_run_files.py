@@ -7,6 +7,7 @@ import json
 import pytest
 
 from clouds.config import get_cfg
+from clouds.engine import Trainer
 from clouds.engine.config_changes import changed_keys
 from clouds.engine.metrics import MetricsFile
 
@@ -43,19 +44,28 @@ def test_faulty_lines_of_metrics_are_skipped_and_told(line, tmp_path, caplog):
 @pytest.mark.parametrize(
     "config, reason",
     [
-        (None, "is no text, but a NoneType"),
-        ([1], "is no text, but a list"),
-        ("a: [", "is not YAML"),
-        ("a: \0", "is not YAML"),
-        ("[" * 10_000, "is not YAML"),
-        ("!!int x", "is not YAML"),
-        ("just text", "holds no KEY: VALUE pairs, but 'just text'"),
+        (None, "no text, but a NoneType"),
+        ([1], "no text, but a list"),
+        ("a: [", "not YAML"),
+        ("a: \0", "not YAML"),
+        ("[" * 10_000, "not YAML"),
+        ("!!int x", "not YAML"),
+        ("just text", "just text, not KEY: VALUE pairs"),
     ],
 )
 def test_a_damaged_config_in_a_checkpoint_is_told_and_not_compared(config, reason):
-    (line,) = changed_keys(config, get_cfg())
-    assert line.startswith(f"not compared: the config in the checkpoint {reason}")
-    assert "\n" not in line
+    with pytest.raises(ValueError) as error:
+        changed_keys(config, get_cfg())
+    assert str(error.value).startswith(f"the config in the checkpoint is {reason}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("carried", [None, [1], {}, {"config": 3}, {"config": "a: ["}])
+def test_resuming_with_a_damaged_config_in_the_checkpoint(carried, tmp_path, caplog):
+    trainer = Trainer.__new__(Trainer)
+    trainer.cfg, trainer.start_iter, trainer.max_iter = get_cfg(), 3, 10
+    trainer.warn_config_changes({"iteration": 2, "clouds": carried})
+    assert "not known whether the config has changed: the config in the checkpoint" in caplog.text
 
 
 def test_an_undamaged_config_is_compared():
