@@ -212,8 +212,8 @@ class Teacher:
 
 def test_a_teacher_that_is_not_finite_is_not_saved_nor_loaded(tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"not finite: teacher\.head\.weight"):
-        trainer_of(tmp_path, hooks=[EMAHook(Teacher(math.nan))]).train()
-    assert names(tmp_path) == []
+        trainer_of(tmp_path / "diverged", hooks=[EMAHook(Teacher(math.nan))]).train()
+    assert names(tmp_path / "diverged") == []
     trainer_of(tmp_path, hooks=[EMAHook(Teacher(1.0))]).train()
     path = tmp_path / "model_final.pth"
     content = torch.load(path, weights_only=True)
