@@ -13,7 +13,12 @@ from dataset_files import random_image, save, save_palette, train_ids, write
 
 from clouds.config import get_cfg
 from clouds.data import dataset_mapper
-from clouds.data.build import build_test_loader, build_train_loader, sample_seed
+from clouds.data.build import (
+    build_test_loader,
+    build_train_loader,
+    check_training_data,
+    sample_seed,
+)
 from clouds.data.dataset_mapper import SourceMapper
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.structures import Domain, Record
@@ -251,6 +256,22 @@ def test_zero_images(cfg, root):
     cfg.DATASETS.TRAIN = ("gta5",)
     with pytest.raises(ValueError, match="no usable image"):
         build_train_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), r"DATASETS\.TRAIN is empty"),
+        (("gta5", "bdd_val"), "bdd_val, a target dataset; training uses source and generated"),
+        (("gta5", "cityscapes_train"), "cityscapes"),  # not there
+    ],
+)
+def test_the_check_of_the_training_data_raises_as_the_loader_does(cfg, names, message):
+    check_training_data(cfg)
+    cfg.DATASETS.TRAIN = names
+    for function in (check_training_data, build_train_loader):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            function(cfg)
 
 
 def test_a_batch_that_cannot_be_shared_evenly(cfg):

@@ -296,8 +296,8 @@ def test_the_mixture_is_logged(cfg, caplog):
     cfg.DATASETS.TARGET_FACTOR = 2.0
     with caplog.at_level(logging.INFO, logger="clouds"):
         build_train_loader(cfg)
-    assert "an epoch has 13 samples" in caplog.text
-    assert "sd_x 8 (61.5%) from 4 images" in caplog.text
+    shares = "gta5 5 (38.5%) from 5 images, sd_x 8 (61.5%) from 4 images"
+    assert f"an epoch has 13 samples: {shares}" in caplog.messages
     caplog.clear()
     cfg.DATASETS.TRAIN = ("gta5",)
     with caplog.at_level(logging.INFO, logger="clouds.data.build"):
