@@ -13,7 +13,9 @@ from clouds.d2 import CfgNode
 
 HARMLESS_KEYS = (
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.TIMEOUT",
     "DATASETS.TEST",
+    "DIST_TIMEOUT",
     "LOG_PERIOD",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
