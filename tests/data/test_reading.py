@@ -103,7 +103,8 @@ def test_sixteen_bit_png_keeps_the_high_byte(tmp_path):
     assert max_difference(read_image(tmp_path / "a.png"), colors) <= 1
 
 
-def test_cmyk_jpeg(tmp_path):
+def test_cmyk_jpeg(tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)  # it converts to other colors than image viewers
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
     with Image.open(path) as stored:
@@ -173,6 +174,17 @@ def test_common_png_files_use_the_fast_decoder(tmp_path, decoder, monkeypatch):
         monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     assert np.array_equal(read_image(image), random_image(0))
     assert all(np.array_equal(read_label(label), ids) for label in labels)
+
+
+def test_complete_png_and_jpeg_files_do_not_use_the_slow_decoder(tmp_path, monkeypatch):
+    gray = random_image(0)[..., 0]
+    save(tmp_path / "gray.png", gray)
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", quality=98)
+    (tmp_path / "zeros.jpg").write_bytes((tmp_path / "a.jpg").read_bytes() + bytes(64))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    assert np.array_equal(read_image(tmp_path / "gray.png")[..., 0], gray)
+    for name in ("a.jpg", "zeros.jpg"):
+        assert max_difference(read_image(tmp_path / name), smooth()) < 12
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "tiff"])
@@ -296,7 +308,7 @@ def test_missing_file(tmp_path, reader):
 def test_a_file_that_is_not_an_image(tmp_path, reader, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as an image: (?!None)"):
         reader(path)
 
 
