@@ -1,0 +1,47 @@
+"""Damaged entries of checkpoints and of `last_checkpoint`: one sentence, no foreign error."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clouds.engine.checkpoint import Checkpointer
+from clouds.weights_io import read_checkpoint
+
+
+def saved(folder, **entries):
+    Checkpointer(nn.Linear(2, 1), str(folder)).save("model_0000003", **entries)
+    return Checkpointer(nn.Linear(2, 1), str(folder))
+
+
+def test_last_checkpoint_that_is_no_text(tmp_path):
+    checkpointer = saved(tmp_path, iteration=3)
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe")
+    for call in (checkpointer.resume, checkpointer.get_checkpoint_file):
+        with pytest.raises(ValueError, match=r"last_checkpoint' is damaged.*Write the name"):
+            call()
+    with pytest.raises(ValueError, match=r"newest first: model_0000003\.pth"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("iteration", [None, "3", 3.5, True, -1, [3], {}])
+def test_iteration_that_is_no_number(iteration, tmp_path):
+    checkpointer = saved(tmp_path, iteration=3)
+    path = tmp_path / "model_0000003.pth"
+    torch.save(torch.load(path) | {"iteration": iteration}, path)
+    with pytest.raises(ValueError, match=r"model_0000003\.pth' has the entry 'iteration'") as error:
+        checkpointer.resume()
+    assert repr(iteration) in str(error.value)
+
+
+def test_damage_that_asks_for_too_much_memory(tmp_path):
+    path = tmp_path / "a.pkl"
+    content = bytearray(pickle.dumps({"a": np.zeros(3)}))
+    content[10] = 1  # the length of the frame, 8 bytes from the third on, is 2**56 and more
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.pkl' .*needs more memory than there is"):
+        read_checkpoint(path)
