@@ -252,7 +252,7 @@ def _is_transposed(header: Image.Image) -> bool:
     # getexif() decodes a PNG, so it is called only when the header has shown the tag
     if "exif" not in header.info:
         return False
-    return int(header.getexif().get(_EXIF_ORIENTATION, 1)) >= 5
+    return header.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def _open(path: Path) -> tuple[bytes, Image.Image]:

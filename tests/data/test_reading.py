@@ -423,3 +423,12 @@ def test_jpegs_have_the_pixels_of_opencv(tmp_path, progressive, subsampling, mod
     image.save(path, quality=85, progressive=progressive, subsampling=subsampling)
     expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(read_image(path, strict=True), expected)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 262, 65535])
+def test_an_orientation_that_is_none_turns_nothing(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (13, 9)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (9, 13, 3)
+    assert read_size(tmp_path / "a.jpg") == (9, 13)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clouds.engine.checkpoint import Checkpointer
-from clouds.weights_io import read_checkpoint
+from clouds.weights_io import DamagedFileError, read_checkpoint
 
 
 def saved(folder, **entries):
@@ -44,4 +44,12 @@ def test_damage_that_asks_for_too_much_memory(tmp_path):
     content[10] = 1  # the length of the frame, 8 bytes from the third on, is 2**56 and more
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.pkl' .*needs more memory than there is"):
+        read_checkpoint(path)
+
+
+def test_archive_whose_table_names_a_place_before_the_file(tmp_path):
+    saved(tmp_path, iteration=3)
+    path = tmp_path / "model_0000003.pth"
+    path.write_bytes(path.read_bytes()[1:])
+    with pytest.raises(DamagedFileError, match=r"model_0000003\.pth' .* is damaged"):
         read_checkpoint(path)
