@@ -438,7 +438,7 @@ def test_an_orientation_that_is_none_turns_nothing(orientation, tmp_path):
 @pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
 def test_names_that_no_file_can_have(name):
     for read in (read_image, read_label):
-        with pytest.raises(ValueError, match="image .*no file can have this name"):
+        with pytest.raises(ValueError, match=r"image .*no file can have this name"):
             read(Path(name))
     with pytest.raises(ValueError, match="cannot be read as an image"):
         read_size(Path(name))
