@@ -41,7 +41,7 @@ from clouds.data.augmentation import (
 from clouds.data.dataset_mapper import SourceMapper, to_tensor
 from clouds.data.datasets import get_dataset
 from clouds.data.label_space import IGNORE
-from clouds.data.reading import LabelMapping, read_image, read_train_ids
+from clouds.data.reading import LabelMapping, read_image, read_size, read_train_ids
 from clouds.data.structures import Domain, Record
 
 Array = np.ndarray
@@ -268,7 +268,7 @@ def report(title: str, records: list[Record], mapper: SourceMapper, repeats: int
     """Measure one set of images and print the result."""
     total, theirs, ours = measure(records, mapper, repeats)
     samples = repeats * len(records)
-    width, height = Image.open(records[0].image).size
+    height, width = read_size(records[0].image)
     kib = sum(record.image.stat().st_size for record in records) / len(records) / 1024
     print(f"\n{title}, {width}x{height}, {kib:.0f} KiB: {compare(records, mapper)}")
     print(f"{'':26}{'Pillow + numpy':>15}{'ours':>9}{'ratio':>8}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,9 @@ def _literal(text: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:  # no file name has the character 0
         raise TypeError(value)
+    os.fsencode(value)  # raises for halves of surrogate pairs, a ValueError
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         return value[1:-1]
     return value

@@ -26,15 +26,18 @@ HARMLESS_KEYS = (
 """Keys and sections that may differ in a resumed run without an effect on training."""
 
 
-def changed_keys(saved_config: str, cfg: CfgNode) -> list[str]:
+def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     """Lines 'KEY: saved -> present' of keys that differ in a resumed run, without HARMLESS_KEYS.
 
     Keys of earlier versions are compared by their present names; those without effect are skipped.
 
     Args:
         saved_config: YAML of the saved run's config.
+
+    Raises:
+        ValueError: it is another object, or other text.
     """
-    saved = _with_present_names(yaml.safe_load(saved_config) or {})
+    saved = _with_present_names(_parse(saved_config))
     present = dict(_flatten(yaml.safe_load(cfg.dump())))
     return [
         f"{key}: {saved.get(key, '(absent)')!r} -> {present.get(key, '(absent)')!r}"
@@ -75,3 +78,19 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _parse(saved_config: object) -> Mapping[str, Any]:
+    """The tree of a saved config; raises as `changed_keys`."""
+    if not isinstance(saved_config, str):
+        raise ValueError(
+            f"the config in the checkpoint is no text, but a {type(saved_config).__name__}"
+        )
+    try:
+        tree = yaml.safe_load(saved_config)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the config in the checkpoint is not YAML ({reason})") from error
+    if not isinstance(tree, Mapping | type(None)):
+        raise ValueError(f"the config in the checkpoint is {tree!s:.80}, not KEY: VALUE pairs")
+    return tree or {}

@@ -80,15 +80,17 @@ class MetricsFile:
         self.path = path
 
     def records(self) -> list[Record]:
-        """All records of the file, without a last line that is incomplete after a kill."""
+        """All records of the file, without lines that are incomplete or damaged after a kill."""
         if not self.path.exists():
             return []
         records = []
-        for line in self.path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                logger.warning("%s: skipped an incomplete line: %.80s", self.path, line)
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            record = _parse(line)
+            if record is None:
+                message = "%s:%d: skipped a line that is incomplete or no record: %.80r"
+                logger.warning(message, self.path, number, line)
+            else:
+                records.append(record)
         return records
 
     def keep(self, wanted: Callable[[Record], bool]) -> None:
@@ -96,7 +98,7 @@ class MetricsFile:
         records = self.records()
         kept = [record for record in records if wanted(record)]
         text = "".join(json.dumps(record) + "\n" for record in kept)
-        if not self.path.exists() or text == self.path.read_text():
+        if not self.path.exists() or text.encode() == self.path.read_bytes():
             return
         logger.info("%s: deleted %d records", self.path, len(records) - len(kept))
         with atomic_write(self.path, "w") as file:
@@ -128,6 +130,15 @@ class MetricsFile:
     def has_evaluation(self, iteration: int) -> bool:
         """Whether there is an evaluation record of `iteration`."""
         return any(r.get("evaluation") and r["iteration"] == iteration for r in self.records())
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line of metrics.json as a record; None if it is none, which has a whole `iteration`."""
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("iteration")) is int else None
 
 
 def plain(value: Any) -> Any:

@@ -41,7 +41,7 @@ def base_forms(token: str) -> tuple[str, ...]:
         forms.append(token[:-2])
     elif token.endswith("ies") and len(token) > 4:
         forms += [token[:-3] + "y", token[:-1]]
-    elif token.endswith("s") and not token.endswith(("ss", "us")):
+    elif token.endswith("s") and len(token) > 1 and not token.endswith(("ss", "us")):
         forms.append(token[:-1])
         if token.endswith(("ches", "shes", "xes", "sses", "zes", "buses")):
             forms.append(token[:-2])

@@ -17,6 +17,9 @@ ImageLike = str | Path | Image.Image | npt.NDArray[np.generic] | torch.Tensor
 """An image file; a Pillow image; a NumPy array (H, W, 3) or a torch tensor (3, H, W), RGB, uint8 or
 floating point in [0, 1]."""
 
+NUMPY_TYPES = (torch.uint8, torch.float16, torch.float32, torch.float64)
+"""Types of image tensors that NumPy has; it has none such as bfloat16."""
+
 PIL_MODES = ("RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "1", "CMYK", "YCbCr")
 """Modes of 8 bits per channel or less, which Pillow converts to RGB without loss of range."""
 
@@ -75,10 +78,13 @@ def _from_tensor(image: torch.Tensor) -> UInt8Array:
         raise ValueError(
             f"a torch image has the shape {shape}; allowed is (3, H, W), RGB, not empty. {hint}"
         )
-    if image.dtype == torch.bfloat16:  # NumPy has no such type
+    dtype = str(image.dtype)
+    if not (image.dtype == torch.uint8 or image.dtype.is_floating_point):
+        raise _other_type(dtype)
+    if image.dtype not in NUMPY_TYPES:
         image = image.float()
     array = image.detach().cpu().permute(1, 2, 0).numpy()
-    return _to_uint8(array, str(image.dtype))
+    return _to_uint8(array, dtype)
 
 
 def _from_array(image: npt.NDArray[np.generic]) -> UInt8Array:
@@ -112,10 +118,7 @@ def _to_uint8(image: npt.NDArray[np.generic], dtype: str) -> UInt8Array:
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image, np.uint8)
     if not np.issubdtype(image.dtype, np.floating):
-        raise TypeError(
-            f"an image has the type {dtype}; allowed are uint8 (0..255) and floating point (0..1). "
-            "If its values are 0..255, convert it to uint8."
-        )
+        raise _other_type(dtype)
     low, high = float(image.min()), float(image.max())  # nan if one value is nan
     if not 0 <= low <= high <= 1:
         hint = "Remove nan and inf first."
@@ -126,3 +129,10 @@ def _to_uint8(image: npt.NDArray[np.generic], dtype: str) -> UInt8Array:
             f"values in [0, 1]. {hint}"
         )
     return np.ascontiguousarray(np.rint(image.astype(np.float32) * 255), np.uint8)
+
+
+def _other_type(dtype: str) -> TypeError:
+    return TypeError(
+        f"an image has the type {dtype}; allowed are uint8 (0..255) and floating point (0..1). "
+        "If its values are 0..255, convert it to uint8."
+    )

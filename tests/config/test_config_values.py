@@ -194,3 +194,16 @@ def test_the_example_can_be_pasted_into_a_shell():
             coerce(key, None)
         name, value = shlex.split(str(error.value).partition("for example: ")[2])
         assert (name, coerce(key, value)) == (key.name, key.default)
+
+
+@pytest.mark.parametrize("escape", [r"\0", r"\ud800"])
+def test_text_that_no_file_name_can_have_is_refused(escape, tmp_path):
+    path = write(tmp_path / "a.yaml", f'OUTPUT_DIR: "a{escape}b"\nMODEL: {{WEIGHTS: "{escape}"}}\n')
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert len(error.value.problems) == 2
+    assert all(" is expected" in problem for problem in error.value.problems)
+
+
+def test_text_of_bytes_that_are_not_utf8_is_kept():
+    assert load_config(None, ["OUTPUT_DIR", "caf\udce9"]).OUTPUT_DIR == "caf\udce9"

@@ -92,7 +92,8 @@ def test_alpha_is_dropped(tmp_path, extra):
     image = image.convert("L").convert("LA") if extra == "LA" else image.convert("RGBA")
     image.putalpha(Image.fromarray(random_image(1)[..., 0]))
     image.save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == extra
+    with Image.open(tmp_path / "a.png") as stored:
+        assert stored.mode == extra
     assert np.array_equal(read_image(tmp_path / "a.png"), colors)
 
 
@@ -106,7 +107,8 @@ def test_sixteen_bit_png_keeps_the_high_byte(tmp_path):
 def test_cmyk_jpeg(tmp_path):
     path = tmp_path / "a.jpg"
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
-    assert Image.open(path).mode == "CMYK"
+    with Image.open(path) as stored:
+        assert stored.mode == "CMYK"
     assert max_difference(read_image(path), smooth()) < 12
 
 

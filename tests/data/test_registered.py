@@ -258,3 +258,46 @@ def test_builtin_names_win_without_a_registration(tmp_path, monkeypatch):
     write(tmp_path, "gta5", 0)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     assert get_dataset("gta5").records()[0].image == tmp_path / "gta5/images/00000.png"
+
+
+@pytest.mark.parametrize(
+    "metadata, words",
+    [
+        ({"stuff_classes": "road"}, ["stuff_classes", "'road'", "list of names"]),
+        ({"stuff_classes": 3}, ["stuff_classes", "3", "list of names"]),
+        ({"stuff_classes": CLASSES, "stuff_colors": 3}, ["stuff_colors are 3", "5 in all"]),
+        ({"stuff_classes": CLASSES, "stuff_colors": ["x"] * 5}, ["stuff_colors", "'x'"]),
+        ({"stuff_classes": CLASSES, "stuff_colors": [1] * 5}, ["stuff_colors", "[1, 1"]),
+        (
+            {"stuff_classes": CLASSES, "stuff_colors": [(0, 0, float("inf"))] * 5},
+            ["stuff_colors", "inf"],
+        ),
+    ],
+)
+def test_metadata_of_other_types_is_refused(register, metadata, words):
+    with pytest.raises(ValueError) as error:
+        get_dataset(register("mine", [], **metadata))
+    assert all(word in str(error.value) for word in ["'mine'", *words])
+
+
+def test_metadata_may_be_arrays(register):
+    colors = np.arange(15, dtype=np.uint8).reshape(5, 3)
+    name = register("mine", [], stuff_classes=np.array(CLASSES), stuff_colors=colors)
+    space = get_dataset(name).label_space
+    assert space.names == tuple(CLASSES)
+    assert space.colors == ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14))
+
+
+@pytest.mark.parametrize(
+    "samples, words",
+    [
+        (None, ["returns None", "list of dictionaries"]),
+        ([{"file_name": ["a.png"]}], ["sample 0", "['a.png']", "path"]),
+        ([{"file_name": "a.png", "sem_seg_file_name": 3}], ["sample 0", "3", "path"]),
+    ],
+)
+def test_samples_of_other_types_are_refused(register, samples, words):
+    name = register("mine", samples, stuff_classes=CLASSES)
+    with pytest.raises(ValueError) as error:
+        get_dataset(name).records()
+    assert all(word in str(error.value) for word in ["'mine'", *words])

@@ -17,6 +17,7 @@ from clouds.generation.prompts import (
     over_long,
     read_prompts,
 )
+from clouds.generation.words import content_words
 
 
 # ---------------------------------------------------------------------- files
@@ -118,3 +119,8 @@ def test_the_encoder_that_reads_furthest_decides():
     assert cut_prompts(prompts, [Words(3)]) == ["prompt 1: tokens beyond 3 are cut: 'd'"]
     assert cut_prompts(prompts, [Words(3), Words(4)]) == []
     assert cut_prompts(prompts, [Words(3), Words(10**30)]) == []
+
+
+def test_a_single_letter_is_no_plural():
+    assert content_words("a letter S, s's and 2 cars") == {"letter", "s", "2", "car"}
+    assert near_duplicates(["S", "s", "cars"]) == [(0, 1, 1.0)]

@@ -77,6 +77,8 @@ NAN[0, 0, 0] = np.nan
         (np.zeros((4, 5, 3), np.int64), TypeError, "int64.*convert it to uint8"),
         (np.zeros((4, 5, 3), np.uint16), TypeError, "uint16"),
         (np.zeros((4, 5, 3), bool), TypeError, "bool"),
+        (torch.zeros(3, 4, 5, dtype=torch.bool), TypeError, "torch.bool; allowed are uint8"),
+        (torch.zeros(3, 4, 5, dtype=torch.complex64), TypeError, "torch.complex64; allowed"),
         (torch.zeros(4, 5, 3), ValueError, r"permute\(2, 0, 1\)"),
         (torch.zeros(4, 5), ValueError, "repeat the channel 3 times"),
         (torch.zeros(4, 6, 5), ValueError, "RGBA drop the last channel"),
@@ -89,6 +91,12 @@ NAN[0, 0, 0] = np.nan
 def test_wrong_images(image, error, what):
     with pytest.raises(error, match=what):
         to_rgb(image)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_types_of_tensors_that_numpy_lacks(dtype):
+    image = torch.tensor([0, 0.5, 1]).to(dtype)[:, None, None].repeat(1, 2, 4)
+    assert to_rgb(image).tolist() == [[[0, 128, 255]] * 4] * 2
 
 
 def test_a_file_that_is_missing(segmenter, tmp_path):

@@ -9,7 +9,7 @@ The ids in the label files are train ids: indices of `stuff_classes`, and `ignor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def describe(name: str, metadata: Mapping[str, Any]) -> DatasetDescription:
     Raises:
         ValueError: a value is missing or not allowed; the message says what to set.
     """
-    classes = [str(class_name) for class_name in metadata.get("stuff_classes") or ()]
+    given = metadata.get("stuff_classes")
+    given = () if given is None else given
+    if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
+        raise ValueError(
+            f"dataset {name!r}: its stuff_classes are {given!r}, but must be a list of names"
+        )
+    classes = [str(class_name) for class_name in given]
     setting = f"MetadataCatalog.get({name!r}).set"
     if not classes:
         raise ValueError(
@@ -80,15 +86,19 @@ def describe(name: str, metadata: Mapping[str, Any]) -> DatasetDescription:
 
 def _colors(name: str, colors: Any, count: int) -> tuple[tuple[int, int, int], ...]:
     """The colors of the metadata, or `count` distinct ones if there are none."""
-    if not colors:
+    if colors is None or (isinstance(colors, Sized) and len(colors) == 0):
         return tuple(distinct_colors(count))
-    as_tuples = tuple(tuple(int(value) for value in color) for color in colors)
+    try:
+        as_tuples = tuple(tuple(int(value) for value in color) for color in colors)
+    except (TypeError, ValueError, OverflowError):
+        as_tuples = ()  # as a wrong number of colors
     if len(as_tuples) != count or any(
         len(color) != 3 or not all(0 <= value <= 255 for value in color) for color in as_tuples
     ):
+        shown = format_examples(as_tuples) or repr(colors)
         raise ValueError(
-            f"dataset {name!r}: its stuff_colors are {format_examples(as_tuples)}. Set one RGB "
-            f"color of whole numbers from 0 to 255 per class, {count} in all, or none"
+            f"dataset {name!r}: its stuff_colors are {shown}. Set one RGB color of "
+            f"whole numbers from 0 to 255 per class, {count} in all, or none"
         )
     return tuple((r, g, b) for r, g, b in as_tuples)
 
@@ -104,6 +114,11 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
     Raises:
         ValueError: a sample has no `file_name`, or an image occurs more than once.
     """
+    if not isinstance(samples, Iterable):
+        raise ValueError(
+            f"dataset {name!r}: DatasetCatalog.get({name!r}) returns {samples!r}, but must return "
+            "a list of dictionaries with 'file_name' and 'sem_seg_file_name'"
+        )
     records: list[Record] = []
     unlabeled: list[Path] = []
     for number, sample in enumerate(samples):
@@ -112,7 +127,14 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
                 f"dataset {name!r}: sample {number} has no 'file_name'. Each must be a dictionary "
                 "with 'file_name', the image, and 'sem_seg_file_name', the label"
             )
-        image, label = Path(sample["file_name"]), sample.get("sem_seg_file_name")
+        label = sample.get("sem_seg_file_name")
+        for file in (sample["file_name"], label or ""):
+            if not isinstance(file, str | Path):
+                raise ValueError(
+                    f"dataset {name!r}: sample {number} names the file {file!r}. Each must be a "
+                    "path: text or a pathlib.Path"
+                )
+        image = Path(sample["file_name"])
         if label:
             records.append(Record(image, Path(label), Domain.SOURCE, name, label_format))
         else:
