@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -294,7 +294,9 @@ class Trainer(TrainerBase):
         logger.info("resuming at iteration %d", self.start_iter)
         if self.start_iter > self.max_iter:
             logger.warning("SOLVER.MAX_ITER is %d: no iterations are left", self.max_iter)
-        processes = saved.get("clouds", {}).get("processes", comm.get_world_size())
+        carried = saved.get("clouds")
+        carried = carried if isinstance(carried, Mapping) else {}
+        processes = carried.get("processes", comm.get_world_size())
         if processes != comm.get_world_size():
             logger.warning(
                 "the run was saved by %s processes and is resumed by %d: batches are the same, but "
@@ -303,7 +305,11 @@ class Trainer(TrainerBase):
                 processes,
                 comm.get_world_size(),
             )
-        changes = changed_keys(saved.get("clouds", {}).get("config", ""), self.cfg)
+        try:
+            changes = changed_keys(carried.get("config"), self.cfg)
+        except ValueError as error:
+            logger.warning("it is not known whether the config has changed: %s", error)
+            return
         if changes:
             logger.warning(
                 "the config differs from that of the checkpoint, so the result differs from that "

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from clouds.config import get_cfg
+from clouds.engine import Trainer
 from clouds.engine.checkpoint import Checkpointer
 from clouds.weights_io import DamagedFileError, read_checkpoint
 
@@ -53,3 +55,11 @@ def test_archive_whose_table_names_a_place_before_the_file(tmp_path):
     path.write_bytes(path.read_bytes()[1:])
     with pytest.raises(DamagedFileError, match=r"model_0000003\.pth' .* is damaged"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("carried", [None, [1], {}, {"config": 3}, {"config": "a: ["}])
+def test_resuming_with_a_damaged_config_in_the_checkpoint(carried, tmp_path, caplog):
+    trainer = Trainer.__new__(Trainer)
+    trainer.cfg, trainer.start_iter, trainer.max_iter = get_cfg(), 3, 10
+    trainer.warn_config_changes({"iteration": 2, "clouds": carried})
+    assert "not known whether the config has changed: the config in the checkpoint" in caplog.text
