@@ -12,7 +12,8 @@ from clouds.cli import command_line
 
 
 @pytest.fixture
-def fast_and_quiet(monkeypatch):
+def fast_and_quiet(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "own_packages", fuzzing.own_packages)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     logging.disable()

@@ -70,7 +70,7 @@ def test_objects(attempt, tmp_path, drawn):
     except (ValueError, TypeError, RuntimeError, OverflowError):
         assume(False)  # NumPy or torch has no such object
     attempt.also = (TypeError,)
-    names = ["image", *([repr(image)] if isinstance(image, str) else [])]
+    names = ["image", *([image, repr(image)] if isinstance(image, str) else [])]
     outcome, pixels = attempt(lambda: to_rgb(image), *names)
     if outcome == ACCEPTED:
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size
