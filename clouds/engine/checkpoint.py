@@ -273,7 +273,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
                 _refuse_nonfinite(path, self._nonfinite_state(name, state))
             try:
                 self.checkpointables[name].load_state_dict(state)
-            except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            except Exception as error:  # torch raises any for a state of another form
                 raise ValueError(
                     f"the state of '{name}' in checkpoint '{path}' does not fit this config "
                     f"({type(error).__name__}: {error}). {_start_anew(path)}"

@@ -63,3 +63,19 @@ def test_resuming_with_a_damaged_config_in_the_checkpoint(carried, tmp_path, cap
     trainer.cfg, trainer.start_iter, trainer.max_iter = get_cfg(), 3, 10
     trainer.warn_config_changes({"iteration": 2, "clouds": carried})
     assert "not known whether the config has changed: the config in the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "state", [None, 3, {}, {"param_groups": torch.ones(1, 2)}, {"state": {}, "param_groups": [1]}]
+)
+def test_a_state_of_another_form(state, tmp_path):
+    def checkpointer():
+        model = nn.Linear(2, 1)
+        optimizer = torch.optim.AdamW(model.parameters())
+        return Checkpointer(model, str(tmp_path), optimizer=optimizer)
+
+    checkpointer().save("model_0000003", iteration=3)
+    path = tmp_path / "model_0000003.pth"
+    torch.save(torch.load(path) | {"optimizer": state}, path)
+    with pytest.raises(ValueError, match=r"the state of 'optimizer' in .*model_0000003\.pth"):
+        checkpointer().resume()
