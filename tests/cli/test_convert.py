@@ -14,6 +14,7 @@ import torch
 from reference_files import REFERENCE
 from tiny_model import tiny_config, tiny_model
 
+from clouds.cli import convert
 from clouds.config import load_config
 from clouds.engine.checkpoint import Checkpointer
 from clouds.modeling.build import build_seeded
@@ -173,3 +174,11 @@ def test_help_as_a_command():
     command = [sys.executable, "tools/convert_checkpoint.py", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "IN OUT" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["a.pth", "--", "--"], ["--", "--"], ["--", "a.pth"]])
+def test_dashes_in_place_of_files(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        convert.main(words)
+    assert end.value.code == 2
+    assert "IN" in capsys.readouterr().err
