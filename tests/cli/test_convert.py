@@ -14,7 +14,6 @@ import torch
 from reference_files import REFERENCE
 from tiny_model import tiny_config, tiny_model
 
-from clouds.cli import convert
 from clouds.config import load_config
 from clouds.engine.checkpoint import Checkpointer
 from clouds.modeling.build import build_seeded
@@ -177,8 +176,8 @@ def test_help_as_a_command():
 
 
 @pytest.mark.parametrize("words", [["a.pth", "--", "--"], ["--", "--"], ["--", "a.pth"]])
-def test_dashes_in_place_of_files(words, capsys):
+def test_dashes_in_place_of_files(convert, words, capsys):
     with pytest.raises(SystemExit) as end:
-        convert.main(words)
+        convert(*words)
     assert end.value.code == 2
     assert "IN" in capsys.readouterr().err
