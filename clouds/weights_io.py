@@ -141,7 +141,7 @@ def check_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         damaged = f"its table of contents ({error})"
     if damaged is not None:
         raise DamagedFileError(
@@ -173,8 +173,6 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
         try:
             source = path if mmap else file
             content = torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-        except MemoryError:
-            raise
         except Exception as error:
             # On damaged bytes torch.load raises any error of its parsers, including KeyError and
             # OSError, so the types cannot be listed.
@@ -199,8 +197,6 @@ def read_pickle(path: Path) -> Any:
         warnings.simplefilter("ignore", DeprecationWarning)  # NumPy's modules were renamed
         try:
             content = ArrayUnpickler(file, encoding="latin1").load()
-        except MemoryError:
-            raise
         except Exception as error:  # as in read_torch
             raise _unreadable(path, error) from error
     _log_unchecked(path)
@@ -217,7 +213,11 @@ def _why_no_folder(folder: Path) -> str:
             "file of a checkpoint."
         )
     tag = folder / "last_checkpoint"
-    last = f"; its last_checkpoint names {tag.read_text().strip()}" if tag.is_file() else ""
+    last = (
+        f"; its last_checkpoint names {tag.read_text(errors='replace').strip()}"
+        if tag.is_file()
+        else ""
+    )
     names = format_examples([file.name for file in files], 10)
     return (
         f"checkpoint '{folder}' is a folder. Name one of its files, newest first: {names}{last}. "
@@ -234,6 +234,11 @@ def _why_no_address(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     """Error for a file on which a pickle loader raised `error`."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ValueError(
+            f"checkpoint '{path}' ({path.stat().st_size} bytes) needs more memory than there is. "
+            "Free some; or if that cannot be, the file is damaged: copy or download it again."
+        )
     forbidden = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
     if not isinstance(error, pickle.UnpicklingError) or forbidden is None:
         return DamagedFileError(

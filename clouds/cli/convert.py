@@ -38,6 +38,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="overrides of the config")
     args = parser.parse_intermixed_args(argv)
+    if not (isinstance(args.input, Path) and isinstance(args.output, Path)):
+        parser.error("the files IN and OUT are needed, before '--'")  # argparse sets [] there
     args.opts = given_overrides(parser, args.opts)
     return args
 

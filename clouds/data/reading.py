@@ -252,7 +252,7 @@ def _is_transposed(header: Image.Image) -> bool:
     # getexif() decodes a PNG, so it is called only when the header has shown the tag
     if "exif" not in header.info:
         return False
-    return int(header.getexif().get(_EXIF_ORIENTATION, 1)) >= 5
+    return header.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def _open(path: Path) -> tuple[bytes, Image.Image]:
@@ -261,6 +261,8 @@ def _open(path: Path) -> tuple[bytes, Image.Image]:
         data = path.read_bytes()
     except IsADirectoryError as error:
         raise ValueError(f"{path}: expected an image file, but this is a folder") from error
+    except ValueError as error:  # the character 0, or half a surrogate pair
+        raise ValueError(f"image {str(path)!r}: no file can have this name: {error}") from error
     if not data:
         raise _broken(path, "the file is empty (0 bytes)")
     try:

@@ -211,8 +211,22 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         return nonfinite_tensors(state, name, {f"{name}.{buffer}" for buffer in self._buffers()})
 
     def get_checkpoint_file(self) -> str:
-        """The checkpoint that was last saved or resumed from, or else that of `last_checkpoint`."""
-        return self._resumed_from or str(super().get_checkpoint_file())
+        """The checkpoint that was last saved or resumed from, or else that of `last_checkpoint`.
+
+        Raises:
+            ValueError: `last_checkpoint` is not text.
+        """
+        return self._resumed_from or self._tagged()
+
+    def _tagged(self) -> str:
+        """The checkpoint that `last_checkpoint` names; empty if there is no such file."""
+        try:
+            return str(super().get_checkpoint_file())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"'{self.save_dir}/last_checkpoint' is damaged: it is not text in UTF-8. Write "
+                "the name of one of the folder's .pth files into it."
+            ) from error
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with atomic_write(Path(self.save_dir, "last_checkpoint"), "w") as file:
@@ -259,7 +273,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
                 _refuse_nonfinite(path, self._nonfinite_state(name, state))
             try:
                 self.checkpointables[name].load_state_dict(state)
-            except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            except Exception as error:  # torch raises any for a state of another form
                 raise ValueError(
                     f"the state of '{name}' in checkpoint '{path}' does not fit this config "
                     f"({type(error).__name__}: {error}). {_start_anew(path)}"
@@ -285,15 +299,18 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         """
         if not self.has_checkpoint():
             return None
-        path, entries = self._read_newest(str(super().get_checkpoint_file()))
+        path, entries = self._read_newest(self._tagged())
         self._refuse_other_optimizer(path, entries)
         rest = self._restore(path, entries, resuming=True)
-        if "iteration" not in rest:
+        iteration = rest.get("iteration")
+        if type(iteration) is not int or iteration < 0:
+            found = f"the entry 'iteration' {iteration!r}, which is no whole number of at least 0"
+            found = found if "iteration" in rest else "no entry 'iteration'"
             raise ValueError(
-                f"checkpoint '{path}' has no entry 'iteration', so no run can be resumed from it. "
+                f"checkpoint '{path}' has {found}, so no run can be resumed from it. "
                 "To start from its weights, set MODEL.WEIGHTS, without --resume."
             )
-        self.saved_iteration, self._resumed_from = int(rest["iteration"]), path
+        self.saved_iteration, self._resumed_from = iteration, path
         return rest
 
     def _read_newest(self, path: str) -> tuple[str, dict[str, Any]]:

@@ -181,3 +181,9 @@ def test_weights_that_are_not_finite_are_not_converted(convert, tmp_path, capsys
     assert convert(tmp_path / "w.pth", tmp_path / "w.safetensors") == 2
     assert "not finite: backbone.a. Its training has diverged" in capsys.readouterr().err
     assert not (tmp_path / "w.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [["a.pth", "--", "--"], ["--", "--"], ["--", "a.pth"]])
+def test_dashes_in_place_of_files(convert, words, capsys):
+    assert convert(*words) == 2
+    assert "IN" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import logging
 import random
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -479,3 +480,21 @@ def test_jpegs_have_the_pixels_of_opencv(tmp_path, progressive, subsampling, mod
     image.save(path, quality=85, progressive=progressive, subsampling=subsampling)
     expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(read_image(path, strict=True), expected)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 262, 65535])
+def test_an_orientation_that_is_none_turns_nothing(orientation, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (13, 9)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (9, 13, 3)
+    assert read_size(tmp_path / "a.jpg") == (9, 13)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png"])
+def test_names_that_no_file_can_have(name):
+    for read in (read_image, read_label):
+        with pytest.raises(ValueError, match=r"image .*no file can have this name"):
+            read(Path(name))
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        read_size(Path(name))

@@ -174,7 +174,7 @@ def test_scalars_of_hooks_are_recorded(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trainer_of(tmp_path, "LOG_PERIOD", "4", hooks=[Scalars()]).train()
-    records = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
+    records = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [r["square"] for r in records] == [
         (0 + 1 + 4 + 9) / 4, (16 + 25 + 36 + 49) / 4, (64 + 81 + 100 + 121) / 4,
     ]  # fmt: skip
@@ -259,5 +259,5 @@ def test_a_hook_of_detectron2(tmp_path):
     steps = [(name, i) for i in (0, 1) for name in ("before_step", "after_step")]
     calls = [("before_train", 0), *steps, ("after_train", 2)]
     assert done.stdout.splitlines()[-1] == str(calls)
-    records = [json.loads(line) for line in (tmp_path / "metrics.json").open()]
+    records = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert [record["doubled"] for record in records] == [0, 2]

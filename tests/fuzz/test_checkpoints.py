@@ -8,9 +8,10 @@ import pickle
 import numpy as np
 import safetensors.torch
 import torch
-from clouds.engine.weights_io import read_checkpoint
 from fuzzing import ACCEPTED, VALUES, fuzz, mutate, mutations
 from hypothesis import strategies as st
+
+from clouds.weights_io import read_checkpoint
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2, dtype=torch.int64)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import tempfile
 from functools import cache
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -70,7 +71,7 @@ def test_objects(attempt, tmp_path, drawn):
     except (ValueError, TypeError, RuntimeError, OverflowError):
         assume(False)  # NumPy or torch has no such object
     attempt.also = (TypeError,)
-    names = ["image", *([image, repr(image)] if isinstance(image, str) else [])]
+    names = ["image", *([str(Path(image)), repr(image)] if isinstance(image, str) else [])]
     outcome, pixels = attempt(lambda: to_rgb(image), *names)
     if outcome == ACCEPTED:
         assert pixels.dtype == np.uint8 and pixels.shape[2] == 3 and pixels.size
