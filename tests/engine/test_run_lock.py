@@ -78,8 +78,8 @@ def test_a_live_process_on_this_machine(tmp_path):
 
 
 def start_of(pid):
-    """Field 22 of /proc/<pid>/stat; the name of the process, field 2, has no space here."""
-    return Path(f"/proc/{pid}/stat").read_text().split()[21]
+    """Field 22 of /proc/<pid>/stat; the process's name, field 2, is in parentheses."""
+    return re.sub(r"\(.*\)", "name", Path(f"/proc/{pid}/stat").read_text()).split()[21]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
