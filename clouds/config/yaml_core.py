@@ -61,16 +61,13 @@ def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
         raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
-class CoreLoader(yaml.SafeLoader):
-    """SafeLoader under the core schema of YAML 1.2.
+class BoundedLoader(yaml.SafeLoader):
+    """SafeLoader of documents of limited size, with aliases expanded.
 
     Raises:
         ComposerError: a document of more than MAX_NODES nodes or MAX_DEPTH levels with its aliases
             expanded, or an alias within what it stands for.
     """
-
-    yaml_implicit_resolvers = _resolvers()
-    yaml_constructors = yaml.SafeLoader.yaml_constructors | {INT_TAG: _construct_int}
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -118,3 +115,10 @@ class CoreLoader(yaml.SafeLoader):
             problem = f"lists and mappings in more than {MAX_DEPTH} levels; use fewer"
         if problem:
             raise ComposerError(None, None, problem, mark)
+
+
+class CoreLoader(BoundedLoader):
+    """BoundedLoader under the core schema of YAML 1.2."""
+
+    yaml_implicit_resolvers = _resolvers()
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | {INT_TAG: _construct_int}

@@ -9,6 +9,7 @@ import yaml
 
 from clouds.config.compat import NO_EFFECT, translate
 from clouds.config.values import Setting
+from clouds.config.yaml_core import BoundedLoader
 from clouds.d2 import CfgNode
 
 HARMLESS_KEYS = (
@@ -54,7 +55,7 @@ def config_value(saved_config: object, name: str) -> Any:
     if not isinstance(saved_config, str):
         return None
     try:
-        saved = yaml.safe_load(saved_config)
+        saved = yaml.load(saved_config, BoundedLoader)
     except yaml.YAMLError:
         return None
     return dict(_flatten(saved)).get(name) if isinstance(saved, Mapping) else None
@@ -89,7 +90,7 @@ def _parse(saved_config: object) -> Mapping[str, Any]:
             f"the config in the checkpoint is no text, but a {type(saved_config).__name__}"
         )
     try:
-        tree = yaml.safe_load(saved_config)
+        tree = yaml.load(saved_config, BoundedLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"the config in the checkpoint is not YAML ({reason})") from error

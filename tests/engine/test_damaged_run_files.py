@@ -7,7 +7,7 @@ import json
 import pytest
 
 from clouds.config import get_cfg
-from clouds.engine.config_changes import changed_keys
+from clouds.engine.config_changes import changed_keys, config_value
 from clouds.engine.metrics import MetricsFile
 
 GOOD = '{"iteration": 19, "total_loss": 3.25}\n'
@@ -63,3 +63,13 @@ def test_an_undamaged_config_is_compared():
     cfg = get_cfg()
     assert changed_keys(cfg.dump(), cfg) == []
     assert changed_keys(cfg.dump().replace("SEED: ", "SEED: 7"), cfg) != []
+
+
+def test_a_saved_config_that_doubles_itself_is_not_expanded():
+    # 2^40 values if it were
+    levels = [f"a{i}: &a{i} {{x: *a{i - 1}, y: *a{i - 1}}}" for i in range(1, 41)]
+    config = "\n".join(["a0: &a0 {x: 1, y: 2}", *levels])
+    with pytest.raises(ValueError, match="not YAML"):
+        changed_keys(config, get_cfg())
+    assert config_value(config, "SEED") is None
+    assert config_value("SEED: 3", "SEED") == 3
