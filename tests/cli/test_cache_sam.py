@@ -140,6 +140,7 @@ def environment():
     return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow  # starts torchrun, like the slow tests of tests/engine/test_launch.py
 def test_images_are_distributed_among_two_processes(capsys, config_file, tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
