@@ -7,6 +7,7 @@ where a checkpoint brings them.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -36,17 +37,19 @@ def build_and_load(cfg: CfgNode, path: str) -> nn.Module:
         FileNotFoundError, ValueError: see `Checkpointer.load`; CLIP's weights are needed and cannot
             be fetched.
     """
-    skip = bool(path) and has_backbone(path)
+    weights = read_checkpoint(path)["model"] if path else {}
+    skip = has_backbone(weights)
     model = build_seeded(cfg, skip_pretrained=skip)
     if skip:
         fetch_what_is_missing(cfg, model, path)
-    Checkpointer(model, partial=cfg.MODEL.WEIGHTS_PARTIAL).load_weights(path)
+    if path:
+        Checkpointer(model, partial=cfg.MODEL.WEIGHTS_PARTIAL).load_model(path, weights)
     return model
 
 
-def has_backbone(path: str) -> bool:
-    """Whether a checkpoint has tensors of the backbone, maybe not all; raises as `load`."""
-    return any(name.startswith(PREFIX) for name in read_checkpoint(path, mmap=True)["model"])
+def has_backbone(weights: Iterable[str]) -> bool:
+    """Whether a state dict has tensors of the backbone, maybe not all."""
+    return any(name.startswith(PREFIX) for name in weights)
 
 
 def fetch_what_is_missing(cfg: CfgNode, model: nn.Module, path: str) -> None:
@@ -59,10 +62,12 @@ def fetch_what_is_missing(cfg: CfgNode, model: nn.Module, path: str) -> None:
             is fetched for it, since loading it is an error if any tensor is missing.
     """
     if path:
+        if not cfg.MODEL.WEIGHTS_PARTIAL:
+            return
         report = compare_tensors(path, read_checkpoint(path, mmap=True)["model"], model)
         unmatched = [*report.missing, *(name for name, _, _ in report.mismatched)]
         missing = [name for name in unmatched if name.startswith(PREFIX)]
-        if not missing or not cfg.MODEL.WEIGHTS_PARTIAL:
+        if not missing:
             return
         logger.info("%s lacks %d tensors of the backbone", path, len(missing))
     with torch.random.fork_rng(devices=[]):

@@ -34,6 +34,7 @@ from clouds.evaluation import Results, check_test_data
 from clouds.evaluation import evaluate as evaluate_model
 from clouds.modeling.build import build_seeded
 from clouds.self_training.pseudo_labeler import PseudoLabeler
+from clouds.weights_io import read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,8 @@ class Trainer(TrainerBase):
         """Whether a checkpoint may bring the backbone's weights; raises if it cannot be read."""
         if Checkpointer(nn.Identity(), self.cfg.OUTPUT_DIR).has_checkpoint():
             return True  # it is complete if training resumes from it
-        return bool(self.cfg.MODEL.WEIGHTS) and has_backbone(self.cfg.MODEL.WEIGHTS)
+        path = self.cfg.MODEL.WEIGHTS
+        return bool(path) and has_backbone(read_checkpoint(path, mmap=True)["model"])
 
     def build_loader(self, start: int) -> Iterable[Batch]:
         """Training data of the config from batch `start` on, this process's share of each batch."""
