@@ -32,6 +32,7 @@ RENAMED: dict[str, str] = {
     "MODEL.CLOUDS.SAM.MOBILE": "MODEL.CLOUDS.SAM.MODEL",
     "MODEL.CLOUDS.SUPERPIXEL.RULER": "MODEL.CLOUDS.SUPERPIXEL.COMPACTNESS",
     "MODEL.CLOUDS.PSEUDO_LABEL.VOID_WEIGHT": "MODEL.CLOUDS.PSEUDO_LABEL.NO_OBJECT_WEIGHT",
+    "TEST.PICTURES": "TEST.VISUALIZED_IMAGES",
 }
 """Keys with another name in the table, and that name."""
 
@@ -131,7 +132,7 @@ _KEYS_BY_REASON: dict[str, str] = {
     "there is a teacher if DATASETS.TRAIN names a generated dataset": (
         "MODEL.CLOUDS.SAM.MINIBATCH"
     ),
-    "it controls images that published training writes; use TEST.PICTURES instead": (
+    "it controls images that published training writes; use TEST.VISUALIZED_IMAGES instead": (
         "MODEL.CLOUDS.OVERWRITING"
     ),
     "SAM's decoder processes up to 64 components at once": "MODEL.CLOUDS.SAM.COMPONENTS_AT_ONCE",

@@ -223,5 +223,5 @@ KEYS: tuple[Key, ...] = (
         "evaluation in joint training; 0: none.",
         at_least(0),
     ),
-    Key("TEST.PICTURES", 4, "Images per dataset drawn at each evaluation.", at_least(0)),
+    Key("TEST.VISUALIZED_IMAGES", 4, "Images per dataset drawn at each evaluation.", at_least(0)),
 )

@@ -115,7 +115,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     rank, world_size = comm.get_rank(), comm.get_world_size()
     workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
-    selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.PICTURES)
+    selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(name)
     panels: dict[int, UInt8Array] = {}

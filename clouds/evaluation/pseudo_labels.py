@@ -57,7 +57,7 @@ def evaluate_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResu
     A collective operation: every process must call it, with the model in evaluation mode; the
     images are distributed among the processes. Of each dataset TEST.GENERATED_IMAGES images with a
     true label are scored, at equal distances in the list of images, and a panel is drawn for the
-    first TEST.PICTURES of them. Without true labels TEST.PICTURES images are drawn.
+    first TEST.VISUALIZED_IMAGES of them; without true labels, for as many of all images.
 
     Raises:
         FileNotFoundError, ValueError: a dataset or one of its files is missing or broken, or a true
@@ -67,7 +67,7 @@ def evaluate_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResu
     if not names:
         return ()
     label_space = training_label_space(cfg.DATASETS.TRAIN)
-    counts = cfg.TEST.GENERATED_IMAGES, cfg.TEST.PICTURES
+    counts = cfg.TEST.GENERATED_IMAGES, cfg.TEST.VISUALIZED_IMAGES
     return tuple(
         _evaluate_dataset(get_dataset(name), label_space, model, *counts) for name in names
     )

@@ -136,7 +136,7 @@ def command(data, tmp_path, monkeypatch):
         "LOG_PERIOD": 1,
         "TEST__EVAL_PERIOD": 2,
         "TEST__SHORT_SIDE": 32,
-        "TEST__PICTURES": 1,
+        "TEST__VISUALIZED_IMAGES": 1,
     }
     path = tmp_path / "tiny.yaml"
     path.write_text(tiny_config(**settings).dump())

@@ -75,6 +75,7 @@ EARLIER = {
     "MODEL.CLOUDS.SUPERPIXEL.RULER",
     "MODEL.CLOUDS.TEXT_CACHE_DIR",
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_POINTS",
+    "TEST.PICTURES",
 }
 
 SMALL = [
@@ -330,8 +331,11 @@ def test_other_values_of_earlier_keys(caplog):
         *("MODEL.CLOUDS.SAM.CACHE_GIB", "7.5"),
         *("MODEL.CLOUDS.SAM.COMPONENTS_AT_ONCE", "8"),
         *("MODEL.CLOUDS.TEXT_CACHE_DIR", ""),
+        *("TEST.PICTURES", "7"),
     ]
-    options = load_config(None, overrides).MODEL.CLOUDS
+    cfg = load_config(None, overrides)
+    options = cfg.MODEL.CLOUDS
+    assert cfg.TEST.VISUALIZED_IMAGES == 7
     assert options.SUPERPIXEL.COMPACTNESS == 5.0
     assert options.PSEUDO_LABEL.NO_OBJECT_WEIGHT == 0.25
     assert len(caplog.records) == 1

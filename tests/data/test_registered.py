@@ -212,7 +212,7 @@ def test_training_and_evaluation_from_a_script(tmp_path, register, workers, head
         "SOLVER__IMS_PER_BATCH": 2,
         "SOLVER__MAX_ITER": 2,
         "TEST__SHORT_SIDE": 48,
-        "TEST__PICTURES": 2,
+        "TEST__VISUALIZED_IMAGES": 2,
         "LOG_PERIOD": 1,
         "OUTPUT_DIR": "out",
     }

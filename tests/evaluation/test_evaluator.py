@@ -244,7 +244,7 @@ def test_tensors_cached_in_evaluation_can_be_used_in_training(tmp_path, root):
 def test_panels_are_evenly_spaced_and_deterministic(tmp_path, root):
     pairs = random_pairs(7)
     write_cityscapes(root, pairs)
-    cfg = config(tmp_path, "TEST.PICTURES", 3)
+    cfg = config(tmp_path, "TEST.VISUALIZED_IMAGES", 3)
     results = evaluate(cfg, ColorModel())
     assert list(results.panels) == [f"cityscapes_val/{i}" for i in range(3)]
     for i, (panel, number) in enumerate(zip(results.panels.values(), (1, 3, 5), strict=True)):
@@ -262,7 +262,7 @@ def test_panels_are_evenly_spaced_and_deterministic(tmp_path, root):
 @pytest.mark.parametrize(("num_requested", "num_drawn"), [(0, 0), (2, 2), (9, 2)])
 def test_number_of_panels(tmp_path, root, num_requested, num_drawn):
     write_cityscapes(root, random_pairs(2))
-    results = evaluate(config(tmp_path, "TEST.PICTURES", num_requested), ColorModel())
+    results = evaluate(config(tmp_path, "TEST.VISUALIZED_IMAGES", num_requested), ColorModel())
     assert len(results.panels) == num_drawn
 
 
@@ -483,7 +483,7 @@ def in_two_processes(datasets, folder):
     torch.set_num_threads(1)
     rank = comm.get_rank()
     model = DistributedDataParallel(ColorModel())
-    cfg = config(folder, "TEST.PICTURES", 2)
+    cfg = config(folder, "TEST.VISUALIZED_IMAGES", 2)
     results = evaluate(cfg, model, ["cityscapes_val", "cityscapes_train"])
     torch.save((results, len(model.module.inputs)), Path(folder) / f"rank{rank}.pt")
 
@@ -492,7 +492,7 @@ def test_two_processes_score_as_one(tmp_path, root):
     pairs = random_pairs(3)
     write_cityscapes(root, pairs)
     write_cityscapes(root, pairs[:1], split="train")  # without images for the second process
-    cfg = config(tmp_path / "one", "TEST.PICTURES", 2)
+    cfg = config(tmp_path / "one", "TEST.VISUALIZED_IMAGES", 2)
     single = evaluate(cfg, ColorModel(), ["cityscapes_val", "cityscapes_train"])
     folder = tmp_path / "two"
     folder.mkdir()

@@ -77,7 +77,7 @@ def test_a_label_space_of_three_classes(tmp_path, land, caplog):
 
 
 def test_panels_have_the_colors_of_the_label_space(tmp_path, land):
-    evaluate(config(tmp_path, "TEST.PICTURES", 1), ColorModel(3))
+    evaluate(config(tmp_path, "TEST.VISUALIZED_IMAGES", 1), ColorModel(3))
     panel = np.asarray(Image.open(tmp_path / "visualizations/camvid_val/0.png"))
     expected = compare(to_image(land[0]), land[1], land[0], LAND, title="any title")
     np.testing.assert_array_equal(panel[38:], expected[38:])
@@ -152,7 +152,7 @@ def test_pseudo_labels_in_a_label_space_of_three_classes(tmp_path, root, monkeyp
     for folder, array in (("images", to_image(label)), ("labels", label)):
         (root / "stable_diffusion/x" / folder).mkdir(parents=True)
         Image.fromarray(array).save(root / "stable_diffusion/x" / folder / "0.png")
-    overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.PICTURES", 1)
+    overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.VISUALIZED_IMAGES", 1)
     (result,) = evaluate_pseudo_labels(config(tmp_path, *overrides), Student(3).eval())
     # columns of the label: 1 2 | 2 0, where the left half is covered
     assert result.miou == pytest.approx(
@@ -178,6 +178,6 @@ def test_a_teacher_without_finite_scores_stops_with_the_name_of_the_image(tmp_pa
     model.predict_pseudo_labels = lambda images: [
         PseudoLabel(torch.zeros(32, 32).byte(), torch.full((32, 32), torch.nan))
     ]
-    overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.PICTURES", 1)
+    overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.VISUALIZED_IMAGES", 1)
     with pytest.raises(ValueError, match=rf"{image}: the teacher's scores are not finite"):
         evaluate_pseudo_labels(config(tmp_path, *overrides), model)

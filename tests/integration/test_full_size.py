@@ -38,7 +38,7 @@ def step_and_evaluate(output_dir):
         "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.AMP.ENABLED": False,
-        "TEST.PICTURES": 0,
+        "TEST.VISUALIZED_IMAGES": 0,
     }
     cfg = load_config(CONFIG, [word for pair in settings.items() for word in pair])
     trainer = Trainer(cfg)

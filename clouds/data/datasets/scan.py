@@ -114,7 +114,7 @@ def _add_file(scan: Scan, entry: os.DirEntry[str], top: Path, suffixes: Sequence
 
 
 def _problem(entry: os.DirEntry[str], wanted: bool) -> str:
-    """Why an entry that is no folder cannot be used; empty: it can, or nobody wants it.
+    """Why an entry that is no folder cannot be used; empty: it can, or is not needed.
 
     A link that leads nowhere may have been one to a folder, so that it is named in any case.
     """
