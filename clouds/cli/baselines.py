@@ -37,9 +37,7 @@ def constant_map(sources: Sequence[DatasetSpec], side: int = 128) -> Predictor:
     import numpy as np
     from tqdm import tqdm
 
-    from clouds.data.datasets import training_label_space
-
-    label_space = training_label_space([spec.name for spec in sources])
+    label_space = sources[0].label_space
     counts = np.zeros((label_space.num_classes, side, side), np.int64)
     for spec in sources:
         for record in tqdm(spec.records(), desc=f"constant map: {spec.name}"):
@@ -165,12 +163,13 @@ def table(args: argparse.Namespace) -> str:
     from tabulate import tabulate
 
     from clouds.config import load_config
-    from clouds.data.datasets import get_dataset, is_generated
+    from clouds.data.datasets import Datasets
 
     import_classifier()  # an error before the first baseline is computed
     cfg = load_config(args.config_file, args.opts)
-    sources = [get_dataset(name) for name in cfg.DATASETS.TRAIN if not is_generated(name)]
-    targets = [get_dataset(name) for name in cfg.DATASETS.TEST]
+    datasets = Datasets.from_config(cfg)
+    sources = [datasets.get(name) for name in datasets.labelled]
+    targets = [datasets.get(name) for name in cfg.DATASETS.TEST]
     predictors = {
         "constant map": constant_map(sources),
         "color and row": color_and_row(sources, args.pixels, args.seed),

@@ -120,10 +120,11 @@ def run(cfg: CfgNode) -> None:
 
 def generated_records(cfg: CfgNode) -> list[Record]:
     """The images of all generated training datasets; raises as `DatasetSpec.records`."""
-    from clouds.data.datasets import generated, get_dataset
+    from clouds.data.datasets import Datasets, generated
 
     names = dict.fromkeys(generated(cfg.DATASETS.TRAIN))
-    return [record for name in names for record in get_dataset(name).records()]
+    datasets = Datasets.from_config(cfg)
+    return [record for name in names for record in datasets.get(name).records()]
 
 
 def warn_of_space(cache: EmbeddingCache, num_views: int) -> None:

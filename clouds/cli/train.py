@@ -200,7 +200,7 @@ def evaluate(cfg: CfgNode, weights: str) -> None:
     from clouds.evaluation import evaluate as evaluate_model
 
     with user_errors_in_one_line():
-        check_test_data(cfg.DATASETS.TEST)
+        check_test_data(cfg, cfg.DATASETS.TEST)
         cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
         model = build_and_load(cfg, weights)
         if not weights:

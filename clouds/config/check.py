@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from clouds.config.config import get_value
@@ -10,14 +11,15 @@ from clouds.config.defaults import KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
 from clouds.data.datasets import (
+    Datasets,
     UnknownDatasetError,
     check_names_are_free,
-    get_dataset,
     is_generated,
-    training_label_space,
+    read_descriptions,
 )
+from clouds.data.label_space import LabelSpace
+from clouds.data.yaml_section import DescriptionError
 from clouds.device import resolve_device
-from clouds.messages import format_examples
 
 
 class ConfigError(ValueError):
@@ -155,73 +157,115 @@ def size_divisibility_is_a_multiple_of_the_stride(divisibility: int) -> str | No
 TEXT_HEADS = ("text", "MultiScaleMaskedTransformerDecoder")
 
 
-@cross_check(
+DATASET_KEYS = (
     "DATASETS.TRAIN",
+    "DATASETS.DESCRIPTIONS",
+    "DATASETS.LABEL_SPACE",
+    "DATASETS.CLASS_MAP",
+)
+"""The values that the training label space, and the classes of all datasets, follow from."""
+
+
+@cross_check("DATASETS.DESCRIPTIONS")
+def descriptions_are_valid(descriptions: tuple[str, ...]) -> str | None:
+    """The YAML files exist, and describe datasets."""
+    try:
+        read_descriptions(descriptions)
+    except (FileNotFoundError, DescriptionError) as error:
+        return str(error)
+    return None
+
+
+@cross_check(
+    *DATASET_KEYS,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME",
     "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE",
     "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA",
 )
-def label_space_is_known(
-    train: tuple[str, ...], num_classes: int, head: str, ensemble: bool, ensemble_ema: bool
-) -> str | None:
+def label_space_is_known(*values: Any) -> str | None:
     """Datasets whose classes are not known are allowed where NUM_CLASSES suffices."""
-    reason = _unknown_label_space(train)
+    num_classes, head, *ensembles = values[len(DATASET_KEYS) :]
+    datasets = _datasets(*values[: len(DATASET_KEYS)])
+    if datasets is None:
+        return None
+    reason = _unknown_label_space(datasets)
     if reason is None:
-        try:
-            training_label_space(train)
-        except ValueError as error:
-            return str(error)
-    elif num_classes == 0:
+        return _problem_of_mapping(datasets, datasets.labelled)
+    if num_classes == 0:
         return (
             f"{reason}. The number of classes is derived from it unless "
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES is set"
         )
-    elif head in TEXT_HEADS or ensemble or ensemble_ema:
+    if head in TEXT_HEADS or any(ensembles):
         return f"{reason}. The text classifier needs the class names of its label space"
     return None
 
 
-@cross_check("MODEL.SEM_SEG_HEAD.NUM_CLASSES", "DATASETS.TRAIN")
-def num_classes_are_those_of_the_label_space(
-    num_classes: int, train: tuple[str, ...]
-) -> str | None:
+@cross_check("MODEL.SEM_SEG_HEAD.NUM_CLASSES", *DATASET_KEYS)
+def num_classes_are_those_of_the_label_space(num_classes: int, *values: Any) -> str | None:
     """Labels of the training data are ids of its label space."""
-    if num_classes == 0 or _unknown_label_space(train) is not None:
+    expected = _training_label_space(*values)
+    if num_classes == 0 or expected is None or num_classes == expected.num_classes:
         return None
-    try:
-        expected = training_label_space(train).num_classes
-    except ValueError:
-        return None  # reported by `label_space_is_known`
-    if num_classes == expected:
-        return None
-    labelled = ", ".join(name for name in train if not is_generated(name))
-    return f"must be {expected}, the number of classes of {labelled} in DATASETS.TRAIN, or 0"
+    labelled = values[2] or ", ".join(name for name in values[0] if not is_generated(name))
+    return (
+        f"must be {expected.num_classes}, the number of classes of {labelled} in DATASETS.TRAIN, "
+        "or 0"
+    )
 
 
-@cross_check("DATASETS.TEST", "DATASETS.TRAIN")
-def test_data_has_the_classes_of_the_training_data(
-    test: tuple[str, ...], train: tuple[str, ...]
+@cross_check("DATASETS.TEST", *DATASET_KEYS)
+def test_data_has_classes_of_the_training_data(test: tuple[str, ...], *values: Any) -> str | None:
+    """Labels are mapped to the training label space; unknown datasets are skipped."""
+    if _training_label_space(*values) is None:
+        return None
+    return _problem_of_mapping(Datasets.of(*values), test)
+
+
+@cross_check("DATASETS.CLASS_MAP", "DATASETS.TRAIN", "DATASETS.TEST")
+def class_map_is_used(
+    class_map: tuple[str, ...], train: tuple[str, ...], test: tuple[str, ...]
 ) -> str | None:
-    """Predictions are ids of the label space of the training data; unknown datasets are skipped."""
-    if _unknown_label_space(train) is not None:
+    """Each entry is about a dataset of the config."""
+    for entry in class_map:
+        pattern = entry.partition(":")[0].strip()
+        if not any(fnmatchcase(name, pattern) for name in (*train, *test)):
+            return (
+                f"{entry!r} is about no dataset of DATASETS.TRAIN and DATASETS.TEST, which are "
+                f"{', '.join((*train, *test))}"
+            )
+    return None
+
+
+def _datasets(*values: Any) -> Datasets | None:
+    """From the values of DATASET_KEYS; None if `descriptions_are_valid` has a problem with them."""
+    try:
+        return Datasets.of(*values)
+    except (FileNotFoundError, DescriptionError):
+        return None
+
+
+def _training_label_space(*values: Any) -> LabelSpace | None:
+    """From the values of DATASET_KEYS; None if it is not known, or other checks report why."""
+    datasets = _datasets(*values)
+    if datasets is None or _unknown_label_space(datasets) is not None:
         return None
     try:
-        expected = training_label_space(train)
+        return datasets.label_space
     except ValueError:
-        return None  # reported by `label_space_is_known`
-    for name in test:
+        return None
+
+
+def _problem_of_mapping(datasets: Datasets, names: Sequence[str]) -> str | None:
+    """Why the classes of a dataset cannot be those of the training label space, if so."""
+    for name in names:
         try:
-            found = get_dataset(name).label_space
+            datasets.get(name)
         except UnknownDatasetError:
             continue  # reported when the data is listed, with what to do
-        if found != expected:
-            labelled = ", ".join(name for name in train if not is_generated(name))
-            return (
-                f"{name} has {found.num_classes} classes ({format_examples(found.names, 3)}), and "
-                f"{labelled} in DATASETS.TRAIN {expected.num_classes} "
-                f"({format_examples(expected.names, 3)}). Both must be the same, in the same order"
-            )
+        except ValueError as error:
+            return str(error)
     return None
 
 
@@ -235,18 +279,18 @@ def dataset_names_are_free(train: tuple[str, ...], test: tuple[str, ...]) -> str
     return None
 
 
-def _unknown_label_space(train: Sequence[str]) -> str | None:
+def _unknown_label_space(datasets: Datasets) -> str | None:
     """Why the label space of the training data is not known; None if it is."""
-    if not train:
+    if datasets.label_space_name:
+        return None
+    if not datasets.train:
         return "no dataset is named"
-    for name in train:
+    for name in datasets.train:
         try:
-            get_dataset(name)
+            datasets.own(name)
         except ValueError as error:
             return str(error)
-    if all(is_generated(name) for name in train):
-        return "no labelled dataset is named"
-    return None
+    return None if datasets.labelled else "no labelled dataset is named"
 
 
 @cross_check("INPUT.INITIAL_HEIGHT", "INPUT.INITIAL_WIDTH")

@@ -6,7 +6,7 @@ from typing import Any
 
 from clouds.config.defaults import KEYS
 from clouds.d2 import CfgNode
-from clouds.data.datasets import training_label_space
+from clouds.data.datasets import Datasets, embed
 
 
 def get_value(cfg: CfgNode, name: str) -> Any:
@@ -58,11 +58,16 @@ def add_clouds_config(cfg: CfgNode) -> None:
 
 
 def resolve(cfg: CfgNode) -> None:
-    """Replace a MODEL.SEM_SEG_HEAD.NUM_CLASSES of 0, in place, by that of DATASETS.TRAIN.
+    """Make the config complete, in place, so that it does not depend on other files.
+
+    A MODEL.SEM_SEG_HEAD.NUM_CLASSES of 0 is replaced by the number of classes of the training label
+    space, and each file in DATASETS.DESCRIPTIONS by its text.
 
     Raises:
-        ValueError: the label space of DATASETS.TRAIN is not known.
+        FileNotFoundError: no such description.
+        ValueError: the training label space is not known, or a description is not valid.
     """
+    cfg.DATASETS.DESCRIPTIONS = tuple(embed(entry) for entry in cfg.DATASETS.DESCRIPTIONS)
     if cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 0:
-        label_space = training_label_space(cfg.DATASETS.TRAIN)
+        label_space = Datasets.from_config(cfg).label_space
         cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = label_space.num_classes

@@ -39,6 +39,28 @@ KEYS: tuple[Key, ...] = (
         "Names of the datasets to evaluate on, each separately.",
     ),
     Key(
+        "DATASETS.DESCRIPTIONS",
+        (),
+        "YAML files that describe datasets of one's own (docs/own_data.md), relative to the "
+        "working directory; a checkpoint's config has their text.",
+        element="",
+    ),
+    Key(
+        "DATASETS.LABEL_SPACE",
+        "",
+        "The classes to train on: cityscapes_19, camvid_11, mapillary_65 or the name of a "
+        "description; other datasets are mapped to it by name. Empty: the classes of the labelled "
+        "datasets in DATASETS.TRAIN, which must be the same.",
+    ),
+    Key(
+        "DATASETS.CLASS_MAP",
+        (),
+        "Classes that become one of another name in the training label space, per dataset, such as "
+        "'camvid11_*: tree=vegetation, pavement=sidewalk'; nothing after '=': its pixels do not "
+        "count.",
+        element="",
+    ),
+    Key(
         "DATASETS.SOURCE_FACTOR",
         1.0,
         "Average number of samples of a source image per epoch.",

@@ -64,6 +64,7 @@ class Key:
         is_path: the value is a file or folder: a leading `~` is replaced by the home directory
             when the config is read.
         allow_inf: a float may be infinite.
+        element: an example of an element of a list that is empty by default; its type counts.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Key:
     rule: Rule = any_value
     is_path: bool = False
     allow_inf: bool = False
+    element: Any = 0
 
 
 def sections(names: Iterable[str]) -> set[str]:

@@ -15,10 +15,10 @@ from clouds.config.config import get_defaults, resolve, set_value
 from clouds.config.defaults import KEYS
 from clouds.config.key import sections
 from clouds.config.values import Setting, coerce, expand_home
-from clouds.config.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 from clouds.d2 import CfgNode
 from clouds.files import expand_user
 from clouds.resources import CONFIGS, find, near_names
+from clouds.yaml_core import FLOAT_TAG, INT_TAG, CoreLoader
 
 BASE = "_BASE_"
 COMMAND_LINE = "override"

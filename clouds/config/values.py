@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from clouds.config.key import Key
-from clouds.config.yaml_core import CoreLoader
+from clouds.yaml_core import CoreLoader
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def coerce(key: Key, value: Any) -> Any:
         ValueError: it cannot be converted; the message says what is expected, with an example.
     """
     try:
-        return _convert(value, key.default, key.allow_inf)
+        return _convert(value, key.default, _element(key), key.allow_inf)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{expected(key)} is expected, for example: {example(key)}") from error
 
@@ -64,7 +64,7 @@ def expand_home(key: Key, value: Any) -> Any:
 def expected(key: Key) -> str:
     """The type of a key's values as text."""
     if isinstance(key.default, (list, tuple)):
-        return "a list of " + _PLURALS[type(_element(key.default))]
+        return "a list of " + _PLURALS[type(_element(key))]
     if isinstance(key.default, float) and key.allow_inf:
         return "a number"
     return _TYPES[type(key.default)]
@@ -80,12 +80,12 @@ _TYPES = {bool: "True or False", int: "a whole number", float: "a finite number"
 _PLURALS = {int: "whole numbers", float: "finite numbers", str: "texts"}
 
 
-def _element(default: list[Any] | tuple[Any, ...]) -> Any:
-    """An example of an element; lists that are empty by default hold ints."""
-    return default[0] if default else 0
+def _element(key: Key) -> Any:
+    """An example of an element of a key's lists."""
+    return key.default[0] if isinstance(key.default, (list, tuple)) and key.default else key.element
 
 
-def _convert(value: Any, default: Any, allow_inf: bool) -> Any:
+def _convert(value: Any, default: Any, element: Any, allow_inf: bool) -> Any:
     if isinstance(default, str):
         return _text(value)
     if isinstance(value, str):
@@ -93,7 +93,7 @@ def _convert(value: Any, default: Any, allow_inf: bool) -> Any:
     if isinstance(default, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             raise TypeError(value)
-        return type(default)(_convert(v, _element(default), allow_inf) for v in value)
+        return type(default)(_convert(v, element, element, allow_inf) for v in value)
     if isinstance(value, bool) != isinstance(default, bool):
         raise TypeError(value)
     if isinstance(default, float):

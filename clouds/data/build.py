@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import Sampler
 
 from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepare, SourceMapper
-from clouds.data.datasets import DatasetSpec, get_dataset
+from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.loader import SampleDataset, SampleLoader
 from clouds.data.structures import Domain, Record, TrainSample
@@ -230,13 +230,14 @@ def build_train_loader(
         Domain.GENERATED: GeneratedMapper.from_config(cfg),
         **(mappers or {}),
     }
-    datasets = _training_datasets(cfg.DATASETS.TRAIN, all_mappers)
+    datasets = _training_datasets(cfg, all_mappers)
     records = [_training_records(dataset) for dataset in datasets]
     weights = [
         DatasetWeight(len(images), factor)
         for images, factor in zip(records, _factors(cfg, datasets), strict=True)
     ]
     _log_mixture(datasets, weights)
+    _log_classes(datasets)
     mixture = WeightedMixture(tuple(weights), cfg.SEED)
     max_faulty = cfg.DATALOADER.MAX_FAULTY if cfg.DATALOADER.FAULTY == "skip" else None
     return SampleLoader(
@@ -263,14 +264,15 @@ def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog 
 def check_training_data(cfg: CfgNode) -> None:
     """Raise what `build_train_loader` raises about the datasets of DATASETS.TRAIN."""
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
-    for dataset in _training_datasets(cfg.DATASETS.TRAIN, domains):
+    for dataset in _training_datasets(cfg, domains):
         _training_records(dataset)
 
 
 def _training_datasets(
-    names: Sequence[str], mappers: Mapping[Domain, TrainMapper | None]
+    cfg: CfgNode, mappers: Mapping[Domain, TrainMapper | None]
 ) -> list[DatasetSpec]:
-    datasets = [get_dataset(name) for name in names]
+    known, names = Datasets.from_config(cfg), cfg.DATASETS.TRAIN
+    datasets = [known.get(name) for name in names]
     if not datasets:
         raise ValueError("DATASETS.TRAIN is empty: name at least one dataset to train on")
     for dataset in datasets:
@@ -326,6 +328,26 @@ def _log_mixture(datasets: Sequence[DatasetSpec], weights: Sequence[DatasetWeigh
         for dataset, weight in zip(datasets, weights, strict=True)
     ]
     logger.info("an epoch has %d samples: %s", total, ", ".join(shares))
+
+
+def _log_classes(datasets: Sequence[DatasetSpec]) -> None:
+    """Log the classes whose pixels do not count, and those that no dataset labels."""
+    labelled = [dataset for dataset in datasets if dataset.domain is Domain.SOURCE]
+    for dataset in labelled:
+        if dataset.unmapped_classes:
+            logger.warning(
+                "%s: pixels of the classes %s do not count, since the training label space %s does "
+                "not have them (DATASETS.CLASS_MAP gives them another name)",
+                dataset.name,
+                ", ".join(dataset.unmapped_classes),
+                dataset.label_space.name,
+            )
+    present = {c for dataset in labelled for c in dataset.classes_present}
+    names = labelled[0].label_space.names
+    absent = [name for c, name in enumerate(names) if c not in present]
+    if absent:
+        sources = ", ".join(dataset.name for dataset in labelled)
+        logger.warning("no image of %s has a label of: %s", sources, ", ".join(absent))
 
 
 @dataclass(frozen=True)

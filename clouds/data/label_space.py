@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from clouds.data.yaml_section import Color, DescriptionError, Section, parse
+
 IGNORE = 255
 """Train id of pixels that do not count, in every label space: label maps are uint8."""
 
 UInt8Array = npt.NDArray[np.uint8]
-Color = tuple[int, int, int]
+RESERVED = "=,"
+"""Characters that no name of a class has, because lists of classes in configs have them."""
 
 _LEVELS = tuple(range(0, 256, 17))
 """Values per channel among which distinct colors are chosen: 16^3 colors."""
@@ -66,35 +70,98 @@ class LabelSpace:
         return self._color_table[label]
 
 
-# name, RGB, words for the text classifier
-_CITYSCAPES_CLASSES: tuple[tuple[str, tuple[int, int, int], str], ...] = (
-    ("road", (128, 64, 128), "road,railroad"),
-    ("sidewalk", (244, 35, 232), "sidewalk,pavement"),
-    ("building", (70, 70, 70), "building,buildings,edifice,edifices,house,ceiling"),
-    ("wall", (102, 102, 156), "wall,walls,brick wall,stone wall,tile wall,wood wall"),
-    ("fence", (190, 153, 153), "fence,fences"),
-    ("pole", (153, 153, 153), "pole,poles"),
-    ("traffic light", (250, 170, 30), "traffic light,traffic lights"),
-    ("traffic sign", (220, 220, 0), "traffic sign,stop sign"),
-    ("vegetation", (107, 142, 35), "vegetation,tree,trees,palm tree,bushes"),
-    ("terrain", (152, 251, 152), "terrain,river,sand,sea,snow,water,mountain,grass,dirt,rock"),
-    ("sky", (70, 130, 180), "sky,clouds"),
-    ("person", (220, 20, 60), "person"),
-    ("rider", (255, 0, 0), "rider"),
-    ("car", (0, 0, 142), "car,cars"),
-    ("truck", (0, 0, 70), "truck,trucks"),
-    ("bus", (0, 60, 100), "bus,buses"),
-    ("train", (0, 80, 100), "train,trains,locomotive,locomotives,freight train"),
-    ("motorcycle", (0, 0, 230), "motorcycle,motorcycles"),
-    ("bicycle", (119, 11, 32), "bicycle,bicycles,bike,bikes"),
-)
+@dataclass(frozen=True)
+class LabelSpaceFile:
+    """A label space, and how its classes are stored in label files.
 
-CITYSCAPES_19 = LabelSpace(
-    name="Cityscapes-19",
-    names=tuple(name for name, _, _ in _CITYSCAPES_CLASSES),
-    colors=tuple(color for _, color, _ in _CITYSCAPES_CLASSES),
-    synonyms=tuple(tuple(words.split(",")) for _, _, words in _CITYSCAPES_CLASSES),
-)
+    Attributes:
+        label_space: the classes.
+        ids: per class its ids in label files; empty where none are given.
+        label_colors: per class its RGB colors in label files of colors.
+        ignore_ids, ignore_colors: of pixels that do not count.
+    """
+
+    label_space: LabelSpace
+    ids: tuple[tuple[int, ...], ...]
+    label_colors: tuple[tuple[Color, ...], ...]
+    ignore_ids: tuple[int, ...]
+    ignore_colors: tuple[Color, ...]
+
+
+def read_classes(section: Section, name: str) -> LabelSpaceFile:
+    """Read `classes`, `ignore_ids` and `ignore_colors` of a description or of a label space's file.
+
+    Args:
+        section: has these entries; others are not looked at.
+        name: of the label space.
+
+    Raises:
+        DescriptionError: an entry is missing, has another type, or a class occurs twice.
+    """
+    classes = section.sections("classes")
+    if len(classes) > IGNORE:
+        raise DescriptionError(
+            f"{section.origin}: {len(classes)} classes; at most {IGNORE} allowed"
+        )
+    names = [entry.text("name", allowed="the name of a class") for entry in classes]
+    for entry, class_name in zip(classes, names, strict=True):
+        if set(class_name) & set(RESERVED):
+            raise entry.error("name", f"a name without any of {' '.join(RESERVED)}")
+    _check_different(section.origin, names)
+    given = [entry.color("color") for entry in classes]
+    colors = _with_distinct_colors(given)
+    file = LabelSpaceFile(
+        label_space=LabelSpace(
+            name=name,
+            names=tuple(names),
+            colors=tuple(colors),
+            synonyms=tuple(
+                entry.texts("words", [class_name])
+                for entry, class_name in zip(classes, names, strict=True)
+            ),
+        ),
+        ids=tuple(entry.ids("ids") for entry in classes),
+        label_colors=tuple(
+            entry.colors("label_colors") or (() if color is None else (color,))
+            for entry, color in zip(classes, given, strict=True)
+        ),
+        ignore_ids=section.ids("ignore_ids", [IGNORE]),
+        ignore_colors=section.colors("ignore_colors"),
+    )
+    for entry in classes:
+        entry.done()
+    return file
+
+
+def _check_different(origin: str, names: Sequence[str]) -> None:
+    lower = [name.lower() for name in names]
+    repeated = sorted({name for name in lower if lower.count(name) > 1})
+    if repeated:
+        raise DescriptionError(
+            f"{origin}: more than one class is named {', '.join(map(repr, repeated))} (upper and "
+            "lower case are the same); give one class all their ids"
+        )
+
+
+def _with_distinct_colors(given: Sequence[Color | None]) -> list[Color]:
+    """The colors, with distinct ones in place of None."""
+    known = [color for color in given if color is not None]
+    new = iter(distinct_colors(len(given) - len(known), known))
+    return [next(new) if color is None else color for color in given]
+
+
+BUILTIN_LABEL_SPACES = ("cityscapes_19", "camvid_11", "mapillary_65")
+"""Label spaces that come with the package, `label_spaces/<name>.yaml`."""
+
+
+@cache
+def builtin_label_space(name: str) -> LabelSpaceFile:
+    """One of BUILTIN_LABEL_SPACES."""
+    path = Path(__file__).parent / "label_spaces" / f"{name}.yaml"
+    section = parse(path.read_text(encoding="utf-8"), str(path))
+    file = read_classes(section, name)
+    section.done()
+    return file
 
 
 def words_of(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -134,3 +201,7 @@ def _lab(colors: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     rgb = np.asarray(colors, np.float32)[None] / 255
     lab: npt.NDArray[np.float32] = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0]
     return lab
+
+
+CITYSCAPES_19 = builtin_label_space("cityscapes_19").label_space
+"""The 19 classes that Cityscapes and the other datasets of street scenes are scored on."""

@@ -9,8 +9,8 @@ import yaml
 
 from clouds.config.compat import NO_EFFECT, translate
 from clouds.config.values import Setting
-from clouds.config.yaml_core import BoundedLoader
 from clouds.d2 import CfgNode
+from clouds.yaml_core import BoundedLoader
 
 HARMLESS_KEYS = (
     "DATALOADER.NUM_WORKERS",

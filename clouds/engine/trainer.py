@@ -122,7 +122,7 @@ class Trainer(TrainerBase):
         if loader is None and type(self).build_loader is Trainer.build_loader:
             check_training_data(self.cfg)
         if evaluate is None and self.cfg.DATASETS.TEST:
-            check_test_data(self.cfg.DATASETS.TEST)
+            check_test_data(self.cfg, self.cfg.DATASETS.TEST)
 
     def weights_follow(self) -> bool:
         """Whether a checkpoint may bring the backbone's weights; raises if it cannot be read."""

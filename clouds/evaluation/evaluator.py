@@ -20,7 +20,7 @@ from tqdm import tqdm
 from clouds import comm
 from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
-from clouds.data.datasets import DatasetSpec, dataset_names, get_dataset
+from clouds.data.datasets import Datasets, DatasetSpec, dataset_names, get_dataset
 from clouds.data.label_space import LabelSpace
 from clouds.data.structures import Record
 from clouds.device import autocast
@@ -79,7 +79,7 @@ def evaluate(
         torch.OutOfMemoryError: on any device; the message names the image.
     """
     names = tuple(cfg.DATASETS.TEST if names is None else names)
-    check_test_data(names)
+    check_test_data(cfg, names)
     datasets = tuple(evaluate_dataset(cfg, model, name) for name in names)
     pseudo_label_results: tuple[PseudoLabelResult, ...] = ()
     if pseudo_labels:
@@ -93,7 +93,7 @@ def evaluate(
     return results
 
 
-def check_test_data(names: Sequence[str]) -> None:
+def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
     """Report missing files before the first evaluation, and before a model is built.
 
     Raises:
@@ -104,20 +104,21 @@ def check_test_data(names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
+    datasets = Datasets.from_config(cfg)
     for name in names:
-        _labeled_records(get_dataset(name))
+        _labeled_records(datasets.get(name))
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:
     """Score a model on one dataset; see `evaluate`."""
-    dataset = get_dataset(name)
+    dataset = Datasets.from_config(cfg).get(name)
     protocol = build_protocol(cfg)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
     selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
-    evaluator = SemSegEvaluator(name)
+    evaluator = SemSegEvaluator(dataset)
     panels: dict[int, UInt8Array] = {}
     start = time.perf_counter()
     with _evaluation_mode(cfg, model) as segmenter:
@@ -135,6 +136,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         evaluator.confusion.all_reduce(),
         dataset.classes_present,
         subsets=_class_subsets(dataset, cfg.DATASETS.TRAIN),
+        unmapped_classes=dataset.unmapped_classes,
         images=sum(images for images, _ in gathered),
         seconds=time.perf_counter() - start,
         panels=merge_by_number([panels for _, panels in gathered]),
@@ -151,10 +153,14 @@ class SemSegEvaluator(DatasetEvaluator):
     Attributes:
         confusion: counts over the images that this process has evaluated.
         images: number of these images.
+
+    Args:
+        dataset: in the label space of the model (`Datasets.get`); or the name of a dataset whose
+            own label space is that of the model.
     """
 
-    def __init__(self, dataset_name: str) -> None:
-        self.dataset = get_dataset(dataset_name)
+    def __init__(self, dataset: DatasetSpec | str) -> None:
+        self.dataset = get_dataset(dataset) if isinstance(dataset, str) else dataset
         self.reset()
 
     def reset(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clouds import comm
 from clouds.d2 import CfgNode
-from clouds.data.datasets import DatasetSpec, generated, get_dataset, training_label_space
+from clouds.data.datasets import Datasets, DatasetSpec, generated
 from clouds.data.label_space import LabelSpace
 from clouds.data.reading import read_image
 from clouds.data.structures import Record
@@ -66,17 +66,15 @@ def evaluate_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResu
     names = generated(cfg.DATASETS.TRAIN)
     if not names:
         return ()
-    label_space = training_label_space(cfg.DATASETS.TRAIN)
+    datasets = Datasets.from_config(cfg)
     counts = cfg.TEST.GENERATED_IMAGES, cfg.TEST.VISUALIZED_IMAGES
-    return tuple(
-        _evaluate_dataset(get_dataset(name), label_space, model, *counts) for name in names
-    )
+    return tuple(_evaluate_dataset(datasets.get(name), model, *counts) for name in names)
 
 
 def _evaluate_dataset(
-    dataset: DatasetSpec, label_space: LabelSpace, model: CLOUDS, num_scored: int, num_panels: int
+    dataset: DatasetSpec, model: CLOUDS, num_scored: int, num_panels: int
 ) -> PseudoLabelResult:
-    records = dataset.records()
+    label_space, records = dataset.label_space, dataset.records()
     labeled = [record for record in records if record.label is not None]
     selected = evenly_spaced(labeled, num_scored) or evenly_spaced(records, num_panels)
     matrices = {

@@ -59,6 +59,10 @@ class DatasetResult:
             correctly.
         images: number of images.
         seconds: wall-clock time of the evaluation, including data loading and scoring.
+        unmapped_classes: classes of the dataset that the label space of the model does not have;
+            their pixels do not count.
+        unscored_classes: classes of the model that the dataset does not have; predicted, they are
+            wrong.
         panels: image, label and prediction side by side, (H, W, 3) RGB; not compared by `==`.
     """
 
@@ -71,6 +75,8 @@ class DatasetResult:
     mean_accuracy: float
     images: int
     seconds: float
+    unmapped_classes: tuple[str, ...] = ()
+    unscored_classes: tuple[str, ...] = ()
     panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
@@ -84,6 +90,7 @@ class DatasetResult:
         subsets: Mapping[int, Sequence[int] | None] | None = None,
         images: int = 0,
         seconds: float = 0.0,
+        unmapped_classes: Sequence[str] = (),
         panels: Sequence[UInt8Array] = (),
     ) -> DatasetResult:
         """Compute the scores from the counts over all images of a dataset.
@@ -91,6 +98,7 @@ class DatasetResult:
         Args:
             classes: train ids in the dataset's label set.
             subsets: train ids for `subset_miou`, by their number; a value of None: not requested.
+            unmapped_classes: see the attribute.
         """
         iou = torch.full((confusion.num_classes,), torch.nan, dtype=torch.float64)
         iou[list(classes)] = confusion.iou(classes)
@@ -110,6 +118,10 @@ class DatasetResult:
             mean_accuracy=100 * confusion.mean_accuracy(classes),
             images=images,
             seconds=seconds,
+            unmapped_classes=tuple(unmapped_classes),
+            unscored_classes=tuple(
+                name for i, name in enumerate(label_space.names) if i not in classes
+            ),
             panels=tuple(panels),
         )
 
@@ -132,6 +144,19 @@ class DatasetResult:
         per_class = {f"IoU-{name}": value for name, value in self.class_iou.items()}
         return {"mIoU": self.miou, **subsets, **accuracies, **per_class}
 
+    def note_on_classes(self) -> str:
+        """The classes that are scored, where those of dataset and model differ; else empty."""
+        if not self.unmapped_classes:
+            return ""
+        scored = [name for name in self.class_names if name not in self.unscored_classes]
+        note = (
+            f"{self.name} is scored on {len(scored)} classes: {', '.join(scored)}. Not classes of "
+            f"the model, so their pixels do not count: {', '.join(self.unmapped_classes)}."
+        )
+        if self.unscored_classes:
+            note += f" Not in {self.name}: {', '.join(self.unscored_classes)}."
+        return note
+
     def to_dict(self) -> dict[str, Any]:
         """Numbers and strings for JSON; None in place of nan."""
         plain: dict[str, Any] = _plain(
@@ -141,6 +166,8 @@ class DatasetResult:
                 "pixel-accuracy": self.pixel_accuracy,
                 "mean-accuracy": self.mean_accuracy,
                 "IoU": self.class_iou,
+                "unmapped-classes": list(self.unmapped_classes),
+                "unscored-classes": list(self.unscored_classes),
                 "images": self.images,
                 "seconds": self.seconds,
                 "images-per-second": self.images_per_second,
@@ -223,6 +250,7 @@ class Results:
         lines.insert(2 + len(class_rows), lines[1])  # a rule between the classes and their means
         for name in self.without_score():
             lines.append(f"{name} has no mIoU: none of its classes is labeled or predicted in it.")
+        lines += [note for result in self.datasets if (note := result.note_on_classes())]
         for labels in self.pseudo_labels:
             scores = ", ".join(f"{name} {_percent(v)}" for name, v in labels.miou.items())
             lines.append(

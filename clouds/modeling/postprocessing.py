@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clouds.d2 import CfgNode
-from clouds.data.datasets import get_dataset
-from clouds.data.structures import Domain
+from clouds.data.datasets import Datasets
 from clouds.self_training.pseudo_labeler import confidence_of
 
 Size = tuple[int, int]
@@ -339,9 +338,8 @@ class EnsembleOptions:
     def from_config(cls, cfg: CfgNode) -> EnsembleOptions:
         """From MODEL.CLOUDS; seen are the classes of the labelled datasets of DATASETS.TRAIN."""
         options = cfg.MODEL.CLOUDS
-        datasets = [get_dataset(name) for name in cfg.DATASETS.TRAIN]
-        labelled = [dataset for dataset in datasets if dataset.domain is not Domain.GENERATED]
-        present = {c for dataset in labelled for c in dataset.classes_present}
+        datasets = Datasets.from_config(cfg)
+        present = {c for name in datasets.labelled for c in datasets.get(name).classes_present}
         seen = tuple(c in present for c in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
         exponents = options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA
         return cls(seen, *exponents, options.ENSEMBLE_ON_VALID_MASK)

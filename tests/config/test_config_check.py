@@ -10,7 +10,7 @@ import torch
 
 from clouds.config import KEYS, ConfigError, get_cfg, load_config, problems, resolve
 from clouds.config.check import CROSS_CHECKS
-from clouds.data.datasets import builtin, training_label_space
+from clouds.data.datasets import Datasets, builtin
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.device import resolve_device
 
@@ -154,22 +154,22 @@ def test_num_classes_follow_from_the_label_space(monkeypatch):
     """With another label space of a dataset, as nothing in the config says 19."""
     space = LabelSpace("two", ("a", "b"), ((0, 0, 0), (1, 1, 1)), (("a",), ("b",)))
     for name in ("camvid_train", "camvid_val"):
-        description = replace(builtin.BUILTIN_DATASETS[name], label_space=space)
-        monkeypatch.setitem(builtin.BUILTIN_DATASETS, name, description)
+        description = replace(builtin.builtin_datasets()[name], label_space=space)
+        monkeypatch.setitem(builtin.builtin_datasets(), name, description)
     camvid = ["DATASETS.TRAIN", "('camvid_train',)", "DATASETS.TEST", "('camvid_val',)"]
     assert load_config(None, camvid).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None, [*camvid, NUM_CLASSES, "2"]).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 2
     assert load_config(None).MODEL.SEM_SEG_HEAD.NUM_CLASSES == 19
     with pytest.raises(ConfigError, match=r"NUM_CLASSES = 19 .*must be 2, .*camvid_train"):
         load_config(None, [*camvid, NUM_CLASSES, "19"])
-    with pytest.raises(ConfigError, match=r"DATASETS\.TEST .*mapillary_val has 19 .* the same"):
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST .*mapillary_val: none of its classes"):
         load_config(None, camvid[:2])
     mixed = ["DATASETS.TRAIN", "('gta5', 'camvid_train')"]
     for number in ([], [NUM_CLASSES, "19"]):
         with pytest.raises(ConfigError) as error:
             load_config(None, [*mixed, *number])
         (line,) = lines(error)
-        assert "gta5 (19 classes), camvid_train (2 classes)" in line
+        assert "gta5 (cityscapes_19, 19 classes), camvid_train (two, 2 classes)" in line
     # without load_config
     cfg = get_cfg()
     cfg.DATASETS.TRAIN, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = ("camvid_train",), 0
@@ -180,12 +180,12 @@ def test_num_classes_follow_from_the_label_space(monkeypatch):
 
 
 def test_the_label_space_of_training_data():
-    assert training_label_space(("gta5", "sd_x", "synthia")) == CITYSCAPES_19
+    assert Datasets(("gta5", "sd_x", "synthia")).label_space == CITYSCAPES_19
     with pytest.raises(ValueError, match="unknown dataset 'gta6'"):
-        training_label_space(("gta5", "gta6"))
+        Datasets(("gta5", "gta6")).label_space  # noqa: B018
     for names in ((), ("sd_x",)):
         with pytest.raises(ValueError, match="no labelled dataset"):
-            training_label_space(names)
+            Datasets(names).label_space  # noqa: B018
 
 
 UNSUPPORTED = ["mps", "meta", "xpu", "cuda:", "cuda:x", "cuda:00", "CPU", "cpu "]

@@ -310,7 +310,7 @@ def test_undefined_ids(tmp_path):
     save_palette(tmp_path / "gta5/labels/00000.png", raw)
     dataset = get_dataset("gta5", tmp_path)
     (record,) = dataset.records()
-    with pytest.raises(ValueError, match=r"labels/00000\.png: contains the ids 77, 200.*GTA5"):
+    with pytest.raises(ValueError, match=r"labels/00000\.png: contains the ids 77, 200.*gta5"):
         dataset.read_label(record)
 
 

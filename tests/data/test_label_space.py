@@ -5,16 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clouds.data.datasets import builtin
+from clouds.data.datasets.builtin import builtin_datasets
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
 
 MAPPINGS = {
-    "cityscapes": builtin.CITYSCAPES_IDS,
-    "gta": builtin.GTA_IDS,
-    "synthia": builtin.SYNTHIA_IDS,
-    "mapillary": builtin.MAPILLARY_IDS,
-    "camvid": builtin.CAMVID_11_IDS,
-    "train ids": builtin.TRAIN_IDS,
+    key: builtin_datasets()[name].label_formats[-1].ids
+    for key, name in {
+        "cityscapes": "cityscapes_val",
+        "gta": "gta5",
+        "synthia": "synthia",
+        "mapillary": "mapillary_val",
+        "camvid": "camvid_val",
+        "train ids": "bdd_val",
+    }.items()
 }
 
 

@@ -22,11 +22,11 @@ from clouds.config import ConfigError, load_config
 from clouds.d2 import DatasetCatalog, MetadataCatalog
 from clouds.data.dataset_report import UNKNOWN_IDS, check_dataset
 from clouds.data.datasets import (
+    Datasets,
     check_names_are_free,
     forget_listings,
     get_dataset,
     register_all,
-    training_label_space,
 )
 from clouds.data.label_space import CITYSCAPES_19, distinct_colors
 
@@ -72,7 +72,7 @@ def test_ids_classes_and_colors(tmp_path, register):
     stored = np.array(Image.open(samples[1]["sem_seg_file_name"]))
     expected = np.where(stored == 200, 255, stored)
     np.testing.assert_array_equal(dataset.read_label(dataset.records()[1]), expected)
-    space = training_label_space(("mine", "sd_x"))
+    space = Datasets(("mine", "sd_x")).label_space
     assert space.names == tuple(CLASSES) and space.colors[0] == (9, 8, 7)
     assert space.synonyms == tuple((name,) for name in CLASSES)
     assert dataset.classes_present == (0, 1, 2, 3, 4)
@@ -86,7 +86,7 @@ def test_defaults_of_the_metadata(register):
     assert len(set(distinct_colors(255))) == 255
     city = get_dataset(register("town", [], stuff_classes=list(CITYSCAPES_19.names))).label_space
     assert city == CITYSCAPES_19  # words of the text classifier, too
-    assert training_label_space(("gta5", "town")) == CITYSCAPES_19
+    assert Datasets(("gta5", "town")).label_space == CITYSCAPES_19
 
 
 def test_the_registered_function_is_called_once(tmp_path, register):
@@ -159,9 +159,15 @@ def test_the_config_follows_and_compares_the_classes(register):
     train = ["DATASETS.TRAIN", "('mine',)"]
     cfg = load_config(None, [*train, "DATASETS.TEST", "('mine',)"])
     assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 5
-    for test in ("other", "bdd_val"):
-        with pytest.raises(ConfigError, match=rf"{test} has .* the same, in the same order"):
-            load_config(None, [*train, "DATASETS.TEST", f"('{test}',)"])
+    load_config(None, [*train, "DATASETS.TEST", "('other', 'bdd_val')"])
+    dataset = Datasets(("mine",)).get("other")
+    assert dataset.label_space.names == tuple(CLASSES)
+    assert dataset.label_formats[0].ids.raw_ids == {4 - i: (i,) for i in range(5)}
+    register("far", [], stuff_classes=["x", "y"])
+    with pytest.raises(
+        ConfigError, match=r"dataset far: none of its classes \(x, y\) is in .*mine"
+    ):
+        load_config(None, [*train, "DATASETS.TEST", "('far',)"])
     with pytest.raises(ConfigError, match="different label spaces"):
         load_config(None, ["DATASETS.TRAIN", "('mine', 'gta5')", "DATASETS.TEST", "()"])
 

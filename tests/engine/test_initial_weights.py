@@ -11,6 +11,7 @@ import torch
 from tiny_model import CONVNEXT, tiny_config, tiny_model
 
 import clouds
+from clouds.config import get_cfg
 from clouds.engine import Trainer
 from clouds.evaluation import check_test_data
 from clouds.modeling.backbone import open_clip_models
@@ -170,8 +171,8 @@ def test_other_weights_are_the_same_with_and_without_the_download(tmp_path, fetc
 
 
 def test_test_data_is_checked_by_name(data):
-    check_test_data(("cityscapes_val",))
+    check_test_data(get_cfg(), ("cityscapes_val",))
     with pytest.raises(ValueError, match="more than once"):
-        check_test_data(("cityscapes_val", "cityscapes_val"))
+        check_test_data(get_cfg(), ("cityscapes_val", "cityscapes_val"))
     with pytest.raises(ValueError, match="empty"):
-        check_test_data(())
+        check_test_data(get_cfg(), ())

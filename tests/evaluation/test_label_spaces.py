@@ -12,7 +12,7 @@ import torch
 from color_model import ColorModel, random_pairs, to_image, write_cityscapes
 from PIL import Image
 
-from clouds.config import get_cfg
+from clouds.config import ConfigError, get_cfg, load_config
 from clouds.data.datasets import builtin
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.evaluation import SemSegEvaluator, evaluate
@@ -29,6 +29,7 @@ def root(tmp_path, monkeypatch):
 
 def config(folder, *overrides):
     cfg = get_cfg()
+    cfg.DATASETS.TRAIN = ("camvid_train",)
     cfg.DATASETS.TEST = ("camvid_val",)
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.TEST.SHORT_SIDE = 0
@@ -45,11 +46,18 @@ LAND = LabelSpace(
 )
 
 
+def use_label_space(monkeypatch, label_space):
+    for name in ("camvid_train", "camvid_val"):
+        camvid = replace(
+            builtin.builtin_datasets()[name], label_space=label_space, classes=(0, 1, 2)
+        )
+        monkeypatch.setitem(builtin.builtin_datasets(), name, camvid)
+
+
 @pytest.fixture
 def land(root, monkeypatch):
-    """camvid_val with a label space of 3 classes and one image; (prediction, label)."""
-    camvid = replace(builtin.BUILTIN_DATASETS["camvid_val"], label_space=LAND, classes=(0, 1, 2))
-    monkeypatch.setitem(builtin.BUILTIN_DATASETS, "camvid_val", camvid)
+    """camvid_val and camvid_train with 3 classes, and one image; (prediction, label)."""
+    use_label_space(monkeypatch, LAND)
     # CamVid's ids 3, 4, 1 and 11 are read as the train ids 0, 1, 2 and 255; cells of 8 x 8 pixels
     raw = np.kron([[3, 3], [3, 4], [1, 11]], np.ones((8, 8))).astype(np.uint8)
     label = np.kron([[0, 0], [0, 1], [2, 255]], np.ones((8, 8))).astype(np.uint8)
@@ -104,18 +112,42 @@ def test_a_prediction_outside_of_the_label_space_is_an_error(tmp_path, root, lan
         evaluate(config(tmp_path), ColorModel(4))
 
 
-def test_two_label_spaces_in_one_evaluation(tmp_path, root, land):
-    pairs = [tuple(np.minimum(array, 2) for array in pair) for pair in random_pairs(1)]
-    write_cityscapes(root, pairs)
-    cfg = config(tmp_path, "DATASETS.TRAIN", ("synthia",))
-    results = evaluate(cfg, ColorModel(3), ["camvid_val", "cityscapes_val"])
-    land_result, cityscapes_result = results.datasets
-    assert land_result.class_names == LAND.names and len(cityscapes_result.class_names) == 19
-    assert land_result.subset_miou == {} and set(cityscapes_result.subset_miou) == {16}
-    assert results.mean_subset_miou == {16: None}
-    rows = [line.split() for line in results.table().split("\n")]
-    assert [row[0] for row in rows].count("road") == 1
-    assert ["water", "50.0"] in rows
+def test_a_dataset_with_other_classes_is_scored_on_those_in_common(tmp_path, root, land):
+    """Cityscapes with a model of road, water and sky: road and sky are scored."""
+    ids = np.kron([[7, 7], [23, 23], [7, 11]], np.ones((8, 8))).astype(np.uint8)  # 11: building
+    prediction = np.kron([[0, 1], [2, 0], [0, 0]], np.ones((8, 8))).astype(np.uint8)
+    for folder, end, array in (
+        ("leftImg8bit", "leftImg8bit", to_image(prediction)),
+        ("gtFine", "gtFine_labelIds", ids),
+    ):
+        path = root / f"cityscapes/{folder}/val/town/a_{end}.png"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(array).save(path)
+    results = evaluate(config(tmp_path), ColorModel(3), ["camvid_val", "cityscapes_val"])
+    land_result, result = results.datasets
+    assert land_result.class_iou["water"] == pytest.approx(50)
+    # road: 2 of 3 cells, and 1 cell of sky; the cell of building does not count
+    assert result.class_iou["road"] == pytest.approx(100 * 2 / 4)
+    assert result.class_iou["sky"] == pytest.approx(100 * 1 / 2)
+    assert np.isnan(result.class_iou["water"]) and result.miou == pytest.approx(50)
+    assert result.pixel_accuracy == pytest.approx(100 * 3 / 5)
+    assert result.unscored_classes == ("water",) and len(result.unmapped_classes) == 17
+    (note,) = [line for line in results.table().split("\n") if "is scored on" in line]
+    assert note.startswith("cityscapes_val is scored on 2 classes: road, sky. Not classes of the")
+    assert "building, wall" in note and note.endswith("Not in cityscapes_val: water.")
+    content = json.loads((tmp_path / "results.json").read_text())["datasets"]["cityscapes_val"]
+    assert content["unscored-classes"] == ["water"] and "building" in content["unmapped-classes"]
+
+
+def test_the_class_map_of_the_config(tmp_path, root, land):
+    """CamVid's own 11 classes for a model of road, water and sky: pavement is counted as water."""
+    bad = ["DATASETS.TEST", "('camvid11_val',)", "DATASETS.CLASS_MAP", "('camvid11_*: lake=road',)"]
+    with pytest.raises(ConfigError, match="'lake' is no class of camvid_11"):
+        load_config(None, bad)
+    overrides = ("DATASETS.CLASS_MAP", ("camvid11_*: pavement=water, building=sky, sky=",))
+    result = evaluate(config(tmp_path, *overrides), ColorModel(3), ["camvid11_val"]).datasets[0]
+    # the same labels as camvid_val of LAND: road, pavement and building are its three classes
+    assert result.class_iou == pytest.approx({"road": 200 / 3, "water": 50, "sky": 100})
 
 
 # ---------------------------------------------------------------------- pseudo-labels
@@ -146,10 +178,11 @@ class Student(ColorModel):
 
 
 def test_pseudo_labels_in_a_label_space_of_three_classes(tmp_path, root, monkeypatch):
-    camvid = replace(builtin.BUILTIN_DATASETS["camvid_train"], label_space=LAND, classes=(0, 1, 2))
-    monkeypatch.setitem(builtin.BUILTIN_DATASETS, "camvid_train", camvid)
+    # names of Cityscapes, whose train ids the label files of generated images have: 0, 9, 10
+    use_label_space(monkeypatch, replace(LAND, names=("road", "terrain", "sky")))
     label = np.kron([[1, 2, 2, 0]], np.ones((16, 8))).astype(np.uint8)
-    for folder, array in (("images", to_image(label)), ("labels", label)):
+    stored = np.array([0, 9, 10], np.uint8)[label]
+    for folder, array in (("images", to_image(label)), ("labels", stored)):
         (root / "stable_diffusion/x" / folder).mkdir(parents=True)
         Image.fromarray(array).save(root / "stable_diffusion/x" / folder / "0.png")
     overrides = ("DATASETS.TRAIN", ("camvid_train", "sd_x"), "TEST.VISUALIZED_IMAGES", 1)

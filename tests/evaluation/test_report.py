@@ -186,7 +186,7 @@ def test_results_file(tmp_path):
     assert scores["IoU"]["bus"] == pytest.approx(50) and scores["IoU"]["truck"] is None
     assert list(scores) == [
         *("mIoU", "mIoU-16", "pixel-accuracy", "mean-accuracy", "IoU"),
-        *("images", "seconds", "images-per-second"),
+        *("unmapped-classes", "unscored-classes", "images", "seconds", "images-per-second"),
     ]
     assert scores["images"] == 3 and scores["images-per-second"] == 2.0
     assert content["seed"] == 7 and content["iteration"] == 12

@@ -10,25 +10,26 @@ from clouds.data.datasets.catalog import (
     dataset_names,
     dataset_root,
     get_dataset,
-    known_label_space,
     register_all,
-    training_label_space,
 )
+from clouds.data.datasets.configured import Datasets, read_descriptions
+from clouds.data.datasets.description_file import embed
 from clouds.data.datasets.listing import Listing, forget_listings
 
 __all__ = [
     "ROOT_VARIABLE",
     "DatasetSpec",
+    "Datasets",
     "Listing",
     "UnknownDatasetError",
     "check_names_are_free",
     "dataset_names",
     "dataset_root",
+    "embed",
     "forget_listings",
     "generated",
     "get_dataset",
     "is_generated",
-    "known_label_space",
+    "read_descriptions",
     "register_all",
-    "training_label_space",
 ]

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clouds.data.datasets.builtin import (
-    BUILTIN_DATASETS,
     GENERATED_PREFIX,
     GENERATED_ROOT,
     UnknownDatasetError,
+    builtin_datasets,
     get_description,
     is_generated,
 )
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing, list_dataset, list_registered
 from clouds.data.datasets.registered import describe, list_samples
-from clouds.data.label_space import LabelSpace
 from clouds.data.reading import read_train_ids
 from clouds.data.structures import Record
 from clouds.files import expand_user
@@ -80,10 +80,13 @@ class DatasetSpec(DatasetDescription):
 
     def gaps(self, listing: Listing) -> list[str]:
         """Missing files in the folders, a sentence per problem."""
+        unlabelled = listing.images_without_label
+        if self.images_without_label == "skip":
+            unlabelled = ()
         gaps = [
             f"{len(files)} {what}: {format_examples(files)}."
             for files, what in (
-                (listing.images_without_label, "images have no label"),
+                (unlabelled, "images have no label"),
                 (listing.labels_without_image, "labels have no image"),
                 (listing.missing, "files do not exist"),
             )
@@ -134,7 +137,7 @@ class DatasetSpec(DatasetDescription):
             for f in self.folders
         )
         hint = f"Expected under {self.root.absolute()}: {layouts}. To get it: {self.how_to_get}."
-        names = dataset_names(self.root)[len(BUILTIN_DATASETS) :] if self.manifest else []
+        names = dataset_names(self.root)[len(builtin_datasets()) :] if self.manifest else []
         others = [name for name in names if name != self.name]
         if others:
             hint += f" Available generated datasets: {format_examples(others)}."
@@ -188,18 +191,27 @@ class RegisteredSpec(DatasetSpec):
         )
 
 
-def get_dataset(name: str, root: Path | None = None) -> DatasetSpec:
-    """The builtin dataset `name`, the generated one `sd_<folder>`, or a registered one.
+def get_dataset(
+    name: str,
+    root: Path | None = None,
+    described: Mapping[str, DatasetDescription] = MappingProxyType({}),
+) -> DatasetSpec:
+    """The dataset `name` with the train ids of its own label space.
 
     Args:
-        name: its name in a config.
-        root: the dataset root; a registered dataset is independent of it.
+        name: its name in a config: of a builtin dataset, `sd_<folder>` of generated images, of a
+            described dataset, or of one that is registered in Detectron2's catalog.
+        root: the dataset root; described and registered datasets are independent of it.
+        described: descriptions by name, see `configured.read_descriptions`.
 
     Raises:
         UnknownDatasetError: no such dataset; the message lists the known ones. Or it is
             registered, and its metadata is not complete or not allowed.
     """
-    if name not in BUILTIN_DATASETS and not is_generated(name):
+    if name in described:
+        description = described[name]
+        return DatasetSpec(**vars(description), root=description.described_root or Path())
+    if name not in builtin_datasets() and not is_generated(name):
         from clouds.d2 import DatasetCatalog, MetadataCatalog
 
         if name in DatasetCatalog:
@@ -221,7 +233,7 @@ def check_names_are_free(names: Sequence[str]) -> None:
     from clouds.d2 import DatasetCatalog
 
     for name in names:
-        own = name in BUILTIN_DATASETS or is_generated(name)
+        own = name in builtin_datasets() or is_generated(name)
         if own and name in DatasetCatalog:
             function = DatasetCatalog[name]
             if getattr(function, "func", None) is not _samples:
@@ -236,7 +248,7 @@ def dataset_names(root: Path | None = None) -> list[str]:
     """All builtin datasets, and the generated ones that exist under the root."""
     top = (dataset_root() if root is None else root) / GENERATED_ROOT
     folders = sorted(f.name for f in top.iterdir() if f.is_dir()) if top.is_dir() else []
-    return [*BUILTIN_DATASETS, *(GENERATED_PREFIX + folder for folder in folders)]
+    return [*builtin_datasets(), *(GENERATED_PREFIX + folder for folder in folders)]
 
 
 def register_all() -> None:
@@ -248,7 +260,7 @@ def register_all() -> None:
     """
     from clouds.d2 import DatasetCatalog, MetadataCatalog  # imports torch, which takes seconds
 
-    for name, description in BUILTIN_DATASETS.items():
+    for name, description in builtin_datasets().items():
         if name in DatasetCatalog:
             continue
         label_space = description.label_space
@@ -271,27 +283,3 @@ def _samples(name: str) -> list[dict[str, Any]]:
         }
         for record in get_dataset(name).records()
     ]
-
-
-def training_label_space(names: Sequence[str]) -> LabelSpace:
-    """The label space that all datasets of `names`, apart from generated ones, share.
-
-    Raises:
-        ValueError: a dataset is unknown, none is labelled, or their label spaces differ.
-    """
-    spaces = {name: get_dataset(name).label_space for name in names if not is_generated(name)}
-    if not spaces:
-        raise ValueError(f"no labelled dataset among {', '.join(names) or 'none'}")
-    first, *others = spaces.values()
-    if any(other != first for other in others):
-        counts = ", ".join(f"{name} ({s.num_classes} classes)" for name, s in spaces.items())
-        raise ValueError(f"datasets with different label spaces: {counts}")
-    return first
-
-
-def known_label_space(names: Sequence[str]) -> LabelSpace | None:
-    """`training_label_space(names)`, or None if `names` is empty or one of them is unknown."""
-    try:
-        return training_label_space(names) if names else None
-    except UnknownDatasetError:
-        return None

@@ -79,7 +79,7 @@ class Listing:
     unusable: tuple[str, ...] = ()
 
 
-_listings: dict[tuple[Path, str], tuple[_Fingerprint, Listing]] = {}
+_listings: dict[tuple[Path, str], tuple[DatasetDescription, _Fingerprint, Listing]] = {}
 _registered: dict[str, tuple[Callable[[], object], Listing]] = {}
 
 
@@ -102,10 +102,15 @@ def list_dataset(description: DatasetDescription, root: Path) -> Listing:
     """List the files of a dataset; missing folders or files raise nothing."""
     root = root.absolute()
     kept = _listings.get((root, description.name))
-    if kept is not None and all(modified(path) == time for path, time in kept[0]):
-        return kept[1]
+    # one name may have several descriptions: of different label spaces
+    if (
+        kept is not None
+        and kept[0] == description
+        and all(modified(path) == time for path, time in kept[1])
+    ):
+        return kept[2]
     fingerprint, listing = _scan(description, root)
-    _listings[root, description.name] = fingerprint, listing
+    _listings[root, description.name] = description, fingerprint, listing
     return listing
 
 

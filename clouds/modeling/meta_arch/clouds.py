@@ -20,7 +20,7 @@ from clouds.d2 import (
     ShapeSpec,
     configurable,
 )
-from clouds.data.datasets import known_label_space
+from clouds.data.datasets import Datasets
 from clouds.data.label_space import IGNORE, LabelSpace
 from clouds.data.structures import Domain, Targets, check_image, masks_from_label
 from clouds.modeling.backbone.base import TextEncoder
@@ -137,7 +137,7 @@ class CLOUDS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
-            "label_space": known_label_space(cfg.DATASETS.TRAIN),
+            "label_space": Datasets.from_config(cfg).known_label_space,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": options if clouds.GEOMETRIC_ENSEMBLE else None,
             "teacher_ensemble": options if clouds.GEOMETRIC_ENSEMBLE_EMA else None,
