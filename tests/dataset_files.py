@@ -22,6 +22,8 @@ SIZE = (24, 32)
 CITYSCAPES = {0: 7, 1: 8, 2: 11, 8: 21, 10: 23, 11: 24, 13: 26, 16: 31, 18: 33, 255: 4}
 SYNTHIA = {0: 3, 1: 4, 2: 2, 8: 6, 10: 1, 11: 10, 13: 8, 15: 19, 18: 11, 255: 22}
 MAPILLARY = {0: 41, 1: 2, 2: 17, 8: 30, 10: 27, 11: 19, 13: 55, 16: 58, 18: 52, 255: 12}
+IDD = {0: 0, 1: 3, 2: 29, 8: 32, 9: 5, 11: 6, 13: 12, 16: 17, 18: 10, 255: 11}
+WILDDASH = {0: 74, 1: 80, 3: 56, 5: 46, 9: 78, 12: 48, 13: 35, 14: 34, 17: 58, 255: 66}
 CAMVID = {0: 3, 1: 4, 2: 1, 8: 5, 10: 0, 11: 9, 13: 8, 255: 11}
 
 
@@ -114,6 +116,62 @@ def write(root: Path, name: str, i: int, size: tuple[int, int] = SIZE) -> tuple[
         image = save(root / f"camvid/{rest}/0001TP_{i:06}.png", pixels)
         save(root / f"camvid/{rest}annot/0001TP_{i:06}.png", to_raw_ids(ids, CAMVID))
     else:
+        image, ids = write_further(root, name, i, pixels)
+    return image, ids
+
+
+def write_further(root: Path, name: str, i: int, pixels: np.ndarray) -> tuple[Path, np.ndarray]:
+    """As `write`, of datasets that the method's paper does not use."""
+    size = pixels.shape[:2]
+    family, _, rest = name.rpartition("_")
+    if name == "urbansyn":
+        ids = train_ids(i, [*range(19), 255], size)
+        stored = np.where(ids == 255, 19, ids).astype(np.uint8)
+        image = save(root / f"urbansyn/rgb/rgb_{i:04}.png", pixels)
+        rgba = np.stack([stored, 0 * stored, 0 * stored, 0 * stored + 255], -1)
+        save(root / f"urbansyn/ss/ss_{i:04}.png", rgba)
+    elif name == "synscapes":
+        ids = train_ids(i, CITYSCAPES, size)
+        image = save(root / f"synscapes/img/rgb-2k/{i}.png", pixels)
+        save(root / f"synscapes/img/class/{i}.png", to_raw_ids(ids, CITYSCAPES))
+    elif family == "idd":
+        ids = train_ids(i, IDD, size)
+        image = save(root / f"idd/leftImg8bit/{rest}/{i % 2}/{i:06}_leftImg8bit.png", pixels)
+        labels = root / f"idd/gtFine/{rest}/{i % 2}"
+        if i % 2:
+            save(labels / f"{i:06}_gtFine_labelcsTrainIds.png", ids)
+        else:
+            save(labels / f"{i:06}_gtFine_labelids.png", to_raw_ids(ids, IDD))
+        save(labels / f"{i:06}_gtFine_labellevel3Ids.png", ids // 3)
+    elif name == "dark_zurich_val":
+        ids = train_ids(i, [*range(19), 255], size)
+        image = save(root / f"dark_zurich/rgb_anon/val/night/G/G_{i:06}_rgb_anon.png", pixels)
+        save(root / f"dark_zurich/gt/val/night/G/G_{i:06}_gt_labelTrainIds.png", ids)
+        save(root / f"dark_zurich/gt/val/night/G/G_{i:06}_gt_labelColor.png", pixels)
+    elif name == "wilddash2":
+        ids = train_ids(i, WILDDASH, size)
+        image = save(root / f"wilddash2/images/at{i:04}_100000.jpg", pixels)
+        save(root / f"wilddash2/labels/at{i:04}_100000.png", to_raw_ids(ids, WILDDASH))
+    elif family == "muses":
+        ids = train_ids(i, [*range(19), 255], size)
+        stem = f"{rest}/{('fog', 'rain')[i % 2]}/night/REC{i:04}_frame_000001"
+        image = save(root / f"muses/frame_camera/{stem}_frame_camera.png", pixels)
+        save(root / f"muses/gt_semantic/{stem}_gt_labelTrainIds.png", ids)
+        save(root / f"muses/gt_semantic/{stem}_gt_labelColor.png", pixels)
+    elif name == "foggy_zurich":
+        ids = train_ids(i, CITYSCAPES, size)
+        image = save(root / f"foggy_zurich/RGB/GOPR0475/frame_{i:06}.png", pixels)
+        save(
+            root / f"foggy_zurich/gt_labelIds/GOPR0475/frame_{i:06}.png",
+            to_raw_ids(ids, CITYSCAPES),
+        )
+    elif name == "foggy_driving":
+        ids = train_ids(i, CITYSCAPES, size)
+        image = save(root / f"foggy_driving/RGB/web/{i:03}_leftImg8bit.png", pixels)
+        ending = ("gtFine", "gtCoarse")[i % 2]
+        label = root / f"foggy_driving/gt_labelIds/web/{i:03}_{ending}_labelIds.png"
+        save(label, to_raw_ids(ids, CITYSCAPES))
+    else:
         raise AssertionError(name)
     return image, ids
 
@@ -152,7 +210,16 @@ DATASET_NAMES = (
         for weather in ("fog", "night", "rain", "snow")
         for split in ("train", "val")
     ),
+    *("urbansyn", "synscapes", "idd_train", "idd_val", "dark_zurich_val", "wilddash2"),
+    *("muses_train", "muses_val", "foggy_zurich", "foggy_driving"),
 )
+"""The builtin datasets with the 19 classes of Cityscapes."""
+
+OWN_CLASSES = (
+    *("camvid11_train", "camvid11_val", "camvid11_test"),
+    *("mapillary65_train", "mapillary65_val"),
+)
+"""The builtin datasets with classes of their own; their files are those of camvid, mapillary."""
 
 
 def real_camvid() -> Path:

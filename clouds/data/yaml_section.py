@@ -1,4 +1,4 @@
-"""Reading of YAML files with a fixed structure: each value has a type, and unknown names are errors."""
+"""Reading of YAML mappings: each value has a type, and unknown names are errors."""
 
 from __future__ import annotations
 

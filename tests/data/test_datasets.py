@@ -15,6 +15,7 @@ import pytest
 from dataset_files import (
     CITYSCAPES,
     DATASET_NAMES,
+    OWN_CLASSES,
     SIZE,
     random_image,
     real_camvid,
@@ -50,7 +51,7 @@ def fresh():
 
 def test_names_of_the_builtin_datasets():
     assert sorted(name for name in dataset_names() if not name.startswith("sd_")) == sorted(
-        DATASET_NAMES
+        [*DATASET_NAMES, *OWN_CLASSES]
     )
 
 
@@ -105,7 +106,37 @@ def test_classes_present():
     assert camvid == (0, 1, 2, 4, 5, 7, 8, 10, 11, 12, 13)
     for name in DATASET_NAMES:
         if not name.startswith(("synthia", "camvid")):
-            assert get_dataset(name).classes_present == tuple(range(19))
+            assert get_dataset(name).classes_present == tuple(range(19)), name
+
+
+def test_label_spaces_of_their_own(tmp_path):
+    names = ("camvid11_val", "mapillary65_train")
+    camvid, mapillary = (get_dataset(name, tmp_path) for name in names)
+    assert camvid.label_space.num_classes == 11 and camvid.label_space.names[4] == "pavement"
+    assert mapillary.label_space.num_classes == 65 and mapillary.label_space.names[24] == (
+        "lane marking - general"
+    )
+    # the files have the ids of these classes, and one of pixels that do not count
+    raw = np.arange(12, dtype=np.uint8)[None]
+    image = random_image(0, (1, 12))
+    save(tmp_path / "camvid/val/a.png", image)
+    save(tmp_path / "camvid/valannot/a.png", raw)
+    (record,) = camvid.records()
+    assert camvid.read_label(record).tolist() == [[*range(11), 255]]
+    raw = np.arange(66, dtype=np.uint8)[None]
+    save(tmp_path / "mapillary_vistas/training/images/a.jpg", random_image(0, (1, 66)))
+    save(tmp_path / "mapillary_vistas/training/v1.2/labels/a.png", raw)
+    (record,) = mapillary.records()
+    assert mapillary.read_label(record).tolist() == [[*range(65), 255]]
+
+
+def test_images_without_label_are_left_out_where_the_dataset_says_so(tmp_path):
+    for i in (0, 1):
+        write(tmp_path, "foggy_zurich", i)
+        save(tmp_path / f"foggy_zurich/RGB/GOPR0475/unlabelled_{i}.png", random_image(i))
+    dataset = get_dataset("foggy_zurich", tmp_path)
+    assert [r.image.name for r in dataset.records()] == ["frame_000000.png", "frame_000001.png"]
+    assert len(dataset.listing().images_without_label) == 2
 
 
 def test_the_root_is_that_of_the_environment(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ MAPPINGS = {
         "mapillary": "mapillary_val",
         "camvid": "camvid_val",
         "train ids": "bdd_val",
+        "idd": "idd_val",
+        "wilddash": "wilddash2",
     }.items()
 }
 
@@ -112,10 +114,50 @@ CAMVID = [
     (10, "bicyclist", 12),
     (11, "void", 255),
 ]
+# id, csTrainId of AutoNUE's labels: id -> name
+IDD = [
+    (0, "road", 0),
+    (1, "parking", 255),
+    (2, "drivable fallback", 255),
+    (3, "sidewalk", 1),
+    (4, "rail track", 255),
+    (5, "non-drivable fallback", 9),
+    (6, "person", 11),
+    (7, "animal", 255),
+    (8, "rider", 12),
+    (9, "motorcycle", 17),
+    (10, "bicycle", 18),
+    (11, "autorickshaw", 255),
+    (12, "car", 13),
+    (13, "truck", 14),
+    (14, "bus", 15),
+    (15, "caravan", 255),
+    (16, "trailer", 255),
+    (17, "train", 16),
+    (18, "vehicle fallback", 255),
+    (19, "curb", 255),
+    (20, "wall", 3),
+    (21, "fence", 4),
+    (22, "guard rail", 255),
+    (23, "billboard", 255),
+    (24, "traffic sign", 7),
+    (25, "traffic light", 6),
+    (26, "pole", 5),
+    (27, "polegroup", 255),
+    (28, "obstacle, structure, barrier fallback", 255),
+    (29, "building", 2),
+    (30, "bridge", 255),
+    (31, "tunnel", 255),
+    (32, "vegetation", 8),
+    (33, "sky", 10),
+    (34, "fallback background", 255),
+    (35, "unlabeled", 255),
+    (39, "license plate", 255),
+]
 
 
 @pytest.mark.parametrize(
-    "which,rows", [("synthia", SYNTHIA), ("mapillary", MAPILLARY), ("camvid", CAMVID)]
+    "which,rows", [("synthia", SYNTHIA), ("mapillary", MAPILLARY), ("camvid", CAMVID), ("idd", IDD)]
 )
 def test_ids_by_their_documented_names(which, rows):
     raw = np.array([[row[0] for row in rows]], np.uint8)
@@ -132,12 +174,35 @@ def test_ids_by_their_documented_names(which, rows):
         ("mapillary", 25, 66),  # 19 classes, of which four collect 3 + 2 + 2 + 3 ids
         ("camvid", 11, 12),
         ("train ids", 19, 20),
+        ("idd", 19, 41),
+        # Cityscapes' 19; 10 more of road, 4 of sidewalk, 3 of rider, 2 of pole, 5 single ones
+        ("wilddash", 19 + 10 + 4 + 3 + 2 + 5, 82),
     ],
 )
 def test_number_of_scored_and_of_known_ids(which, scored, known):
     every = np.arange(256, dtype=np.uint8)[None]
     assert (MAPPINGS[which].apply(every) != IGNORE).sum() == scored
     assert len(MAPPINGS[which].unknown_ids(every)) == 256 - known
+
+
+def test_wilddash_ids():
+    """Cityscapes' ids, and the further ones of WildDash 2 by train id."""
+    further = {
+        0: [38, 41, 43, 61, 64, 70, 74, 75, 76, 79],
+        1: [52, 65, 77, 80],
+        3: [56],
+        5: [45, 46],
+        9: [78],
+        12: [47, 48, 49],
+        13: [35],
+        14: [34],
+        17: [58],
+    }
+    expected = {raw: train_id for train_id, ids in further.items() for raw in ids}
+    every = np.arange(256, dtype=np.uint8)[None]
+    city = MAPPINGS["cityscapes"].apply(every)[0]
+    found = MAPPINGS["wilddash"].apply(every)[0]
+    assert found.tolist() == [expected.get(raw, city[raw]) for raw in range(256)]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])

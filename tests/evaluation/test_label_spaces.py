@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from color_model import ColorModel, random_pairs, to_image, write_cityscapes
+from color_model import ColorModel, to_image
 from PIL import Image
 
 from clouds.config import ConfigError, get_cfg, load_config

@@ -1,4 +1,4 @@
-"""The datasets of a config: builtin, described, generated and registered ones, in one label space."""
+"""The datasets of a config, of all kinds, in the training label space."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.data.reading import LabelFormat, LabelMapping
@@ -75,9 +75,12 @@ class DatasetDescription:
         return self.classes or (formats[-1].ids.classes if formats else ())
 
 
+Description = TypeVar("Description", bound=DatasetDescription)
+
+
 def in_label_space(
-    description: DatasetDescription, label_space: LabelSpace, class_map: Mapping[str, str]
-) -> DatasetDescription:
+    description: Description, label_space: LabelSpace, class_map: Mapping[str, str]
+) -> Description:
     """The same dataset with the train ids of another label space.
 
     A class becomes the one that `class_map` names, else the one of the same name (upper and lower

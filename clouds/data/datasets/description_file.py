@@ -219,7 +219,7 @@ def _label_format(section: Section, suffix: str, name: str, classes: LabelSpaceF
             ignored,
         ),
         cast("Channel", channel),
-        advice=f"Add them to the ids of a class or to ignore_ids in {section.origin}, or correct it.",
+        advice=f"Add them to the ids of a class or to ignore_ids: {section.origin}.",
     )
 
 

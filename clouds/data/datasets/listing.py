@@ -125,8 +125,8 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
         times[str(manifest_path)] = modified(str(manifest_path))
     formats = description.label_formats
     scans = [
-        scan_files(images_dir, description.image_suffixes),
-        scan_files(labels_dir, [format_.suffix for format_ in formats]),
+        scan_files(images_dir, description.image_suffixes, description.image_prefix),
+        scan_files(labels_dir, [f.suffix for f in formats], description.label_prefix),
     ]
     images, labels = (scan.files for scan in scans)
     for scan in scans:

@@ -21,8 +21,8 @@ class Scan:
     """Files found, and what cannot be used.
 
     Attributes:
-        files: by path relative to the folder without suffix: the file, and the number of its
-            suffix.
+        files: by path relative to the folder without prefix and suffix: the file, and the number
+            of its suffix.
         unusable: a line per path that is no regular file, leads nowhere or cannot be listed.
         repeated: a line per link to a folder that is listed under another name.
         times: modification time in ns of each folder that was listed, without the first; -1: it
@@ -35,8 +35,10 @@ class Scan:
     times: dict[str, int] = field(default_factory=dict)
 
 
-def scan_files(top: Path, suffixes: Sequence[str]) -> Scan:
-    """The files below `top` with one of `suffixes`, which need not exist.
+def scan_files(top: Path, suffixes: Sequence[str], prefix: str = "") -> Scan:
+    """The files below `top` whose names begin with `prefix` and end with one of `suffixes`.
+
+    `top` need not exist. The prefix and the suffix are not part of a file's key.
 
     The first suffix that fits a name counts, and of several files with the same key the one whose
     suffix comes first. Names that begin with a dot are left out. Only regular files count, also
@@ -70,7 +72,7 @@ def scan_files(top: Path, suffixes: Sequence[str]) -> Scan:
             elif _leads_to_folder(entry):
                 linked.append(entry.path)
             else:
-                _add_file(scan, entry, top, suffixes)
+                _add_file(scan, entry, top, suffixes, prefix)
         waiting += reversed(subfolders)
         links += linked
     return scan
@@ -96,8 +98,10 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _add_file(scan: Scan, entry: os.DirEntry[str], top: Path, suffixes: Sequence[str]) -> None:
-    if entry.name.startswith("."):
+def _add_file(
+    scan: Scan, entry: os.DirEntry[str], top: Path, suffixes: Sequence[str], prefix: str
+) -> None:
+    if entry.name.startswith(".") or not entry.name.startswith(prefix):
         return
     number = next((i for i, end in enumerate(suffixes) if entry.name.endswith(end)), None)
     if number is None and not entry.is_symlink():
@@ -108,7 +112,8 @@ def _add_file(scan: Scan, entry: os.DirEntry[str], top: Path, suffixes: Sequence
     elif number is not None:
         path = Path(entry.path)
         relative = path.relative_to(top).as_posix()
-        key = relative[: len(relative) - len(suffixes[number])]
+        folder, slash, stem = relative[: len(relative) - len(suffixes[number])].rpartition("/")
+        key = folder + slash + stem.removeprefix(prefix)
         if key not in scan.files or number < scan.files[key][1]:
             scan.files[key] = path, number
 

@@ -1,0 +1,253 @@
+"""Datasets that a user describes in a YAML file."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from dataset_files import random_image, save
+from tiny_model import tiny_config
+
+import clouds
+from clouds.config import ConfigError, load_config
+from clouds.config.config import resolve
+from clouds.data.build import build_train_loader, check_training_data
+from clouds.data.datasets import Datasets, forget_listings
+from clouds.data.datasets.description_file import load_descriptions
+from clouds.data.label_space import CITYSCAPES_19, LabelSpace
+from clouds.data.structures import Domain
+from clouds.data.yaml_section import DescriptionError
+from clouds.engine.checkpoint import Checkpointer
+from clouds.modeling.build import build_seeded
+
+CAMPUS = """\
+name: campus
+splits:
+  train: {images: train/images, labels: train/labels}
+  val: {images: /elsewhere/images, labels: val/labels}
+classes:
+  - {name: road, ids: [0, 17], color: [1, 2, 3], words: [road, street]}
+  - {name: Tree, ids: 3}
+  - {name: tuk-tuk, ids: [5-7]}
+ignore_ids: [255, 20-22]
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    forget_listings()
+
+
+@pytest.fixture
+def campus(tmp_path):
+    path = tmp_path / "campus.yaml"
+    path.write_text(CAMPUS)
+    return path
+
+
+def write_pair(folder, name, raw):
+    save(folder / f"images/{name}.png", random_image(1, raw.shape))
+    save(folder / f"labels/{name}.png", raw)
+
+
+def datasets(path, train=("campus_train",), **keys):
+    return Datasets.of(train, (str(path),), **keys)
+
+
+def test_a_description_of_two_splits(campus, tmp_path):
+    train, val = load_descriptions(str(campus))
+    assert (train.name, val.name) == ("campus_train", "campus_val")
+    assert (train.domain, val.domain) == (Domain.SOURCE, Domain.TARGET)
+    assert train.label_space == LabelSpace(
+        "campus", ("road", "Tree", "tuk-tuk"), (), (("road", "street"), ("Tree",), ("tuk-tuk",))
+    )
+    assert train.label_space.colors[0] == (1, 2, 3) and len(set(train.label_space.colors)) == 3
+    write_pair(tmp_path / "train", "a", np.array([[0, 17, 3], [5, 6, 7], [255, 20, 22]], np.uint8))
+    dataset = datasets(campus).get("campus_train")
+    (record,) = dataset.records()
+    assert record.image == tmp_path / "train/images/a.png"
+    assert dataset.read_label(record).tolist() == [[0, 0, 1], [2, 2, 2], [255, 255, 255]]
+    assert datasets(campus).get("campus_val").listing().images.as_posix() == "/elsewhere/images"
+
+
+def test_unknown_ids_name_the_description(campus, tmp_path):
+    write_pair(tmp_path / "train", "a", np.array([[0, 4]], np.uint8))
+    dataset = datasets(campus).get("campus_train")
+    with pytest.raises(ValueError, match=r"a\.png: contains the ids 4, .*\(0, 3, 5-7, 17, 20-22, "):
+        dataset.read_label(dataset.records()[0])
+
+
+def test_one_dataset_without_splits_in_classes_of_cityscapes(tmp_path):
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        "name: lab\nimages: i\nlabels: l\nroot: data\nlabel_space: cityscapes_19\nids: train_ids\n"
+    )
+    (lab,) = load_descriptions(str(path))
+    assert lab.name == "lab" and lab.label_space == CITYSCAPES_19 and lab.domain is Domain.SOURCE
+    assert lab.label_formats[0].ids.raw_ids == {i: (i,) for i in range(19)}
+    assert lab.described_root == tmp_path / "data"
+
+
+BAD = [
+    ("name: campus", "name: ../x", r"'name' is '\.\./x'; allowed is a name of letters"),
+    ("name: campus", "nam: campus", "'name' is missing"),
+    ("name: campus", "name: gta5\nimages: i", "'images' is not known here"),
+    ("splits:", "split:", "'images' is missing"),
+    ("classes:", "class:", "'classes' is missing"),
+    ("{name: Tree, ids: 3}", "{name: Tree}", "no 'ids' of Tree. Give each class its ids"),
+    ("{name: Tree, ids: 3}", "{ids: 3}", r"classes\[1\]: 'name' is missing; allowed is the name"),
+    ("{name: Tree, ids: 3}", "{name: '', ids: 3}", r"classes\[1\]: 'name' is ''"),
+    ("ids: 3", "ids: 17", "the id 17 belongs to road and to Tree"),
+    ("ids: 3", "ids: -1", r"classes\[1\]: 'ids' is -1; allowed is a list of ids from 0 to 65535"),
+    ("ids: 3", "ids: 3.5", "'ids' is 3.5"),
+    ("ids: 3", "ids: 9-4", "'ids' is '9-4'"),
+    ("ids: 3", "ids: 3, colour: [1, 2, 3]", "'colour' is not known here; did you mean 'color'"),
+    ("name: Tree", "name: ROAD", "more than one class is named 'road'"),
+    ("name: Tree", "name: 'a=b'", "a name without any of = ,"),
+    ("[1, 2, 3]", "[1, 2, 300]", r"'color' is \[1, 2, 300\]; allowed is a color"),
+    ("[road, street]", "[road, '']", "'words' is "),
+    ("[road, street]", "[road, road]", "different texts"),
+    ("train: {images: train/images", "train: {image: train/images", "train: 'images' is missing"),
+    ("ignore_ids:", "stored_as: green\nignore_ids:", "'stored_as' is 'green'; allowed is index or"),
+    ("ignore_ids:", "label_space: coco\nignore_ids:", "'label_space' is 'coco'"),
+    ("ignore_ids:", "size_mismatch: 3\nignore_ids:", "'size_mismatch' is 3; allowed is error or"),
+    ("ignore_ids:", "classes_present: [rode]\nignore_ids:", "'rode' is none"),
+    ("ignore_ids:", "- x\nignore_ids:", "not valid YAML"),
+    (CAMPUS, "3", "a mapping .* is expected, not 3"),
+    (CAMPUS, "", "a mapping .* is expected, not None"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "words"), BAD)
+def test_descriptions_that_are_not_valid(campus, old, new, words):
+    assert old in CAMPUS
+    campus.write_text(CAMPUS.replace(old, new, 1))
+    with pytest.raises(DescriptionError, match=words) as error:
+        load_descriptions(str(campus))
+    assert str(campus) in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, ["DATASETS.DESCRIPTIONS", f"('{campus}',)"])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"\xff\xfe", "not a YAML text file"),
+        ("dir", "a YAML file is exp"),
+    ],
+)
+def test_descriptions_that_cannot_be_read(tmp_path, content, words):
+    path = tmp_path / "x.yaml"
+    if content == "dir":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, ["DATASETS.DESCRIPTIONS", f"('{path}',)"])
+
+
+def test_names_that_are_taken(campus, tmp_path):
+    for name, words in (("gta5", "the name of a dataset of CLOUDS"), ("sd_x", "generated images")):
+        path = tmp_path / f"{name}.yaml"
+        text = CAMPUS.replace("name: campus", f"name: {name}").replace("splits:\n", "")
+        text = text.replace("  train: {images: train/images, labels: train/labels}\n", "")
+        text = text.replace("  val: {images: /elsewhere/images, labels: val/labels}\n", "")
+        path.write_text(text + "images: i\nlabels: l\n")
+        with pytest.raises(DescriptionError, match=words):
+            datasets(path)
+    with pytest.raises(DescriptionError, match="describes 'campus_train' more than once"):
+        Datasets.of((), (str(campus), str(campus)))
+
+
+def test_a_config_with_a_description_is_independent_of_the_file(campus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["DATASETS.TRAIN", "('campus_train',)", "DATASETS.TEST", "('campus_val',)"]
+    cfg = load_config(None, ["DATASETS.DESCRIPTIONS", "('campus.yaml',)", *overrides])
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 3
+    campus.unlink()
+    monkeypatch.chdir("/")
+    again = Datasets.from_config(cfg)
+    assert again.label_space.names == ("road", "Tree", "tuk-tuk")
+    assert again.get("campus_train").listing().images == tmp_path / "train/images"
+    text = repr(tuple(cfg.DATASETS.DESCRIPTIONS))
+    assert load_config(None, ["DATASETS.DESCRIPTIONS", text, *overrides]) == cfg
+
+
+def test_the_label_space_is_named_or_that_of_all_sources(campus):
+    both = ("campus_train", "gta5")
+    with pytest.raises(ValueError, match=r"campus_train \(campus, 3 classes\), gta5 .*LABEL_SPACE"):
+        datasets(campus, both).label_space  # noqa: B018
+    assert datasets(campus, both, label_space="cityscapes_19").label_space == CITYSCAPES_19
+    own = datasets(campus, both, label_space="campus")
+    assert own.label_space.names == ("road", "Tree", "tuk-tuk")
+    assert own.get("gta5").classes_present == (0,) and "car" in own.get("gta5").unmapped_classes
+    with pytest.raises(ValueError, match=r"is 'coco'; allowed are cityscapes_19, .*, campus"):
+        datasets(campus, both, label_space="coco").label_space  # noqa: B018
+
+
+def test_classes_are_mapped_by_name_and_by_the_class_map(campus):
+    """GTA's ids of road (7), vegetation (21) and car (26) in the classes of campus."""
+    keys = {"label_space": "campus", "class_map": ("gta*: vegetation=tree, car=TUK-TUK",)}
+    found = datasets(campus, ("campus_train", "gta5"), **keys)
+    ids = found.get("gta5").label_formats[-1].ids
+    assert ids.raw_ids == {0: (7,), 1: (21,), 2: (26,)}
+    assert ids.apply(np.array([[7, 21, 26, 27, 0]], np.uint8)).tolist() == [[0, 1, 2, 255, 255]]
+    assert ids.unknown_ids(np.array([[27, 0, 90]], np.uint8)) == (90,)
+    assert found.get("campus_train").label_formats[0].ids.raw_ids[2] == (5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("gta5", "allowed is '<dataset"),
+        ("gta5: car", "allowed is '<dataset"),
+        ("gta5: =road", "allowed is '<dataset"),
+        ("gta5: boat=road", "'boat' is no class of cityscapes_19"),
+        ("gta5: car=boat", "'boat' is no class of campus; these are road, Tree, tuk-tuk"),
+        ("bdd_*: car=road", "is about no dataset of"),
+    ],
+)
+def test_class_maps_that_are_not_valid(campus, entry, words):
+    overrides = ["DATASETS.TRAIN", "('campus_train', 'gta5')", "DATASETS.LABEL_SPACE", "campus"]
+    described = ["DATASETS.DESCRIPTIONS", f"('{campus}',)", "DATASETS.TEST", "('campus_val',)"]
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, [*described, *overrides, "DATASETS.CLASS_MAP", repr((entry,))])
+
+
+def test_training_tells_what_does_not_count(campus, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    write_pair(tmp_path / "train", "a", np.full((64, 64), 3, np.uint8))
+    write_pair(tmp_path / "gta5", "b", np.full((64, 64), 7, np.uint8))
+    cfg = tiny_config()
+    cfg.DATASETS.TRAIN = ("campus_train", "gta5")
+    cfg.DATASETS.DESCRIPTIONS = (str(campus),)
+    cfg.DATASETS.LABEL_SPACE = "cityscapes_19"
+    cfg.DATALOADER.NUM_WORKERS = 0
+    check_training_data(cfg)
+    with caplog.at_level(logging.WARNING, "clouds"):
+        batch = next(iter(build_train_loader(cfg)))
+    assert "campus_train: pixels of the classes Tree, tuk-tuk do not count" in caplog.text
+    values = {name: set() for name in cfg.DATASETS.TRAIN}
+    for sample in batch:
+        values[sample["dataset"]] |= set(sample["sem_seg"].unique().tolist())
+    assert values["campus_train"] <= {255} and values["gta5"] == {0, 255}
+
+
+def test_a_checkpoint_keeps_the_classes(campus, tmp_path):
+    """It is loaded on a machine without the description, for prediction."""
+    cfg = tiny_config(
+        DATASETS__DESCRIPTIONS=(str(campus),),
+        DATASETS__TRAIN=("campus_train",),
+        DATASETS__TEST=("campus_val",),
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=0,
+    )
+    resolve(cfg)
+    provenance = {"config": cfg.dump()}
+    Checkpointer(build_seeded(cfg), str(tmp_path), provenance=provenance).save("a", iteration=1)
+    campus.unlink()
+    segmenter = clouds.load(tmp_path / "a.pth")
+    result = segmenter(random_image(3, (64, 64)))
+    assert result.label_space.names == ("road", "Tree", "tuk-tuk")
+    assert result.label_space.colors[0] == (1, 2, 3)
