@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, product
 
 from clouds.data.datasets.description import DatasetDescription, Folders
+from clouds.data.datasets.label_colors import CITYSCAPES_COLORS, GTA_COLORS, MAPILLARY_COLORS
 from clouds.data.datasets.manifest import MANIFEST_NAME
 from clouds.data.label_space import IGNORE
-from clouds.data.reading import LabelFormat, LabelMapping
+from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain
 
 RawIds = dict[int, int | tuple[int, ...]]
@@ -73,7 +74,7 @@ def _games() -> Iterator[DatasetDescription]:
         domain=Domain.SOURCE,
         folders=(Folders("gta5/images", "gta5/labels"),),
         image_suffixes=(".png",),
-        label_formats=(_CONVERTED, LabelFormat(".png", GTA_IDS)),
+        label_formats=(_CONVERTED, LabelFormat(".png", GTA_IDS, colors=GTA_COLORS)),
         size_mismatch="skip",
         how_to_get="https://download.visinf.tu-darmstadt.de/data/from_games/ (10 parts)",
     )
@@ -98,7 +99,7 @@ def _cityscapes() -> Iterator[DatasetDescription]:
             image_suffixes=("_leftImg8bit.png",),
             label_formats=(
                 LabelFormat("_gtFine_labelTrainIds.png", TRAIN_IDS),
-                LabelFormat("_gtFine_labelIds.png", CITYSCAPES_IDS),
+                LabelFormat("_gtFine_labelIds.png", CITYSCAPES_IDS, colors=CITYSCAPES_COLORS),
             ),
             how_to_get=(
                 "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, "
@@ -116,7 +117,7 @@ def _acdc() -> Iterator[DatasetDescription]:
             image_suffixes=("_rgb_anon.png",),
             label_formats=(
                 LabelFormat("_gt_labelTrainIds.png", TRAIN_IDS),
-                LabelFormat("_gt_labelIds.png", CITYSCAPES_IDS),
+                LabelFormat("_gt_labelIds.png", CITYSCAPES_IDS, colors=CITYSCAPES_COLORS),
             ),
             how_to_get=(
                 "https://acdc.vision.ee.ethz.ch (rgb_anon_trainvaltest.zip, gt_trainval.zip)"
@@ -150,7 +151,7 @@ def _mapillary() -> Iterator[DatasetDescription]:
                 Folders(f"{top}/images", f"{top}/v1.2/labels"),
             ),
             image_suffixes=(".jpg",),
-            label_formats=(_CONVERTED, LabelFormat(".png", MAPILLARY_IDS)),
+            label_formats=(_CONVERTED, LabelFormat(".png", MAPILLARY_IDS, colors=MAPILLARY_COLORS)),
             how_to_get="https://www.mapillary.com/dataset/vistas (its v1.2 labels)",
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
-from clouds.data.reading import LabelFormat
+from clouds.data.labels import LabelFormat
 from clouds.data.structures import Domain
 
 
