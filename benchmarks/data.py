@@ -41,7 +41,8 @@ from clouds.data.augmentation import (
 from clouds.data.dataset_mapper import SourceMapper, to_tensor
 from clouds.data.datasets import get_dataset
 from clouds.data.label_space import IGNORE
-from clouds.data.reading import LabelMapping, read_image, read_size, read_train_ids
+from clouds.data.labels import LabelMapping, read_train_ids
+from clouds.data.reading import read_image, read_size
 from clouds.data.structures import Domain, Record
 
 Array = np.ndarray

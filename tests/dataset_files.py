@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clouds.data.labels import LabelMapping
+
 SIZE = (24, 32)
+
+ANY_IDS = LabelMapping("any ids", {0: tuple(range(65535))}, (65535,))
 
 # train id -> one raw id of each dataset; 255 -> a raw id that is ignored
 CITYSCAPES = {0: 7, 1: 8, 2: 11, 8: 21, 10: 23, 11: 24, 13: 26, 16: 31, 18: 33, 255: 4}

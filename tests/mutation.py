@@ -32,8 +32,9 @@ MODULES = {
     "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
     "evaluation/protocols": ["evaluation/test_protocols.py"],
     "data/augmentation": ["data/test_augmentation.py", "data/test_color_jitter.py"],
-    "data/reading": [
-        "data/test_reading.py",
+    "data/reading": ["data/test_reading.py", "data/test_labels.py"],
+    "data/labels": [
+        "data/test_labels.py",
         "data/test_label_space.py",
         "data/test_datasets.py",
     ],

@@ -25,7 +25,8 @@ from clouds.data.augmentation import (
     ResizeCropFlip,
     SSDColorJitter,
 )
-from clouds.data.reading import read_image, read_train_ids
+from clouds.data.labels import read_train_ids
+from clouds.data.reading import read_image
 from clouds.data.structures import (
     EvalSample,
     GeneratedSample,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clouds.data.datasets import DatasetSpec, Listing
-from clouds.data.reading import DamagedImageError, read_image, read_label
+from clouds.data.labels import read_label
+from clouds.data.reading import DamagedImageError, read_image
 from clouds.data.structures import Record
 from clouds.files import file_sha256
 from clouds.messages import format_examples
@@ -115,7 +116,7 @@ def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tu
     if record.label is None or record.label_format is None:
         return defects
     try:
-        raw = read_label(record.label, record.label_format.channel)
+        raw = read_label(record.label, record.label_format)
     except (OSError, ValueError) as error:
         return [*defects, (UNREADABLE, str(error))]
     if size is not None and size != raw.shape:

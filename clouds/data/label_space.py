@@ -6,7 +6,7 @@ Train ids are indices into it; `IGNORE` marks pixels that count neither in train
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -79,6 +79,7 @@ class LabelSpaceFile:
         ids: per class its ids in label files; empty where none are given.
         label_colors: per class its RGB colors in label files of colors.
         ignore_ids, ignore_colors: of pixels that do not count.
+        palette: pairs of an id and its published color, which palette files of its datasets have.
     """
 
     label_space: LabelSpace
@@ -86,6 +87,7 @@ class LabelSpaceFile:
     label_colors: tuple[tuple[Color, ...], ...]
     ignore_ids: tuple[int, ...]
     ignore_colors: tuple[Color, ...]
+    palette: tuple[tuple[int, Color], ...] = ()
 
 
 def read_classes(section: Section, name: str) -> LabelSpaceFile:
@@ -160,8 +162,9 @@ def builtin_label_space(name: str) -> LabelSpaceFile:
     path = Path(__file__).parent / "label_spaces" / f"{name}.yaml"
     section = parse(path.read_text(encoding="utf-8"), str(path))
     file = read_classes(section, name)
+    palette = section.colors("palette")
     section.done()
-    return file
+    return replace(file, palette=tuple(enumerate(palette)))
 
 
 def words_of(names: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -1,4 +1,4 @@
-"""Decoding of one image or label file into one array.
+"""Decoding of one image file into one array; label files are read by `labels.py` in the same way.
 
 Image files may be gray, with a palette or an alpha channel, CMYK, 16 bits deep, or rotated by an
 EXIF tag.
@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 try:
     # PNG is lossless, so all decoders give the same pixels; this one takes a third of the time of
@@ -34,17 +33,23 @@ try:
 except ImportError:
     decode_image_png_u8 = None
 
-from clouds.data.label_space import IGNORE
-from clouds.messages import format_examples
-
 logger = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
-RawLabel = npt.NDArray[np.integer]
+StoredPixels = npt.NDArray[np.integer]
 
-Channel = Literal["index", "red"]
-"""Where a label file stores its ids: 'index': in its only channel (the palette index, if it has a
-palette, not the color); 'red': in the first of several channels, 8 or 16 bits deep (SYNTHIA)."""
+PIXELS_VARIABLE = "CLOUDS_MAX_IMAGE_PIXELS"
+"""Environment variable: the largest number of pixels that an image file may have."""
+
+DEFAULT_MAX_PIXELS = 1 << 29
+"""32768 x 16384; 1.6 GB as RGB. More is refused, so that a damaged or malicious header does not
+fill the memory."""
+
+_JPEG_FORMATS = ("JPEG", "MPO")
+"""Pillow's names; the second one is a JPEG with further images, such as a preview."""
+
+MAX_JPEG_SIDE = 65500
+"""Pixels; a limit of libjpeg, in every decoder."""
 
 # what Pillow raises when the content of a file does not agree with its header
 _DECODING_ERRORS = (
@@ -56,6 +61,13 @@ _DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+_ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes of Pillow
+_LOSSLESS_FORMATS = ("PNG", "BMP", "DIB", "GIF", "PPM", "TGA", "PCX", "SGI")
+_LOSSLESS_TIFF = (
+    *("raw", "packbits", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "lzma", "zstd"),
+    *("tiff_ccitt", "group3", "group4"),
+)
+_TIFF_DEPTH = 258
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIZE = 1 << 17  # bytes; twice the limit of EXIF
 _PNG_HEADER = struct.Struct(">12x4sII5B")  # name, width, height, depth, color, …, interlacing
@@ -63,6 +75,8 @@ _PNG_COLORS = {0: "mono", 2: "rgb", 3: "mono"}  # color type -> its name in the 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = struct.Struct(">I4s")  # length of the content, name
 _PNG_END = b"IEND\xaeB`\x82"
+_PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_SMALL_METADATA = 1000  # bytes; zlib expands them to less than Pillow's limit of 1 MiB
 _JPEG_END = b"\xff\xd9"
 
 
@@ -70,13 +84,14 @@ class DamagedImageError(ValueError):
     """A JPEG that can be decoded, although its data is corrupt, with wrong pixels."""
 
 
-def read_image(path: Path, strict: bool = False) -> UInt8Array:
+def read_image(path: Path, strict: bool = False, lossless: bool = False) -> UInt8Array:
     """Read an image of any format that Pillow reads; PNG and JPEG are fastest.
 
     Args:
         path: its file.
         strict: corrupt data that a decoder of JPEG only warns of is an error. Otherwise it is a
             warning, once per file and process, and the pixels are what the decoder makes of it.
+        lossless: refuse formats whose compression may have changed pixels.
 
     Returns:
         (H, W, 3) uint8 RGB, upright (an EXIF orientation is applied). Alpha is dropped.
@@ -84,20 +99,20 @@ def read_image(path: Path, strict: bool = False) -> UInt8Array:
     Raises:
         FileNotFoundError: there is no such file.
         DamagedImageError: a ValueError; see `strict`.
-        ValueError: the file is empty, truncated, fails its checksums or is not an image; the
-            message names it.
+        ValueError: the file is empty, truncated, too large, fails its checksums or is not an
+            image; the message names it.
     """
-    data, header = _open(path)
+    data, header = _open(path, lossless=lossless)
     if header.format == "PNG" and header.mode == "RGB" and not _has_exif(data, header):
         pixels = _decode_png(data)
         if pixels is not None:
             return pixels
-    if header.format == "JPEG":
+    if header.format in _JPEG_FORMATS:
         pixels = _decode_jpeg(data, header, path, strict)
         if pixels is not None:
             return pixels
     if header.format == "PNG":  # OpenCV decodes faster than Pillow
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        bgr = _decode_by_opencv(data, cv2.IMREAD_COLOR)
         if bgr is not None:
             return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     try:
@@ -107,57 +122,79 @@ def read_image(path: Path, strict: bool = False) -> UInt8Array:
         raise _broken(path, error) from error
 
 
-def read_label(path: Path, channel: Channel = "index") -> RawLabel:
-    """Read the raw ids of a label file.
+def read_stored(path: Path) -> tuple[StoredPixels, UInt8Array | None]:
+    """Read the values of a file as they are stored: not scaled, and indices instead of colors.
 
     Args:
         path: file of a lossless format, usually PNG.
-        channel: where the ids of a file with several channels are stored.
 
     Returns:
-        (H, W), uint8 or a wider integer type.
+        - (H, W), gray values or palette indices, or (H, W, C) in the order R, G, B[, A], of the
+          smallest type that the format allows: uint8 for 1 to 8 bits per value;
+        - RGB colors (N, 3) of the palette, None without one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty, truncated, not an image, lossy, or a color image instead
-            of a map of ids; the message names it.
+        ValueError: the file is empty, truncated, too large, not an image, perhaps lossy, or its
+            values are no integers; the message names it.
     """
-    data, header = _open(path)
-    if header.format == "JPEG":
-        raise ValueError(
-            f"{path}: a label map must be lossless, but this is a JPEG file, whose compression "
-            "has changed the ids. Use the original PNG files of the dataset."
-        )
-    stored = _decode_png(data) if header.format == "PNG" else None
-    if stored is not None:
-        return stored if stored.ndim == 2 else _id_channel(stored[..., ::-1], channel, path)
-    if header.mode in ("1", "L", "P", "I", "I;16", "I;16B"):
+    data, header = _open(path, lossless=True)
+    decoded = _decode_png(data) if header.format == "PNG" else None
+    if decoded is not None:
+        return decoded, _palette(header)
+    if header.mode in _ONE_CHANNEL:
         try:
-            ids = np.array(header)
+            return _unscaled(np.array(header), header, data), _palette(header)
         except _DECODING_ERRORS as error:
             raise _broken(path, error) from error
-        return ids.astype(np.uint8) if ids.dtype == np.bool_ else ids
     # Pillow keeps only the high 8 of the 16 bits of a color PNG; OpenCV keeps all
-    channels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    channels = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
+    if channels is not None and channels.ndim == 3 and channels.shape[2] > 2:
+        channels = channels[..., [2, 1, 0, 3][: channels.shape[2]]]
+    elif channels is None and header.mode in ("RGB", "RGBA") and _depth(header, data) == 8:
+        channels = np.array(header)
     if channels is None or not np.issubdtype(channels.dtype, np.integer):
-        raise _broken(path, f"{header.format} file of mode {header.mode}")
-    return _id_channel(np.asarray(channels), channel, path)
+        bits = _depth(header, data)
+        raise _broken(path, f"{header.format} file of mode {header.mode}, {bits} bits per value")
+    return np.asarray(channels), None
 
 
-def _id_channel(channels: RawLabel, channel: Channel, path: Path) -> RawLabel:
-    """The channel (H, W) with the ids of (H, W[, C]) in OpenCV's order B, G, R[, A]."""
-    if channels.ndim == 2:
-        return channels
-    red = np.ascontiguousarray(channels[..., min(2, channels.shape[2] - 1)])
-    if channel == "index" and not all(
-        np.array_equal(red, channels[..., i]) for i in range(min(3, channels.shape[2]))
-    ):
-        raise ValueError(
-            f"{path}: expected one channel of label ids, but this is a color image with "
-            f"{channels.shape[2]} channels. It may be the colored version of the label, made for "
-            "display; use the file with the ids."
-        )
-    return red
+def _unscaled(
+    pixels: npt.NDArray[np.generic], header: Image.Image, data: bytes
+) -> npt.NDArray[np.integer]:
+    """Gray values or indices of one channel from those of Pillow, which scales 2 and 4 bits."""
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8)
+    values = np.asarray(pixels).astype(pixels.dtype.newbyteorder("="), copy=False)
+    depth = _depth(header, data)
+    return values // np.uint8(255 // (2**depth - 1)) if header.mode == "L" and depth < 8 else values
+
+
+def _depth(header: Image.Image, data: bytes) -> int:
+    """Bits per value of a PNG or TIFF; 8 for other formats."""
+    if header.format == "PNG":
+        return int(_PNG_HEADER.unpack_from(data)[3])
+    if isinstance(header, TiffImagePlugin.TiffImageFile):
+        return int(header.tag_v2.get(_TIFF_DEPTH, (8,))[0])
+    return 8
+
+
+def _palette(header: Image.Image) -> UInt8Array | None:
+    """RGB colors (N, 3) of the palette of a file, without alpha."""
+    if header.mode != "P" or header.palette is None:
+        return None
+    channels = len(header.palette.mode)  # RGB or RGBA
+    colors = np.frombuffer(bytes(header.palette.palette), np.uint8)
+    return colors[: colors.size // channels * channels].reshape(-1, channels)[:, :3]
+
+
+def is_one_color(pixels: UInt8Array) -> bool:
+    """Whether all pixels of an image (H, W, 3) are the same.
+
+    An image that is not ends at the first of its rows that has two colors, mostly the first one.
+    """
+    color = pixels[0, 0]
+    return all(bool((row == color).all()) for row in pixels)
 
 
 def _decode_png(data: bytes) -> UInt8Array | None:
@@ -176,6 +213,14 @@ def _decode_png(data: bytes) -> UInt8Array | None:
     except Exception:  # kornia_rs raises no narrower type
         return None
     return np.asarray(pixels if _PNG_COLORS[color] == "rgb" else pixels[..., 0], np.uint8)
+
+
+def _decode_by_opencv(data: bytes, flags: int) -> npt.NDArray[np.generic] | None:
+    """What cv2.imdecode returns; None also for an image that exceeds OpenCV's limits of size."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _decode_jpeg(data: bytes, header: Image.Image, path: Path, strict: bool) -> UInt8Array | None:
@@ -211,10 +256,15 @@ def _warn_once(message: str) -> None:
     logger.warning("%s", message)
 
 
-def _check_png(data: bytes) -> None:
-    """Raise ValueError unless all chunks of a PNG, up to its end, match their CRCs."""
+def _check_png(data: bytes) -> bytes:
+    """A PNG without large texts and color profiles, which Pillow refuses.
+
+    Raises:
+        ValueError: a chunk up to the end of the PNG is truncated or does not match its CRC.
+    """
     view, start = memoryview(data), len(_PNG_SIGNATURE)
     name = b""
+    kept, copied = [], 0
     while name != b"IEND":
         if start + _PNG_CHUNK.size > len(data):
             raise ValueError(f"the PNG ends without its last chunk, after {len(data)} bytes")
@@ -225,7 +275,11 @@ def _check_png(data: bytes) -> None:
             raise ValueError(f"chunk {name!r} at byte {start} of the PNG is truncated")
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(stored, "big"):
             raise ValueError(f"chunk {name!r} at byte {start} of the PNG does not match its CRC")
+        if name in _PNG_METADATA and length > _SMALL_METADATA:
+            kept.append(view[copied:start])
+            copied = end + 4
         start = end + 4
+    return b"".join([*kept, view[copied:]]) if kept else data
 
 
 def _has_exif(data: bytes, header: Image.Image) -> bool:
@@ -236,7 +290,8 @@ def _has_exif(data: bytes, header: Image.Image) -> bool:
 def read_size(path: Path) -> tuple[int, int]:
     """Height and width of an upright image or label, from its header; raises as `read_image`."""
     try:
-        with Image.open(path) as header:
+        with path.open("rb") as file:
+            header = _identify(file)
             width, height = header.size
             if _is_transposed(header):
                 width, height = height, width
@@ -255,7 +310,29 @@ def _is_transposed(header: Image.Image) -> bool:
     return header.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
-def _open(path: Path) -> tuple[bytes, Image.Image]:
+def _identify(file: BinaryIO) -> Image.Image:
+    """What Image.open returns, without its limit on pixels, which is a setting of the process.
+
+    Raises:
+        UnidentifiedImageError: no format of Pillow fits.
+    """
+    start = file.read(16)
+    for load_plugins in (Image.preinit, Image.init):
+        load_plugins()
+        for name in Image.ID:
+            factory, accepts = Image.OPEN[name]
+            accepted = accepts is None or accepts(start)
+            if isinstance(accepted, str) or not accepted:  # text: a package is missing for it
+                continue
+            file.seek(0)
+            try:
+                return factory(file, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):  # another format, perhaps
+                continue
+    raise UnidentifiedImageError(f"no image format begins with {start[:8]!r}")
+
+
+def _open(path: Path, lossless: bool = False) -> tuple[bytes, Image.Image]:
     """The bytes of a complete image file, and a Pillow image that has only read the header."""
     try:
         data = path.read_bytes()
@@ -267,23 +344,74 @@ def _open(path: Path) -> tuple[bytes, Image.Image]:
         raise _broken(path, "the file is empty (0 bytes)")
     try:
         if data.startswith(_PNG_SIGNATURE):  # no decoder checks all of it, and Pillow the least
-            _check_png(data)
-        header = Image.open(io.BytesIO(data))
-        # a decoder may fill missing pixels with gray, so a file without its end marker is first
-        # decoded by Pillow, which is strict
-        if not _has_end_marker(data, header.format):
-            header.load()
-    except UnidentifiedImageError as error:
-        raise _broken(path, f"no image format begins with {data[:8]!r}") from error
+            data = _check_png(data)
+        header = _identify(io.BytesIO(data))
     except _DECODING_ERRORS as error:
         raise _broken(path, error) from error
+    if lossless and not _is_lossless(data, header):
+        raise ValueError(
+            f"{path}: a label map must be lossless, but this is a {header.format} file, whose "
+            "compression may have changed the ids. Use the original files of the dataset, or save "
+            "the ids as PNG."
+        )
+    _check_number_of_pixels(path, header)
+    # a decoder may fill missing pixels with gray, so a file without its end marker is first decoded
+    # by Pillow, which is strict
+    if not _has_end_marker(data, header.format):
+        try:
+            header.load()
+        except _DECODING_ERRORS as error:
+            raise _broken(path, error) from error
     return data, header
+
+
+def _is_lossless(data: bytes, header: Image.Image) -> bool:
+    """Whether the pixels of a file are surely those that were saved."""
+    if header.format == "WEBP":  # a single chunk, or a header and chunks that may be animations
+        return data[12:16] == b"VP8L" or (data[12:16] == b"VP8X" and _has_chunk(data, b"VP8L"))
+    if header.format == "TIFF":
+        return header.info.get("compression") in _LOSSLESS_TIFF
+    return header.format in _LOSSLESS_FORMATS
+
+
+def _has_chunk(data: bytes, name: bytes) -> bool:
+    """Whether a RIFF file has a chunk of this name at its top level."""
+    start = 12
+    while start + 8 <= len(data):
+        if data[start : start + 4] == name:
+            return True
+        length = int.from_bytes(data[start + 4 : start + 8], "little")
+        start += 8 + length + length % 2
+    return False
+
+
+def _check_number_of_pixels(path: Path, header: Image.Image) -> None:
+    """Raise ValueError for an image that is larger than allowed or than a decoder can read."""
+    text = os.environ.get(PIXELS_VARIABLE, "") or str(DEFAULT_MAX_PIXELS)
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ValueError(
+            f"the environment variable {PIXELS_VARIABLE} is {text!r}, but must be a whole number "
+            "of pixels, at least 1"
+        )
+    width, height = header.size
+    if width * height > int(text):
+        raise ValueError(
+            f"{path}: the image has {width}x{height} = {width * height} pixels; allowed are "
+            f"{int(text)}. If it is not a broken file, set the environment variable "
+            f"{PIXELS_VARIABLE}={width * height} to read it, which takes "
+            f"{max(1, width * height * 3 >> 20)} MiB of memory."
+        )
+    if header.format in _JPEG_FORMATS and max(width, height) > MAX_JPEG_SIDE:
+        raise ValueError(
+            f"{path}: the image has {width}x{height} pixels, but decoders of JPEG read at most "
+            f"{MAX_JPEG_SIDE} per side. Store it as PNG, or cut it into parts."
+        )
 
 
 def _has_end_marker(data: bytes, format_: str | None) -> bool:
     if format_ == "PNG":
         return data.endswith(_PNG_END)
-    if format_ == "JPEG":
+    if format_ in _JPEG_FORMATS:
         return data[-1024:].rstrip(b"\0").endswith(_JPEG_END)
     return False
 
@@ -293,107 +421,3 @@ def _broken(path: Path, reason: object) -> ValueError:
         f"{path}: cannot be read as an image: {reason}. Download or unpack the file again; "
         "`clouds check-data --full` lists every such file."
     )
-
-
-@dataclass(frozen=True)
-class LabelMapping:
-    """Lookup from the ids in the label files of a dataset ("raw" ids) to train ids.
-
-    Attributes:
-        name: name of the ids in messages.
-        raw_ids: train id -> the raw ids that are mapped to it, the most typical one first.
-        ignore_ids: raw ids that are mapped to `IGNORE`, the most typical one first.
-    """
-
-    name: str
-    raw_ids: Mapping[int, tuple[int, ...]]
-    ignore_ids: tuple[int, ...]
-
-    @cached_property
-    def _lut(self) -> UInt8Array:
-        lut = np.full(256, IGNORE, np.uint8)
-        for train_id, raws in self.raw_ids.items():
-            lut[list(raws)] = train_id
-        return lut
-
-    @cached_property
-    def _unknown(self) -> UInt8Array:
-        unknown = np.ones(256, np.uint8)
-        for raws in (*self.raw_ids.values(), self.ignore_ids):
-            unknown[list(raws)] = 0
-        return unknown
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Train ids of which the dataset has a raw id, ascending."""
-        return tuple(sorted(self.raw_ids))
-
-    def apply(self, raw: npt.NDArray[np.integer]) -> UInt8Array:
-        """Train ids, uint8 (H, W), of raw ids (H, W) of any integer type.
-
-        `IGNORE` where a raw id is one of `ignore_ids` or undefined.
-        """
-        if (narrow := _narrow(raw)) is not None:
-            return np.asarray(cv2.LUT(narrow, self._lut), np.uint8)
-        inside = (raw >= 0) & (raw < 256)
-        train_ids = self._lut[np.where(inside, raw, 0)]
-        train_ids[~inside] = IGNORE
-        return train_ids
-
-    def unknown_ids(self, raw: npt.NDArray[np.integer]) -> tuple[int, ...]:
-        """The ids in `raw` (H, W) that the dataset does not define, ascending."""
-        if raw.size == 0:
-            return ()
-        narrow = _narrow(raw)
-        # a lookup is much faster than sorting, which is only needed when there are unknown ids
-        if narrow is not None and not cv2.countNonZero(cv2.LUT(narrow, self._unknown)):
-            return ()
-        present = np.unique(raw)
-        return tuple(int(i) for i in present if not 0 <= i < 256 or self._unknown[i])
-
-    def inverse(self) -> dict[int, int]:
-        """One raw id for each train id that the dataset has, and one for `IGNORE`."""
-        typical = {train_id: self.raw_ids[train_id][0] for train_id in self.classes}
-        return typical | {IGNORE: self.ignore_ids[0]}
-
-
-def _narrow(raw: npt.NDArray[np.integer]) -> UInt8Array | None:
-    """Ids as contiguous uint8; None where an id does not fit, or there are none."""
-    if raw.dtype != np.uint8:
-        if raw.size == 0 or raw.min() < 0 or raw.max() > 255:
-            return None
-        raw = raw.astype(np.uint8)
-    return np.ascontiguousarray(raw, np.uint8)
-
-
-@dataclass(frozen=True)
-class LabelFormat:
-    """How the ids in the label files of a dataset are stored and mapped.
-
-    Attributes:
-        suffix: end of the names of these files.
-        ids: mapping of the ids.
-        channel: where they are stored.
-        advice: end of the message about other ids.
-    """
-
-    suffix: str
-    ids: LabelMapping
-    channel: Channel = "index"
-    advice: str = "A label that was converted to train ids must be named *_labelTrainIds.png."
-
-
-def read_train_ids(path: Path, label_format: LabelFormat, dataset: str) -> UInt8Array:
-    """Read a label file: train ids, uint8 (H, W), `IGNORE` where a pixel does not count.
-
-    Raises:
-        ValueError: the file has ids that `dataset` does not define; or as `read_label`.
-    """
-    raw = read_label(path, label_format.channel)
-    unknown = label_format.ids.unknown_ids(raw)
-    if unknown:
-        raise ValueError(
-            f"{path}: contains the ids {format_examples(unknown, 10)}, which are not among the "
-            f"{label_format.ids.name}. Is it a label of {dataset}? {label_format.advice}"
-        )
-    return label_format.ids.apply(raw)

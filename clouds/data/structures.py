@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     import torch
 
-    from clouds.data.reading import LabelFormat
+    from clouds.data.labels import LabelFormat
 
 
 class Domain(str, Enum):

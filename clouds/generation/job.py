@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from clouds.data.datasets.builtin import generated_description
 from clouds.data.datasets.manifest import MANIFEST_NAME, Entry, append_entry, read_manifest
-from clouds.data.reading import read_image, read_label
+from clouds.data.labels import read_label
+from clouds.data.reading import read_image
 from clouds.files import atomic_write, file_sha256, partial_files
 from clouds.generation.generators import GeneratedImage, Generator
 from clouds.version import __version__
@@ -348,7 +349,8 @@ def _tile(job: GenerationJob, number: int, width: int) -> Tile:
     size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
     tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     if job.generator.has_labels:
-        label = read_label(job.label_path(number)).astype(np.uint8)
+        label_format = generated_description(job.output.name).label_formats[-1]
+        label = read_label(job.label_path(number), label_format).astype(np.uint8)
         small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
         tile = np.vstack(
             [

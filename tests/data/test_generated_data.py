@@ -192,7 +192,7 @@ def test_labels_are_never_read_in_training(cfg, root, monkeypatch):
 
     opened = []
     plain = reading._open
-    monkeypatch.setattr(reading, "_open", lambda path: opened.append(path) or plain(path))
+    monkeypatch.setattr(reading, "_open", lambda path, **k: opened.append(path) or plain(path, **k))
     for label in (root / "stable_diffusion/x/labels").iterdir():
         label.write_text("no image")
     assert all_same(without, batches(cfg, 6))

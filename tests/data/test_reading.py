@@ -12,23 +12,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from dataset_files import random_image, save, save_palette, save_synthia
+from dataset_files import ANY_IDS, random_image, save, save_palette, save_synthia
 from PIL import Image, ImageFile, PngImagePlugin
 
-from clouds.data import reading
-from clouds.data.reading import DamagedImageError, read_image, read_label, read_size
+from clouds.data import labels, reading
+from clouds.data.labels import LabelFormat
+from clouds.data.reading import DamagedImageError, read_image, read_size
 
 ORIENTATION = 0x0112
 
+pytestmark = pytest.mark.usefixtures("decoder")
 
-@pytest.fixture(autouse=True, params=["fast", "without kornia_rs"])
-def decoder(request, monkeypatch):
-    """Every test runs with the fast decoder of PNG files and without it."""
-    if request.param != "fast":
-        monkeypatch.setattr(reading, "decode_image_png_u8", None)
-    elif reading.decode_image_png_u8 is None:
-        pytest.skip("kornia_rs is not installed")
-    return request.param
+
+def read_label(path: Path, channel: labels.Channel = "index") -> np.ndarray:
+    return labels.read_label(path, LabelFormat("", ANY_IDS, channel))
 
 
 def png(size: tuple[int, int], color: int, pixels: bytes, interlaced=False, after=()) -> bytes:
@@ -200,91 +197,6 @@ def test_zeros_after_the_end_of_a_jpeg_are_ignored(tmp_path):
     Image.fromarray(smooth()).save(path, quality=98)
     path.write_bytes(path.read_bytes() + bytes(64))
     assert max_difference(read_image(path), smooth()) < 12
-
-
-# ---------------------------------------------------------------- labels
-
-
-def test_gray_label(tmp_path):
-    ids = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    read = read_label(save(tmp_path / "a.png", ids))
-    assert read.dtype == np.uint8
-    assert np.array_equal(read, ids)
-
-
-@pytest.mark.parametrize("colors", [2, 16, 256])
-def test_palette_label_keeps_its_indices(tmp_path, colors):
-    # 2 and 16 colors are packed several to a byte
-    ids = np.random.default_rng(0).integers(0, colors, (13, 17)).astype(np.uint8)
-    image = Image.fromarray(ids)
-    image.putpalette(np.random.default_rng(1).integers(0, 256, colors * 3, np.uint8).tobytes())
-    image.save(tmp_path / "a.png", bits={2: 1, 16: 4, 256: 8}[colors])
-    assert np.array_equal(read_label(tmp_path / "a.png"), ids)
-
-
-def test_synthia_label_is_the_red_channel_of_sixteen_bits(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 23, (21, 30)).astype(np.uint8)
-    path = save_synthia(tmp_path / "a.png", ids)
-    assert np.array_equal(read_label(path, "red"), ids)
-
-
-def test_red_of_four_channels(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 23, (21, 30)).astype(np.uint16)
-    other = np.full_like(ids, 500)
-    cv2.imwrite(str(tmp_path / "a.png"), np.stack([other, other + 1, ids, other + 2], axis=-1))
-    assert np.array_equal(read_label(tmp_path / "a.png", "red"), ids)
-
-
-def test_sixteen_bit_gray_label_is_not_truncated(tmp_path):
-    ids = np.array([[0, 255, 256, 24001]], np.uint16)
-    assert cv2.imwrite(str(tmp_path / "a.png"), ids)
-    assert read_label(tmp_path / "a.png").tolist() == ids.tolist()
-    assert read_label(tmp_path / "a.png", "red").tolist() == ids.tolist()
-
-
-def test_label_with_the_same_id_in_all_channels(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 19, (6, 7)).astype(np.uint8)
-    path = save(tmp_path / "a.png", np.repeat(ids[..., None], 3, axis=2))
-    assert np.array_equal(read_label(path), ids)
-
-
-def test_alpha_of_a_label_is_no_channel_of_ids(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 19, (6, 7)).astype(np.uint8)
-    path = save(tmp_path / "a.png", np.stack([ids, ids, ids, np.full_like(ids, 255)], axis=-1))
-    assert np.array_equal(read_label(path), ids)
-
-
-def test_label_of_one_bit(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.uint8)
-    Image.fromarray(ids == 1).save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "1"
-    read = read_label(tmp_path / "a.png")
-    assert read.dtype == np.uint8
-    assert np.array_equal(read, ids)
-
-
-def test_label_of_fractions(tmp_path):
-    Image.fromarray(np.full((6, 7), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match=r"a\.tiff: cannot be read.*: TIFF file of mode F\. "):
-        read_label(tmp_path / "a.tiff")
-
-
-def test_magenta_instead_of_a_label(tmp_path):
-    path = save(tmp_path / "a.png", np.full((6, 7, 3), (9, 0, 9), np.uint8))
-    with pytest.raises(ValueError, match="color image with 3 channels"):
-        read_label(path)
-
-
-def test_color_image_instead_of_a_label(tmp_path):
-    path = save(tmp_path / "a_color.png", random_image(0))
-    with pytest.raises(ValueError, match=r"a_color\.png.*color image.*file with the ids"):
-        read_label(path)
-
-
-def test_lossy_label(tmp_path):
-    path = save(tmp_path / "a.jpg", np.zeros((8, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"a\.jpg.*lossless"):
-        read_label(path)
 
 
 # ---------------------------------------------------------------- missing or broken files

@@ -12,7 +12,8 @@ from PIL import Image
 from clouds.data.dataset_report import check_dataset
 from clouds.data.datasets import dataset_names, get_dataset
 from clouds.data.datasets.registered import describe, list_samples
-from clouds.data.reading import read_image, read_label, read_size, read_train_ids
+from clouds.data.labels import LabelFormat, LabelMapping, read_label, read_train_ids
+from clouds.data.reading import read_image, read_size
 
 SIZE = (9, 13)
 RNG = np.random.default_rng(0)
@@ -50,6 +51,11 @@ FILES = (
     encoded(COLORS, "BMP"),
     encoded(COLORS, "PPM"),
 )
+IDS = LabelMapping("ids", {0: tuple(range(34))}, (255,))
+CHANNELS = ("index", "red", "color")
+FORMATS = {
+    c: LabelFormat(".png", IDS, c, colors=((7, (0, 0, 0)), (8, (9, 9, 9)))) for c in CHANNELS
+}
 LOSSLESS = tuple(range(5)) + tuple(range(11, 17))
 
 
@@ -66,12 +72,12 @@ def test_images(attempt, tmp_path, drawn):
         assert outcome == ACCEPTED and size == pixels.shape[:2]
 
 
-@fuzz("labels", 10000, drawn=mutations(len(FILES)), channel=st.sampled_from(["index", "red"]))
+@fuzz("labels", 10000, drawn=mutations(len(FILES)), channel=st.sampled_from(list(FORMATS)))
 def test_labels(attempt, tmp_path, drawn, channel):
     seed, changes = drawn
     path = tmp_path / "label.png"
     path.write_bytes(mutate(FILES[seed], changes))
-    outcome, ids = attempt(lambda: read_label(path, channel), "label.png")
+    outcome, ids = attempt(lambda: read_label(path, FORMATS[channel]), "label.png")
     if outcome == ACCEPTED:
         assert ids.ndim == 2 and ids.size and np.issubdtype(ids.dtype, np.integer)
         dataset = get_dataset("cityscapes_val", tmp_path)

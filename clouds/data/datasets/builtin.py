@@ -17,7 +17,7 @@ from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.description_file import parse_descriptions
 from clouds.data.datasets.manifest import MANIFEST_NAME
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
-from clouds.data.reading import LabelFormat, LabelMapping
+from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain
 
 _ORDER = ("gta5", "synthia", "urbansyn", "cityscapes", "acdc", "bdd", "mapillary", "camvid")

@@ -24,7 +24,7 @@ from clouds.data.datasets.builtin import (
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing, list_dataset, list_registered
 from clouds.data.datasets.registered import describe, list_samples
-from clouds.data.reading import read_train_ids
+from clouds.data.labels import read_train_ids
 from clouds.data.structures import Record
 from clouds.files import expand_user
 from clouds.messages import format_examples

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
-from clouds.data.reading import LabelFormat, LabelMapping
+from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain
 
 

@@ -16,10 +16,10 @@ folder. docs/own_data.md has all entries.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
@@ -33,15 +33,18 @@ from clouds.data.label_space import (
     builtin_label_space,
     read_classes,
 )
-from clouds.data.reading import Channel, LabelFormat, LabelMapping
+from clouds.data.labels import Channel, LabelFormat, LabelMapping
 from clouds.data.structures import Domain
-from clouds.data.yaml_section import DescriptionError, Section, parse, read_text
+from clouds.data.yaml_section import Color, DescriptionError, Section, parse, read_text
 from clouds.files import expand_user
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 TRAIN_IDS = "train_ids"
-STORED_AS: tuple[Channel, ...] = ("index", "red")
+STORED_AS: tuple[Channel, ...] = ("index", "red", "color")
 _TARGET_SPLIT = re.compile(r"(^|_)(val|valid|validation|test|testing|eval)$")
+RawIds = Mapping[int, tuple[int, ...]]
+"""Train id -> ids in label files."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -198,32 +201,78 @@ def _label_formats(section: Section, name: str, classes: LabelSpaceFile) -> tupl
 
 
 def _label_format(section: Section, suffix: str, name: str, classes: LabelSpaceFile) -> LabelFormat:
-    channel = section.choice("stored_as", STORED_AS, STORED_AS[0])
-    raw_ids = _raw_ids(section, classes)
+    channel = cast("Channel", section.choice("stored_as", STORED_AS, STORED_AS[0]))
+    if channel == "color":
+        raw_ids, ignored, colors = _ids_of_label_colors(section, classes)
+    else:
+        raw_ids = _raw_ids(section, classes)
+        ignored = _ignore_ids(section, classes, raw_ids)
+        colors = _palette(section, classes, {*chain(*raw_ids.values()), *ignored})
+    _check_one_class_each(section, raw_ids, classes)
+    known = [*chain(*raw_ids.values()), *ignored]
+    return LabelFormat(
+        section.text(suffix, ".png"),
+        LabelMapping(f"label ids of {name} ({_ranges(known)})", raw_ids, ignored),
+        channel,
+        advice=f"Add them to the ids of a class or to ignore_ids: {section.origin}.",
+        colors=colors,
+    )
+
+
+def _check_one_class_each(section: Section, raw_ids: RawIds, classes: LabelSpaceFile) -> None:
     owners: dict[int, int] = {}
     for train_id, raws in raw_ids.items():
         for raw in raws:
-            if raw in owners:
+            if owners.setdefault(raw, train_id) != train_id:
                 both = [classes.label_space.names[c] for c in (owners[raw], train_id)]
                 raise DescriptionError(
                     f"{section.origin}: the id {raw} belongs to {both[0]} and to {both[1]}; an id "
                     "belongs to one class"
                 )
-            owners[raw] = train_id
-    ignored = tuple(i for i in _ignore_ids(section, classes) if i not in owners)
-    return LabelFormat(
-        section.text(suffix, ".png"),
-        LabelMapping(
-            f"label ids of {name} ({_ranges([*owners, *ignored])})",
-            raw_ids,
-            ignored,
-        ),
-        cast("Channel", channel),
-        advice=f"Add them to the ids of a class or to ignore_ids: {section.origin}.",
-    )
 
 
-def _raw_ids(section: Section, classes: LabelSpaceFile) -> dict[int, tuple[int, ...]]:
+def _ids_of_label_colors(
+    section: Section, classes: LabelSpaceFile
+) -> tuple[RawIds, tuple[int, ...], tuple[tuple[int, Color], ...]]:
+    """Ids by train id, ids to ignore, and the color of each id, for label files of colors.
+
+    Each color is an id of its own, numbered in the order of the classes.
+    """
+    names = classes.label_space.names
+    missing = [n for n, colors in zip(names, classes.label_colors, strict=True) if not colors]
+    if missing:
+        raise DescriptionError(
+            f"{section.origin}: no 'color' of {', '.join(missing)}. With 'stored_as: color' each "
+            "class needs the color that it has in the label files, or several as 'label_colors'"
+        )
+    owners: dict[Color, str] = {}
+    groups = [*zip(names, classes.label_colors, strict=True), ("ignored", classes.ignore_colors)]
+    for name, color in ((name, color) for name, colors in groups for color in colors):
+        if owners.setdefault(color, name) != name:
+            raise DescriptionError(
+                f"{section.origin}: {list(color)} is the color of {owners[color]} and of {name}; a "
+                "color belongs to one class"
+            )
+    numbers = {color: number for number, color in enumerate(owners)}
+    raw_ids = {
+        train_id: tuple(numbers[color] for color in colors)
+        for train_id, colors in enumerate(classes.label_colors)
+    }
+    ignored = tuple(numbers[color] for color in classes.ignore_colors)
+    return raw_ids, ignored, tuple((number, color) for color, number in numbers.items())
+
+
+def _palette(
+    section: Section, classes: LabelSpaceFile, known: Collection[int]
+) -> tuple[tuple[int, Color], ...]:
+    """The published colors of the ids `known`, for palette files; empty: none are published."""
+    palette = () if "ids" in section else classes.palette
+    if "palette" in section:
+        palette = builtin_label_space(section.choice("palette", BUILTIN_LABEL_SPACES, "")).palette
+    return tuple((raw_id, color) for raw_id, color in palette if raw_id in known)
+
+
+def _raw_ids(section: Section, classes: LabelSpaceFile) -> RawIds:
     """The ids of each class, by train id: of the format, else those of the classes."""
     names = classes.label_space.names
     if "ids" not in section:
@@ -241,10 +290,13 @@ def _raw_ids(section: Section, classes: LabelSpaceFile) -> dict[int, tuple[int, 
     return {_train_id(section, "ids", name, classes): table.ids(name) for name in table.names()}
 
 
-def _ignore_ids(section: Section, classes: LabelSpaceFile) -> tuple[int, ...]:
+def _ignore_ids(section: Section, classes: LabelSpaceFile, raw_ids: RawIds) -> tuple[int, ...]:
+    """The ids that do not count, without those of a class."""
+    ids = classes.ignore_ids
     if "ignore_ids" in section or section.content.get("ids") == TRAIN_IDS:
-        return section.ids("ignore_ids", [IGNORE])
-    return classes.ignore_ids
+        ids = section.ids("ignore_ids", [IGNORE])
+    mapped = set(chain(*raw_ids.values()))
+    return tuple(i for i in ids if i not in mapped)
 
 
 def _ranges(ids: Iterable[int]) -> str:

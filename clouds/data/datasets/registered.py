@@ -18,7 +18,7 @@ import numpy as np
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing
 from clouds.data.label_space import IGNORE, LabelSpace, distinct_colors, words_of
-from clouds.data.reading import LabelFormat, LabelMapping
+from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain, Record
 from clouds.messages import format_examples
 

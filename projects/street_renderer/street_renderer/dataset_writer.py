@@ -23,7 +23,7 @@ from PIL import Image
 
 from clouds.data.datasets.builtin import get_description
 from clouds.data.label_space import CITYSCAPES_19, IGNORE
-from clouds.data.reading import LabelMapping
+from clouds.data.labels import LabelMapping
 from clouds.files import atomic_write
 from street_renderer.canvas import Bytes
 from street_renderer.domains import STYLES
