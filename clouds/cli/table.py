@@ -81,6 +81,15 @@ COMMANDS = {
         "show which datasets exist, and whether they are complete and valid",
         ("clouds check-data", "clouds check-data --datasets gta5 bdd_val --full"),
     ),
+    "describe-dataset": Command(
+        "clouds.cli.describe_dataset",
+        "write a first description of a dataset of one's own, from its files",
+        (
+            "clouds describe-dataset campus/images campus/labels",
+            "clouds describe-dataset images labels --name campus --output data/campus.yaml "
+            "--sample 0",
+        ),
+    ),
     "list-config": Command(
         "clouds.cli.list_config",
         "print the config keys: default, meaning, allowed values",

@@ -152,13 +152,13 @@ class Section:
 
     def colors(self, name: str) -> tuple[Color, ...]:
         """A list of RGB colors, or one color; empty where there is no entry."""
-        if name not in self:
+        value = self.content[name] if name in self else []
+        if value == []:
             return ()
-        value = self.content[name]
         single = _color(value)
         colors = [single] if single else [_color(v) for v in value] if _is_list(value) else [None]
         valid = tuple(color for color in colors if color is not None)
-        if len(valid) < len(colors) or not colors:
+        if len(valid) < len(colors):
             raise self.error(name, "a list of colors [red, green, blue], each 0 to 255")
         return valid
 
