@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from in_turns import in_turns, machine, parser_of, report, seconds_of
@@ -21,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from clouds.data.structures import Targets, masks_from_label
+from clouds.data.structures import Targets, masks_from_label, union_of_masks
 from clouds.modeling.criterion import SetCriterion
 from clouds.modeling.matcher import CostWeights
 from clouds.modeling.points import PointSampler
@@ -56,6 +57,9 @@ def main() -> None:
             Targets(t.labels, t.masks, torch.rand_like(t.masks[0].float())) for t in targets
         ]
         variants["ours, pixel weights"] = lambda: criterion(outputs, weighted)
+    if args.partly_labelled:
+        partly = [replace(t, no_object_weight=union_of_masks(t.masks[1:]).float()) for t in targets]
+        variants["ours, partly labelled"] = lambda: criterion(outputs, partly)
     leaves = outputs.class_logits + outputs.mask_logits
     compare(variants["published algorithm"], variants["ours"], leaves)
     times = in_turns(variants, lambda variant: seconds(variant, leaves, device), args.repeats)
@@ -80,6 +84,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--weights", action="store_true", help="also time pixel weights")
+    parser.add_argument(
+        "--partly-labelled",
+        action="store_true",
+        help="also time images whose pixels of a class have no no-object loss",
+    )
     return parser.parse_args()
 
 

@@ -301,6 +301,42 @@ def initial_size_is_complete(height: int, width: int) -> str | None:
     return f"INPUT.INITIAL_WIDTH is {width}; both must be 0, or both above 0"
 
 
+@cross_check("DATASETS.FACTORS", "DATASETS.TRAIN")
+def there_is_a_factor_per_dataset(factors: tuple[float, ...], train: tuple[str, ...]) -> str | None:
+    """Factors belong to the datasets by their order."""
+    return _not_one_per_dataset(len(factors), train)
+
+
+@cross_check("INPUT.INITIAL_SIZES", "DATASETS.TRAIN")
+def there_is_a_size_per_dataset(
+    sizes: tuple[tuple[int, int], ...], train: tuple[str, ...]
+) -> str | None:
+    """Sizes belong to the datasets by their order; generated images are not resized."""
+    problem = _not_one_per_dataset(len(sizes), train)
+    if problem is not None or not sizes:
+        return problem
+    if len(set(train)) < len(train):
+        return f"DATASETS.TRAIN names a dataset twice: {', '.join(train)}. Name each once"
+    resized = [
+        name
+        for name, size in zip(train, sizes, strict=True)
+        if is_generated(name) and size != (0, 0)
+    ]
+    if resized:
+        return f"generated images are not resized; write (0, 0) for {', '.join(resized)}"
+    return None
+
+
+def _not_one_per_dataset(count: int, train: tuple[str, ...]) -> str | None:
+    """A message unless there are no values, or one per dataset."""
+    if count in (0, len(train)):
+        return None
+    return (
+        f"has {count} of {len(train)} values: DATASETS.TRAIN names {', '.join(train) or 'none'}. "
+        "Give one value per dataset, in that order, or none, ()"
+    )
+
+
 @cross_check("INPUT.SCALE_RANGE")
 def scale_range_is_ordered(scales: tuple[float, float]) -> str | None:
     """Minimum first."""

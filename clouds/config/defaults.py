@@ -6,7 +6,17 @@ A key is declared here or in `defaults_model` and nowhere else; `clouds list-con
 from __future__ import annotations
 
 from clouds.config.defaults_model import MODEL_KEYS
-from clouds.config.key import Key, above, at_least, not_empty, one_of, positive_pair, within
+from clouds.config.key import (
+    Key,
+    above,
+    all_positive,
+    at_least,
+    not_empty,
+    one_of,
+    positive_pair,
+    sizes,
+    within,
+)
 
 KEYS: tuple[Key, ...] = (
     Key("VERSION", 2, "Config version of Detectron2; it does not change.", one_of(2)),
@@ -73,6 +83,14 @@ KEYS: tuple[Key, ...] = (
         above(0),
     ),
     Key(
+        "DATASETS.FACTORS",
+        (),
+        "Average number of samples of an image per epoch, one number per dataset of "
+        "DATASETS.TRAIN; empty: DATASETS.SOURCE_FACTOR and DATASETS.TARGET_FACTOR.",
+        all_positive,
+        element=1.0,
+    ),
+    Key(
         "INPUT.INITIAL_HEIGHT",
         0,
         "Height to which a source image is resized before random scaling, pixels; 0: its own.",
@@ -83,6 +101,14 @@ KEYS: tuple[Key, ...] = (
         0,
         "Width to which a source image is resized before random scaling, pixels; 0: its own.",
         at_least(0),
+    ),
+    Key(
+        "INPUT.INITIAL_SIZES",
+        (),
+        "The same for each dataset of DATASETS.TRAIN, a pair of height and width per dataset, "
+        "(0, 0) for generated images; empty: INPUT.INITIAL_HEIGHT and INPUT.INITIAL_WIDTH.",
+        sizes,
+        element=(1052, 1914),
     ),
     Key(
         "INPUT.SCALE_RANGE",
@@ -103,8 +129,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",
-        "'WeightedTrainingSampler' applies DATASETS.SOURCE_FACTOR and DATASETS.TARGET_FACTOR, "
-        "'TrainingSampler' does not.",
+        "'WeightedTrainingSampler' applies DATASETS.FACTORS or DATASETS.SOURCE_FACTOR and "
+        "DATASETS.TARGET_FACTOR, 'TrainingSampler' does not.",
         one_of("WeightedTrainingSampler", "TrainingSampler"),
     ),
     Key(
@@ -154,7 +180,12 @@ KEYS: tuple[Key, ...] = (
         "WarmupCosineLR.",
         one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR"),
     ),
-    Key("SOLVER.STEPS", (), "Iterations at which WarmupMultiStepLR multiplies by SOLVER.GAMMA."),
+    Key(
+        "SOLVER.STEPS",
+        (),
+        "Iterations at which WarmupMultiStepLR multiplies by SOLVER.GAMMA.",
+        element=30000,
+    ),
     Key("SOLVER.GAMMA", 0.1, "Factor of the learning rate at each of SOLVER.STEPS.", above(0)),
     Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR.", above(0)),
     Key(

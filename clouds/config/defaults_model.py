@@ -118,6 +118,14 @@ MODEL_KEYS: tuple[Key, ...] = (
         "Weight of the no-object class in the class loss.",
         above(0),
     ),
+    Key(
+        "MODEL.MASK_FORMER.UNLABELED_CLASSES",
+        "ignore",
+        "Classes that a dataset of DATASETS.TRAIN does not label and another one does: 'ignore' "
+        "trains unmatched queries as no object only for the share of their mask on labeled pixels "
+        "of its images; 'absent' as everywhere (published).",
+        one_of("ignore", "absent"),
+    ),
     Key("MODEL.MASK_FORMER.CLASS_WEIGHT", 2.0, "Weight of the class loss.", at_least(0)),
     Key("MODEL.MASK_FORMER.MASK_WEIGHT", 5.0, "Weight of the mask's BCE loss.", at_least(0)),
     Key("MODEL.MASK_FORMER.DICE_WEIGHT", 5.0, "Weight of the mask's dice loss.", at_least(0)),

@@ -40,6 +40,11 @@ def within(low: float, high: float) -> Rule:
     return Rule(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
+all_positive = Rule("numbers greater than 0", lambda value: all(v > 0 for v in value))
+sizes = Rule(
+    "pairs of height and width, both 0 or both above 0",
+    lambda value: all(len(size) == 2 and (min(size) > 0 or size == (0, 0)) for size in value),
+)
 three_numbers = Rule("three numbers, red green blue", lambda value: len(value) == 3)
 three_positive = Rule(
     "three numbers greater than 0, red green blue",
@@ -64,7 +69,7 @@ class Key:
         is_path: the value is a file or folder: a leading `~` is replaced by the home directory
             when the config is read.
         allow_inf: a float may be infinite.
-        element: an example of an element of a list that is empty by default; its type counts.
+        element: an element of a list that is empty by default, as an example and for its type.
     """
 
     name: str

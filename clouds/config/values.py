@@ -42,7 +42,7 @@ def coerce(key: Key, value: Any) -> Any:
         ValueError: it cannot be converted; the message says what is expected, with an example.
     """
     try:
-        return _convert(value, key.default, _element(key), key.allow_inf)
+        return _convert(value, _pattern(key), key.allow_inf)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{expected(key)} is expected, for example: {example(key)}") from error
 
@@ -64,15 +64,15 @@ def expand_home(key: Key, value: Any) -> Any:
 def expected(key: Key) -> str:
     """The type of a key's values as text."""
     if isinstance(key.default, (list, tuple)):
-        return "a list of " + _PLURALS[type(_element(key))]
+        return "a list of " + _plural(_pattern(key)[0])
     if isinstance(key.default, float) and key.allow_inf:
         return "a number"
     return _TYPES[type(key.default)]
 
 
 def example(key: Key) -> str:
-    """The key and its default as on a command line."""
-    text = key.default if isinstance(key.default, str) else repr(key.default)
+    """The key and its default, or of an empty list one with an element, as on a command line."""
+    text = key.default if isinstance(key.default, str) else repr(_pattern(key))
     return f"{key.name} {shlex.quote(text)}"
 
 
@@ -80,27 +80,36 @@ _TYPES = {bool: "True or False", int: "a whole number", float: "a finite number"
 _PLURALS = {int: "whole numbers", float: "finite numbers", str: "texts"}
 
 
-def _element(key: Key) -> Any:
-    """An example of an element of a key's lists."""
-    return key.default[0] if isinstance(key.default, (list, tuple)) and key.default else key.element
+def _plural(element: Any) -> str:
+    """The type of elements as text."""
+    if isinstance(element, tuple):
+        return f"lists of {_plural(element[0])}"
+    return _PLURALS[type(element)]
 
 
-def _convert(value: Any, default: Any, element: Any, allow_inf: bool) -> Any:
-    if isinstance(default, str):
+def _pattern(key: Key) -> Any:
+    """A value that has the type of the key's values, and is not an empty list."""
+    if isinstance(key.default, (list, tuple)) and not key.default:
+        return type(key.default)([key.element])
+    return key.default
+
+
+def _convert(value: Any, pattern: Any, allow_inf: bool) -> Any:
+    if isinstance(pattern, str):
         return _text(value)
     if isinstance(value, str):
         value = _literal(value)
-    if isinstance(default, (list, tuple)):
+    if isinstance(pattern, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             raise TypeError(value)
-        return type(default)(_convert(v, element, element, allow_inf) for v in value)
-    if isinstance(value, bool) != isinstance(default, bool):
+        return type(pattern)(_convert(v, pattern[0], allow_inf) for v in value)
+    if isinstance(value, bool) != isinstance(pattern, bool):
         raise TypeError(value)
-    if isinstance(default, float):
+    if isinstance(pattern, float):
         return _float(value, allow_inf)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, type(default)):
+    if not isinstance(value, type(pattern)):
         raise TypeError(value)
     return value
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import count
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepar
 from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.loader import SampleDataset, SampleLoader
-from clouds.data.structures import Domain, Record, TrainSample
+from clouds.data.structures import Domain, PartlyLabelledSample, Record, TrainSample
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -152,11 +152,13 @@ class TrainingDataset(SampleDataset):
     Attributes:
         records: all images.
         mappers: by domain.
+        partly_labelled: names of datasets whose samples get `partly_labelled`.
         max_faulty: number of faulty files that are skipped; None: the first one is an error.
     """
 
     records: Sequence[Record]
     mappers: Mapping[Domain, TrainMapper]
+    partly_labelled: frozenset[str] = frozenset()
     max_faulty: int | None = None
 
     def __getitem__(self, index: SampleIndex) -> Loaded:
@@ -164,12 +166,18 @@ class TrainingDataset(SampleDataset):
         faults: list[Fault] = []
         for record in self._choices(self.records[image], seed):
             try:
-                return Loaded(self.mappers[record.domain](record, seed), tuple(faults))
+                return Loaded(self._sample(record, seed), tuple(faults))
             except Exception as error:
                 faults.append(Fault.of(record.image, record.dataset, error))
                 if not faults[-1].of_file:
                     break
         return Loaded(None, tuple(faults))
+
+    def _sample(self, record: Record, seed: int) -> TrainSample:
+        sample = self.mappers[record.domain](record, seed)
+        if record.dataset not in self.partly_labelled:
+            return sample
+        return cast("PartlyLabelledSample", {**sample, "partly_labelled": True})
 
     def _choices(self, record: Record, seed: int) -> Iterator[Record]:
         """`record`, and those that replace it if it is faulty: of the same dataset, by the seed."""
@@ -232,17 +240,18 @@ def build_train_loader(
     }
     datasets = _training_datasets(cfg, all_mappers)
     records = [_training_records(dataset) for dataset in datasets]
-    weights = [
-        DatasetWeight(len(images), factor)
-        for images, factor in zip(records, _factors(cfg, datasets), strict=True)
-    ]
+    factors = _factors(cfg, datasets)
+    weights = tuple(DatasetWeight(len(r), f) for r, f in zip(records, factors, strict=True))
     _log_mixture(datasets, weights)
     _log_classes(datasets)
-    mixture = WeightedMixture(tuple(weights), cfg.SEED)
+    mixture = WeightedMixture(weights, cfg.SEED)
     max_faulty = cfg.DATALOADER.MAX_FAULTY if cfg.DATALOADER.FAULTY == "skip" else None
     return SampleLoader(
         TrainingDataset(
-            [record for images in records for record in images], all_mappers, max_faulty
+            [record for images in records for record in images],
+            all_mappers,
+            partly_labelled(datasets),
+            max_faulty,
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,
@@ -253,6 +262,16 @@ def build_train_loader(
         ),
         pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
     )
+
+
+def partly_labelled(datasets: Sequence[DatasetSpec]) -> frozenset[str]:
+    """Names of the labelled datasets that lack a class which another of `datasets` labels.
+
+    In their images, unlabelled pixels may be of such a class. It is empty for one dataset.
+    """
+    labelled = [d for d in datasets if d.domain is Domain.SOURCE]
+    classes = {c for d in labelled for c in d.classes_present}
+    return frozenset(d.name for d in labelled if classes - set(d.classes_present))
 
 
 def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog | None:
@@ -310,6 +329,8 @@ def _training_records(dataset: DatasetSpec) -> list[Record]:
 def _factors(cfg: CfgNode, datasets: Sequence[DatasetSpec]) -> list[float]:
     if cfg.DATALOADER.SAMPLER_TRAIN == "TrainingSampler":
         return [1.0] * len(datasets)
+    if cfg.DATASETS.FACTORS:
+        return list(cfg.DATASETS.FACTORS)
     factors = {
         Domain.SOURCE: cfg.DATASETS.SOURCE_FACTOR,
         Domain.GENERATED: cfg.DATASETS.TARGET_FACTOR,
@@ -318,8 +339,8 @@ def _factors(cfg: CfgNode, datasets: Sequence[DatasetSpec]) -> list[float]:
 
 
 def _log_mixture(datasets: Sequence[DatasetSpec], weights: Sequence[DatasetWeight]) -> None:
-    """Log the composition of an epoch of joint training."""
-    if all(dataset.domain is Domain.SOURCE for dataset in datasets):
+    """Log the composition of an epoch of several datasets."""
+    if len(datasets) == 1:
         return
     total = sum(weight.num_samples for weight in weights)
     shares = [

@@ -10,7 +10,7 @@ One mapper per dataset role, with augmentations of the functions `build_*_augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +23,7 @@ from clouds.data.augmentation import (
     AugmentationList,
     RandomFlip,
     ResizeCropFlip,
+    Size,
     SSDColorJitter,
 )
 from clouds.data.labels import read_train_ids
@@ -41,12 +42,20 @@ if TYPE_CHECKING:
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def build_source_augmentations(cfg: CfgNode) -> AugmentationList:
-    """Augmentations of labelled source images, by INPUT: geometry, then color jitter."""
+def build_source_augmentations(cfg: CfgNode, dataset: str = "") -> AugmentationList:
+    """Augmentations of labelled source images, by INPUT: geometry, then color jitter.
+
+    Args:
+        cfg: the config.
+        dataset: a name in DATASETS.TRAIN, needed if INPUT.INITIAL_SIZES has a size for each.
+
+    Raises:
+        ValueError: there is a size for each dataset, but none for `dataset`.
+    """
     keys = cfg.INPUT
     augmentations: list[Augmentation] = [
         ResizeCropFlip(
-            working_size=(keys.INITIAL_HEIGHT, keys.INITIAL_WIDTH),
+            working_size=_working_size(cfg, dataset),
             scale_range=tuple(keys.SCALE_RANGE),
             crop_size=tuple(keys.CROP.SIZE),
             position=keys.CROP.POSITION,
@@ -56,6 +65,20 @@ def build_source_augmentations(cfg: CfgNode) -> AugmentationList:
     if keys.COLOR_AUG_SSD:
         augmentations.append(SSDColorJitter())
     return AugmentationList(tuple(augmentations))
+
+
+def _working_size(cfg: CfgNode, dataset: str) -> Size:
+    sizes = cfg.INPUT.INITIAL_SIZES
+    if not sizes:
+        return cfg.INPUT.INITIAL_HEIGHT, cfg.INPUT.INITIAL_WIDTH
+    by_name = dict(zip(cfg.DATASETS.TRAIN, sizes, strict=True))
+    if dataset not in by_name:
+        raise ValueError(
+            f"INPUT.INITIAL_SIZES has a size for each dataset, but none for {dataset!r}; allowed "
+            f"are {', '.join(by_name)}: pass the name to build_source_augmentations"
+        )
+    height, width = by_name[dataset]
+    return height, width
 
 
 def build_generated_augmentations(cfg: CfgNode) -> AugmentationList:
@@ -112,14 +135,20 @@ def _model_input(record: Record, image: torch.Tensor, size: tuple[int, ...]) -> 
 
 @dataclass(frozen=True)
 class SourceMapper:
-    """Reads a labelled image and augments image and label."""
+    """Reads a labelled image and augments image and label.
 
-    augmentations: AugmentationList
+    Attributes:
+        augmentations: of the images of all datasets, or by dataset name.
+    """
+
+    augmentations: AugmentationList | Mapping[str, AugmentationList]
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SourceMapper:
         """With the augmentations of INPUT."""
-        return cls(build_source_augmentations(cfg))
+        if not cfg.INPUT.INITIAL_SIZES:
+            return cls(build_source_augmentations(cfg))
+        return cls({name: build_source_augmentations(cfg, name) for name in cfg.DATASETS.TRAIN})
 
     def __call__(self, record: Record, seed: int) -> SourceSample:
         """The sample of a record and a seed in [0, 2**63).
@@ -130,7 +159,10 @@ class SourceMapper:
         image, label = read_image_and_label(record)
         if label is None:
             raise ValueError(f"{record.image} has no label, so it cannot be a source of training")
-        augmented, transforms = self.augmentations(image, np.random.default_rng(seed))
+        augmentations = self.augmentations
+        if not isinstance(augmentations, AugmentationList):
+            augmentations = augmentations[record.dataset]
+        augmented, transforms = augmentations(image, np.random.default_rng(seed))
         return {
             **_model_input(record, to_tensor(augmented), label.shape),
             "sem_seg": to_tensor(transforms.apply_segmentation(label)),

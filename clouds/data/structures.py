@@ -89,6 +89,15 @@ class SourceSample(TrainInput):
     sem_seg: torch.Tensor
 
 
+class PartlyLabelledSample(SourceSample):
+    """Sample of a dataset that lacks a class which another dataset of the training labels.
+
+    partly_labelled: True. Pixels of 255 may be of such a class.
+    """
+
+    partly_labelled: bool
+
+
 class GeneratedSample(TrainInput):
     """Sample of a generated image, which has no label: teacher and refiner predict one.
 
@@ -123,13 +132,35 @@ class Targets:
         weights: float32 (H, W) in [0, 1], weight of each pixel in matching and in the mask losses;
             None: 1 everywhere. The masks have no effect at pixels of weight 0.
         no_object_weight: weight of the unmatched queries of this image in the class loss, relative
-            to those of other images; 0 where a class without a mask may still be in the image.
+            to those of other images: one number in [0, 1], or one per pixel, float32 (H, W), of
+            which a query has the mean over its mask. 0 where the image may have a class without
+            a mask.
     """
 
     labels: torch.Tensor
     masks: torch.Tensor
     weights: torch.Tensor | None = None
-    no_object_weight: float = 1.0
+    no_object_weight: float | torch.Tensor = 1.0
+
+    def padded(self, height: int, width: int) -> Targets:
+        """On an image that is padded at the bottom and on the right to a size in pixels.
+
+        No mask covers the padding; its weights are 1.
+        """
+        from torch.nn import functional as F
+
+        padding = (0, width - self.masks.shape[-1], 0, height - self.masks.shape[-2])
+        if not any(padding):
+            return self
+        weights, no_object = self.weights, self.no_object_weight
+        return Targets(
+            self.labels,
+            F.pad(self.masks, padding),
+            None if weights is None else F.pad(weights, padding, value=1.0),
+            no_object
+            if isinstance(no_object, int | float)
+            else F.pad(no_object, padding, value=1.0),
+        )
 
 
 def masks_from_label(

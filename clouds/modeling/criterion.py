@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +78,8 @@ class SetCriterion(nn.Module):
     Pixel weights (`Targets.weights`) apply to the mask losses and to the mask terms of matching,
     see `clouds.modeling.points`. They do not apply to the class loss: an unmatched query should
     predict no_object even if its mask covers only pixels of weight 0, and every target is matched,
-    even if all its pixels have weight 0.
+    even if all its pixels have weight 0. `Targets.no_object_weight` applies to the class loss of
+    unmatched queries.
 
     Args:
         num_classes: without no_object.
@@ -160,11 +160,11 @@ class SetCriterion(nn.Module):
         masks = [_weighted_masks(t) for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
         pairs = MatchedPairs.from_matches(matches, num_queries, device)
-        unmatched = math.fsum(
-            (num_queries - c) * t.no_object_weight for c, t in zip(counts, targets, strict=True)
-        )
+        no_object = _no_object_weights(targets, mask_logits)
+        unmatched = no_object.scatter(1, pairs.queries, 0.0).sum(1)
         mask_normalizer, class_normalizer = self._normalizers(sum(counts), unmatched)
-        cross_entropy = self._class_losses(class_logits, targets, pairs) / class_normalizer
+        entropy = self._class_losses(class_logits, targets, pairs, no_object)
+        cross_entropy = entropy / class_normalizer
         matched_mask_logits = predictions.matched_mask_logits(
             list(layers.values()), pairs.queries_per_image(num_queries)
         )
@@ -228,24 +228,30 @@ class SetCriterion(nn.Module):
         ]
         return match(torch.stack(costs), [len(t.labels) for t in targets])
 
-    def _normalizers(self, num_matched: int, unmatched: float) -> tuple[Tensor, Tensor]:
-        """Number of matched masks and total weight in the class loss, averaged over ranks.
+    def _normalizers(self, num_matched: int, unmatched: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of matched masks (), and total weight in the class loss (L,), means over ranks.
 
         DistributedDataParallel averages gradients over ranks, so these averages make the sum over
-        all ranks a mean over the whole batch. `unmatched` is the number of unmatched queries, each
-        counted as `Targets.no_object_weight` says.
+        all ranks a mean over the whole batch. `unmatched` (L,) is the number of unmatched queries
+        of each prediction, counted as `Targets.no_object_weight` says.
         """
-        device = self.empty_weight.device
         total = num_matched + unmatched * self.empty_weight[-1]
-        totals = torch.stack([torch.full((), float(num_matched), device=device), total])
+        totals = torch.cat([total.new_full((1,), float(num_matched)), total])
         averages = mean_over_ranks(totals)
-        class_normalizer = (averages if self.normalize_class_loss_over == "batch" else totals)[1]
+        class_normalizer = (averages if self.normalize_class_loss_over == "batch" else totals)[1:]
         return averages[0].clamp(min=1), class_normalizer
 
     def _class_losses(
-        self, logits: Tensor, targets: Sequence[Targets], pairs: MatchedPairs
+        self,
+        logits: Tensor,
+        targets: Sequence[Targets],
+        pairs: MatchedPairs,
+        no_object_weights: Tensor,
     ) -> Tensor:
-        """Weighted sums of the cross-entropies of all queries, (L, N, Q, C + 1) -> (L,)."""
+        """Weighted sums of the cross-entropies of all queries, (L, N, Q, C + 1) -> (L,).
+
+        no_object_weights (L, N * Q) apply to unmatched queries.
+        """
         num_predictions, n, num_queries, _ = logits.shape
         labels = [t.labels[index] for t, index in zip(targets, pairs.targets, strict=True)]
         target_classes = torch.full(
@@ -255,12 +261,8 @@ class SetCriterion(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 2), target_classes.flatten(), self.empty_weight, reduction="none"
         )
-        entropy = entropy.view(num_predictions, -1)
-        if any(t.no_object_weight != 1 for t in targets):
-            factors = [entropy.new_full((num_queries,), t.no_object_weight) for t in targets]
-            factor = torch.cat(factors)
-            entropy = torch.where(target_classes == self.num_classes, entropy * factor, entropy)
-        return entropy.sum(1)
+        weights = no_object_weights.scatter(1, pairs.queries, 1.0)
+        return (entropy.view(num_predictions, -1) * weights).sum(1)
 
     def _mask_losses(
         self,
@@ -301,6 +303,35 @@ def _sample_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: T
     sorted_points = sorted_points.view(num_matched, num_predictions * points.shape[1], 2)
     sampled = point_sample(masks[:, None], sorted_points).view(points.shape[:2])
     return torch.empty_like(sampled).index_copy_(0, by_target, sampled)
+
+
+@torch.no_grad()
+def _no_object_weights(targets: Sequence[Targets], mask_logits: Sequence[Tensor]) -> Tensor:
+    """`Targets.no_object_weight` of the queries of all images: (L, N * Q).
+
+    mask_logits: L tensors (N, Q, h, w).
+    """
+    weights = mask_logits[0].new_ones(len(mask_logits), *mask_logits[0].shape[:2])
+    images = zip(weights.unbind(1), targets, zip(*mask_logits, strict=True), strict=True)
+    for image_weights, target, masks in images:
+        if isinstance(target.no_object_weight, Tensor):
+            means = [mean_over_masks(target.no_object_weight, m) for m in masks]
+            image_weights.copy_(torch.stack(means))
+        else:
+            image_weights.fill_(target.no_object_weight)
+    return weights.flatten(1)
+
+
+def mean_over_masks(values: Tensor, mask_logits: Tensor) -> Tensor:
+    """Means (Q,) of the values of pixels, (H, W) in [0, 1], over masks, (Q, h, w).
+
+    A pixel counts by its mask probability. Of an empty mask it is 1. All pixels are used and not
+    the points of the losses, of which a small mask has only a few: the mean would be noisy.
+    """
+    lost = F.interpolate(1 - values[None, None], mask_logits.shape[-2:], mode="area").flatten()
+    both = torch.stack((lost, torch.ones_like(lost)), dim=1)
+    lost_sum, size = (mask_logits.sigmoid().flatten(1) @ both).unbind(1)
+    return 1 - (lost_sum / size.clamp(min=torch.finfo(size.dtype).eps)).clamp(max=1)
 
 
 def _weighted_masks(target: Targets) -> Tensor:

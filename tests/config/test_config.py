@@ -63,7 +63,10 @@ def test_every_rule_says_what_it_allows_and_forbids_something():
     for key in KEYS:
         if key.rule.description:
             assert key.rule.is_valid(key.default), key.name
-            allowed = [key.rule.is_valid(value) for value in tries[type(key.default)]]
+            values = tries[type(key.default)]
+            if isinstance(key.element, tuple):
+                values = [(), ((0, 0),), ((0, 5),), ((1, 2, 3),)]
+            allowed = [key.rule.is_valid(value) for value in values]
             assert not all(allowed), key.name
 
 
@@ -106,7 +109,9 @@ def test_the_files_are_the_same_to_fvcore(tmp_path):
 
 
 def test_a_dumped_config_loads_to_itself(tmp_path):
-    cfg = load_config(None, ["SOLVER.STEPS", "(1, 2)", "MODEL.WEIGHTS", "a b.pth", "SEED", "9"])
+    words = "SOLVER.STEPS (1,2) SEED 9 INPUT.INITIAL_SIZES ((4,6),) DATASETS.FACTORS (0.5,)"
+    cfg = load_config(None, [*words.split(), "MODEL.WEIGHTS", "a b.pth"])
+    assert (cfg.INPUT.INITIAL_SIZES, cfg.DATASETS.FACTORS) == (((4, 6),), (0.5,))
     assert load_config(write(tmp_path / "dump.yaml", cfg.dump())) == cfg
 
 

@@ -38,6 +38,11 @@ GOOD_TOGETHER = [
         "Other",
     ],
     ["INPUT.INITIAL_HEIGHT", "1052", "INPUT.INITIAL_WIDTH", "1914"],
+    ["INPUT.INITIAL_SIZES", "((1052, 1914),)", "DATASETS.FACTORS", "(0.5,)"],
+    [
+        *("DATASETS.TRAIN", "('gta5', 'synthia', 'sd_x')", "DATASETS.FACTORS", "(1, 2.5, 0.7)"),
+        *("INPUT.INITIAL_SIZES", "((1052, 1914), (0, 0), (0, 0))"),
+    ],
     ["INPUT.SCALE_RANGE", "(1, 1)"],
     ["SOLVER.STEPS", "(100000,)"],
     [NUM_CLASSES, "0"],
@@ -102,6 +107,27 @@ BAD_TOGETHER = [
     (["SEED", str(2**63)], "between 0 and 9223372036854775807"),
     (["INPUT.INITIAL_HEIGHT", "720"], "INPUT.INITIAL_WIDTH is 0"),
     (["INPUT.INITIAL_WIDTH", "720"], "INPUT.INITIAL_WIDTH is 720"),
+    *(
+        (
+            [name, text, "DATASETS.TRAIN", "('gta5', 'synthia', 'sd_x')"],
+            rf"{name} = .* has 2 of 3 values: DATASETS.TRAIN names gta5, synthia, sd_x\. Give one",
+        )
+        for name, text in (
+            ("DATASETS.FACTORS", "(1, 2)"),
+            ("INPUT.INITIAL_SIZES", "((4, 4), (4, 4))"),
+        )
+    ),
+    (["DATASETS.FACTORS", "(0,)"], "greater than 0"),
+    (["INPUT.INITIAL_SIZES", "((1052, 0),)"], "pairs of height and width, both 0 or both above 0"),
+    (["INPUT.INITIAL_SIZES", "((1052, 1914, 3),)"], "pairs of height and width"),
+    (
+        ["INPUT.INITIAL_SIZES", "((4, 4), (4, 4))", "DATASETS.TRAIN", "('gta5', 'gta5')"],
+        "names a dataset twice: gta5, gta5",
+    ),
+    (
+        ["INPUT.INITIAL_SIZES", "((4, 4), (4, 4))", "DATASETS.TRAIN", "('gta5', 'sd_x')"],
+        r"generated images are not resized; write \(0, 0\) for sd_x",
+    ),
     (["INPUT.SCALE_RANGE", "(2, 0.5)"], "must not exceed"),
     (["SOLVER.STEPS", "(5, 5)"], "increasing"),
     (["SOLVER.STEPS", "(0, 5)"], "above 0"),

@@ -63,6 +63,15 @@ def write(path, text):
         ("DATASETS.TRAIN", "gta5", None),
         ("DATASETS.TRAIN", "('gta5')", None),
         ("DATASETS.TRAIN", [1], None),
+        ("DATASETS.FACTORS", "(1, 2.5)", (1.0, 2.5)),
+        ("DATASETS.FACTORS", [1, 2], (1.0, 2.0)),
+        ("DATASETS.FACTORS", "2.5", None),
+        ("DATASETS.FACTORS", ["much"], None),
+        ("INPUT.INITIAL_SIZES", "((1052, 1914), (0, 0))", ((1052, 1914), (0, 0))),
+        ("INPUT.INITIAL_SIZES", "[[1052, 1914.0], [0, 0]]", ((1052, 1914), (0, 0))),
+        ("INPUT.INITIAL_SIZES", [[1052, 1914]], ((1052, 1914),)),
+        ("INPUT.INITIAL_SIZES", "(1052, 1914)", None),
+        ("INPUT.INITIAL_SIZES", [["a", "b"]], None),
         ("SOLVER.STEPS", "(100000,)", (100000,)),
         ("SOLVER.STEPS", [10, 20], (10, 20)),
         ("SOLVER.STEPS", [10.5], None),
@@ -193,7 +202,9 @@ def test_the_example_can_be_pasted_into_a_shell():
         with pytest.raises(ValueError) as error:
             coerce(key, None)
         name, value = shlex.split(str(error.value).partition("for example: ")[2])
-        assert (name, coerce(key, value)) == (key.name, key.default)
+        empty = isinstance(key.default, (list, tuple)) and not key.default
+        expected = type(key.default)([key.element]) if empty else key.default
+        assert (name, coerce(key, value)) == (key.name, expected)
 
 
 @pytest.mark.parametrize("escape", [r"\0", r"\ud800"])

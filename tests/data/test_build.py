@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from functools import partial
 from itertools import chain, islice
 
 import cv2
@@ -13,17 +15,20 @@ from dataset_files import random_image, save, save_palette, train_ids, write
 
 from clouds.config import get_cfg
 from clouds.data import dataset_mapper
+from clouds.data.augmentation import AugmentationList
 from clouds.data.build import (
     build_test_loader,
     build_train_loader,
     check_training_data,
+    partly_labelled,
     sample_seed,
 )
-from clouds.data.dataset_mapper import SourceMapper
+from clouds.data.dataset_mapper import SourceMapper, build_source_augmentations
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.structures import Domain, Record
 
 KEYS = {"image", "sem_seg", "height", "width", "file_name", "domain", "dataset", "seed"}
+PARTLY = {"partly_labelled"}  # synthia lacks terrain, truck and train, which gta5 has
 
 
 @pytest.fixture
@@ -53,10 +58,10 @@ def batches(cfg, count, **options):
 
 
 def same(a, b) -> bool:
-    assert a.keys() == b.keys() == KEYS
+    assert a.keys() == b.keys() >= KEYS
     return all(
         torch.equal(a[key], b[key]) if isinstance(a[key], torch.Tensor) else a[key] == b[key]
-        for key in KEYS
+        for key in a
     )
 
 
@@ -74,7 +79,7 @@ def test_a_sample(cfg, root):
     (batch,) = batches(cfg, 1)
     assert len(batch) == 4
     for sample in batch:
-        assert sample.keys() == KEYS
+        assert sample.keys() == (KEYS | PARTLY if sample["dataset"] == "synthia" else KEYS)
         assert sample["image"].shape == (3, 16, 20)
         assert sample["image"].dtype == torch.uint8
         assert sample["sem_seg"].shape == (16, 20)
@@ -95,6 +100,89 @@ def test_without_augmentations_a_sample_equals_its_files(cfg, root):
     assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), random_image(0))
     assert np.array_equal(sample["sem_seg"].numpy(), ids)
     assert sample["file_name"] == str(image)
+
+
+@pytest.mark.parametrize(
+    ("names", "partly"),
+    [
+        (("gta5",), set()),
+        (("synthia",), set()),
+        (("gta5", "cityscapes_train"), set()),
+        (("synthia", "cityscapes_train"), {"synthia"}),
+        (("camvid_train", "synthia"), {"camvid_train"}),  # 11 classes, all in synthia's 16
+        (("camvid_train", "synthia", "gta5"), {"camvid_train", "synthia"}),
+        (("sd_x", "synthia"), set()),  # generated images have no labels
+    ],
+)
+def test_datasets_that_lack_classes_of_the_others(names, partly):
+    assert partly_labelled([get_dataset(name) for name in names]) == partly
+
+
+def test_samples_of_partly_labelled_datasets_say_so_also_with_another_mapper(cfg):
+    loader = partial(batches, cfg, 7, mappers={Domain.SOURCE: SourceMapper(AugmentationList(()))})
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    samples = [sample for batch in loader() for sample in batch]
+    assert len(samples) == 7
+    for sample in samples:
+        assert sample.get("partly_labelled", False) is (sample["dataset"] == "synthia")
+    cfg.DATASETS.TRAIN = ("synthia",)
+    assert all("partly_labelled" not in sample for (sample,) in loader())
+
+
+def test_factors_of_each_dataset(cfg, caplog):
+    cfg.DATASETS.FACTORS = (0.6, 2.5)
+    cfg.SOLVER.IMS_PER_BATCH = 8  # 0.6 * 5 + 2.5 * 2
+    with caplog.at_level(logging.INFO, logger="clouds"):
+        epochs = batches(cfg, 3)
+    assert [Counter(s["dataset"] for s in e) for e in epochs] == [{"gta5": 3, "synthia": 5}] * 3
+    shares = "gta5 3 (37.5%) from 5 images, synthia 5 (62.5%) from 2 images"
+    assert f"an epoch has 8 samples: {shares}" in caplog.messages
+    cfg.DATALOADER.SAMPLER_TRAIN, cfg.SOLVER.IMS_PER_BATCH = "TrainingSampler", 7
+    (epoch,) = batches(cfg, 1)
+    assert Counter(sample["dataset"] for sample in epoch) == {"gta5": 5, "synthia": 2}
+
+
+def test_equal_factors_give_the_stream_of_factors_by_domain(cfg):
+    cfg.DATASETS.SOURCE_FACTOR = 1.4
+    expected = batches(cfg, 6)
+    cfg.DATASETS.SOURCE_FACTOR = 3.0  # not used
+    cfg.DATASETS.FACTORS = (1.4, 1.4)
+    assert all_same(expected, batches(cfg, 6))
+
+
+def test_working_sizes_of_each_dataset(cfg):
+    """Without random scale and crop, a sample has the size into which the image fits."""
+    cfg.INPUT.SCALE_RANGE, cfg.INPUT.CROP.SIZE = (1.0, 1.0), (64, 64)
+    cfg.INPUT.FLIP = cfg.INPUT.COLOR_AUG_SSD = False
+    cfg.INPUT.INITIAL_HEIGHT, cfg.INPUT.INITIAL_WIDTH = 12, 16
+    sizes = {"gta5": (48, 64), "synthia": (24, 32)}  # 24x32 within 48x200, and their own size
+    for initial_sizes in ((), ((48, 200), (0, 0))):
+        cfg.INPUT.INITIAL_SIZES = initial_sizes
+        for sample in batches(cfg, 2)[0]:
+            height, width = sizes[sample["dataset"]] if initial_sizes else (12, 16)
+            shown = sample["image"].any(0)
+            assert shown.any(1).nonzero().max() == height - 1
+            assert shown.any(0).nonzero().max() == width - 1
+            assert (sample["sem_seg"][height:] == 255).all()
+
+
+def test_equal_working_sizes_are_the_working_size(cfg):
+    cfg.INPUT.INITIAL_HEIGHT, cfg.INPUT.INITIAL_WIDTH = 30, 40
+    expected = batches(cfg, 6)
+    cfg.INPUT.INITIAL_HEIGHT = cfg.INPUT.INITIAL_WIDTH = 0
+    cfg.INPUT.INITIAL_SIZES = ((30, 40), (30, 40))
+    assert all_same(expected, batches(cfg, 6))
+    resumed = batches(cfg, 2, start_iteration=4)
+    assert all_same(expected[4:], resumed)
+
+
+def test_augmentations_need_the_dataset_where_sizes_differ(cfg):
+    cfg.INPUT.INITIAL_SIZES = ((48, 64), (0, 0))
+    (geometry, _) = build_source_augmentations(cfg, "gta5").augmentations
+    assert geometry.working_size == (48, 64)
+    for name in ("", "bdd_train"):
+        with pytest.raises(ValueError, match=f"none for '{name}'; allowed are gta5, synthia: pass"):
+            build_source_augmentations(cfg, name)
 
 
 def test_color_jitter_does_not_change_the_geometry(cfg, root):

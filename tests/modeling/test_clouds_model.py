@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from clouds.modeling import CLOUDS
 from clouds.modeling.build import build_model
-from clouds.modeling.meta_arch.clouds import _padded
 
 HEADS = ("linear", "text", "pooled")
 
@@ -132,7 +131,7 @@ def test_padding_is_in_no_target():
     images = model._preprocess([item["image"] for item in batch])
     assert images.tensor.shape == (2, 3, 96, 96)
     for item in batch:
-        targets = _padded(model._labelled_targets(item), images)
+        targets = model._labelled_targets(item).padded(96, 96)
         height, width = item["sem_seg"].shape
         assert targets.labels.tolist() == item["sem_seg"].unique().tolist()
         assert targets.masks.shape == (3, 96, 96)

@@ -214,7 +214,10 @@ def test_the_mean_over_two_ranks_is_the_loss_of_the_whole_batch(over, monkeypatc
     """Gradients are averaged over ranks, so the ranks' losses must average to the whole batch's."""
     outputs, targets, seeds = predictions(2), targets_of([0, 2, 3], [1]), [7, 8]
     whole = build()(outputs, targets, seeds)
-    totals = [torch.tensor([k, k + NO_OBJECT_WEIGHT * (NUM_QUERIES - k)]) for k in (3.0, 1.0)]
+    totals = [
+        torch.tensor([k, *NUM_LAYERS * [k + NO_OBJECT_WEIGHT * (NUM_QUERIES - k)]])
+        for k in (3.0, 1.0)
+    ]
     ranks = []
     for rank in range(2):
         fake = TwoRanks(totals[1 - rank])
@@ -253,7 +256,8 @@ def test_the_values_are_those_of_the_config(deep, over, monkeypatch):
     cfg = CfgNode({"MODEL": {"SEM_SEG_HEAD": head, "MASK_FORMER": former}})
     outputs, targets = predictions(1), targets_of([0, 2])
     # the other rank has as many masks, and a class weight that only 'batch' would count
-    monkeypatch.setattr(comm, "dist", TwoRanks(torch.tensor([2.0, 1000.0])))
+    normalizers = NUM_LAYERS if deep else 1
+    monkeypatch.setattr(comm, "dist", TwoRanks(torch.tensor([2.0, *normalizers * [1000.0]])))
     losses = SetCriterion.from_config(cfg)(outputs, targets, [3])
     last = Predictions(outputs.class_logits[-1:], outputs.mask_logits[-1:])
     expected, _ = losses_by_hand(outputs if deep else last, targets, [3])

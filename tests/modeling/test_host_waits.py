@@ -75,6 +75,7 @@ def sample(seed):
         "image": torch.randint(0, 256, (3, 64, 96), generator=generator, dtype=torch.uint8),
         "sem_seg": torch.randint(0, 4, (64, 96), generator=generator).to(torch.uint8),
         "seed": seed,
+        "partly_labelled": seed % 2 == 1,
     }
 
 

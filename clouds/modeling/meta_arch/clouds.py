@@ -22,7 +22,7 @@ from clouds.d2 import (
 )
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import IGNORE, LabelSpace
-from clouds.data.structures import Domain, Targets, check_image, masks_from_label
+from clouds.data.structures import Domain, Targets, check_image, masks_from_label, union_of_masks
 from clouds.modeling.backbone.base import TextEncoder
 from clouds.modeling.criterion import SetCriterion
 from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
@@ -61,6 +61,8 @@ class CLOUDS(nn.Module):
         teacher_ensemble: the same for the teacher.
         pseudo_labeler_config: config of teacher and refiner; None: training on labelled images
             alone.
+        unlabeled_classes: 'ignore': unmatched queries on ignored pixels of a partly labelled image
+            are not trained as no object; 'absent': they are.
         compiled: what torch.compile is applied to: 'backbone', 'head', 'all' or 'none'.
 
     Attributes:
@@ -86,6 +88,7 @@ class CLOUDS(nn.Module):
         ensemble: EnsembleOptions | None = None,
         teacher_ensemble: EnsembleOptions | None = None,
         pseudo_labeler_config: CfgNode | None = None,
+        unlabeled_classes: str = "ignore",
         compiled: str = "none",
     ) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class CLOUDS(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         self.size_divisibility, self.masks_at_once = size_divisibility, masks_at_once
         self.ensemble, self.teacher_ensemble = ensemble, teacher_ensemble
-        self.label_space = label_space
+        self.label_space, self.unlabeled_classes = label_space, unlabeled_classes
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
         self.pseudo_labeler = (
             PseudoLabeler.from_config(pseudo_labeler_config, self.network)
@@ -142,6 +145,7 @@ class CLOUDS(nn.Module):
             "ensemble": options if clouds.GEOMETRIC_ENSEMBLE else None,
             "teacher_ensemble": options if clouds.GEOMETRIC_ENSEMBLE_EMA else None,
             "pseudo_labeler_config": cfg,
+            "unlabeled_classes": cfg.MODEL.MASK_FORMER.UNLABELED_CLASSES,
             "compiled": cfg.MODEL.COMPILE,
         }
 
@@ -173,8 +177,9 @@ class CLOUDS(nn.Module):
             for sample in batch
         ]
         seeds = [sample["seed"] for sample in batch] if "seed" in batch[0] else None
+        size = images.tensor.shape[-2:]
         losses: dict[str, Tensor] = self.criterion(
-            self._predict(self.network, features), [_padded(t, images) for t in targets], seeds
+            self._predict(self.network, features), [t.padded(*size) for t in targets], seeds
         )
         return losses
 
@@ -262,7 +267,10 @@ class CLOUDS(nn.Module):
                 f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
                 f"image {tuple(sample['image'].shape[-2:])}; they must have the same size"
             )
-        return masks_from_label(label, IGNORE, self.device)
+        targets = masks_from_label(label, IGNORE, self.device)
+        if self.unlabeled_classes == "absent" or not sample.get("partly_labelled", False):
+            return targets
+        return replace(targets, no_object_weight=union_of_masks(targets.masks).float())
 
     @torch.no_grad()
     def _pseudo_targets(
@@ -426,17 +434,6 @@ def _call(
 
 def _is_generated(sample: Sample) -> bool:
     return sample.get("domain") == Domain.GENERATED
-
-
-def _padded(targets: Targets, images: ImageList) -> Targets:
-    """Targets on the padded image; no mask covers the padding."""
-    height, width = images.tensor.shape[-2:]
-    padding = (0, width - targets.masks.shape[-1], 0, height - targets.masks.shape[-2])
-    if not any(padding):
-        return targets
-    weights = targets.weights
-    weights = None if weights is None else F.pad(weights, padding, value=1.0)
-    return replace(targets, masks=F.pad(targets.masks, padding), weights=weights)
 
 
 def _output_size(sample: Sample) -> tuple[int, int]:

@@ -79,6 +79,8 @@ class Recipe:
         size: (height, width), pixels; the sizes of Mapillary images vary around it.
         ids: mapping from the ids in the dataset's label files to train ids.
         classes: train ids of the classes that the dataset labels.
+        show_unlabelled: whether objects of other classes are visible; their pixels have the id of
+            unlabelled ones.
     """
 
     name: str
@@ -86,12 +88,14 @@ class Recipe:
     size: tuple[int, int]
     ids: LabelMapping
     classes: tuple[int, ...]
+    show_unlabelled: bool = False
 
     @staticmethod
-    def of(name: str, seed: int, size: tuple[int, int]) -> Recipe:
+    def of(name: str, seed: int, size: tuple[int, int], show_unlabelled: bool = False) -> Recipe:
         """The parameters of a dataset."""
         row = get_description(name)
-        return Recipe(name, seed, size, row.label_formats[-1].ids, row.classes_present)
+        ids, classes = row.label_formats[-1].ids, row.classes_present
+        return Recipe(name, seed, size, ids, classes, show_unlabelled)
 
     def raw_ids(self) -> Bytes:
         """Table (256,) from train ids to raw ids; classes that the dataset lacks become ignored."""
@@ -134,13 +138,19 @@ def sample_paths(root: Path, name: str, index: int) -> tuple[Path, Path]:
     return image, root / labels / (stem + row.label_formats[-1].suffix)
 
 
+def unlabelled_classes(name: str) -> tuple[str, ...]:
+    """Names of the classes that a dataset does not label."""
+    labelled = get_description(name).classes_present
+    return tuple(other for c, other in enumerate(CLASSES) if c not in labelled)
+
+
 def render_sample(recipe: Recipe, index: int) -> RenderedScene:
     """Render image `index` of a dataset, a function of the arguments alone."""
     file_format = _format(recipe.name)
     rng = np.random.default_rng((recipe.seed, zlib.crc32(recipe.name.encode()), index))
     size = _varied_size(rng, recipe.size) if file_format.varied_size else recipe.size
-    absent = tuple(name for c, name in enumerate(CLASSES) if c not in recipe.classes)
-    return render_scene(rng, STYLES[file_format.style], Contents(unwanted=absent), size)
+    others = () if recipe.show_unlabelled else unlabelled_classes(recipe.name)
+    return render_scene(rng, STYLES[file_format.style], Contents(unwanted=others), size)
 
 
 def write_sample(recipe: Recipe, index: int, image_path: Path, label_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clouds.files import atomic_write
@@ -21,6 +21,7 @@ from street_renderer.dataset_writer import (
     dataset_names,
     folders,
     sample_paths,
+    unlabelled_classes,
 )
 from street_renderer.renderer import RENDERER_VERSION, check_size
 
@@ -36,17 +37,20 @@ class RenderedDataset:
         size: (height, width) of an image, pixels.
         count: number of images.
         renderer: `RENDERER_VERSION`, stored under the key "painter".
+        show_unlabelled: see `Recipe`; only for a dataset that does not label all classes.
     """
 
     seed: int
     size: tuple[int, int]
     count: int
     renderer: int = RENDERER_VERSION
+    show_unlabelled: bool = False
 
     def __str__(self) -> str:
         rows, columns = self.size
         version = "" if self.renderer == RENDERER_VERSION else f", renderer version {self.renderer}"
-        return f"{self.count} images of {rows}x{columns}, seed {self.seed}{version}"
+        shown = ", with unlabelled classes" if self.show_unlabelled else ""
+        return f"{self.count} images of {rows}x{columns}, seed {self.seed}{version}{shown}"
 
 
 def image_counts(datasets: Sequence[str], train: int, val: int) -> dict[str, int]:
@@ -76,7 +80,12 @@ def image_counts(datasets: Sequence[str], train: int, val: int) -> dict[str, int
 
 
 def prepare(
-    root: Path, counts: Mapping[str, int], seed: int, size: tuple[int, int], overwrite: bool = False
+    root: Path,
+    counts: Mapping[str, int],
+    seed: int,
+    size: tuple[int, int],
+    overwrite: bool = False,
+    show_unlabelled: bool = False,
 ) -> list[RenderJob]:
     """Prepare a folder and list the images that are missing in it.
 
@@ -85,6 +94,7 @@ def prepare(
         counts: number of images by dataset name.
         size: (height, width), pixels.
         overwrite: delete datasets that were rendered with other values.
+        show_unlabelled: see `Recipe`.
 
     Raises:
         ValueError: the size is too small, the seed is negative, or the record is invalid.
@@ -98,7 +108,11 @@ def prepare(
         raise FileExistsError(f"{root} is a file; --output must name a folder")
     root.mkdir(parents=True, exist_ok=True)
     recorded = read_record(root)
-    requested = {name: RenderedDataset(seed, size, count) for name, count in counts.items()}
+    shown = {name: show_unlabelled and bool(unlabelled_classes(name)) for name in counts}
+    requested = {
+        name: RenderedDataset(seed, size, count, show_unlabelled=shown[name])
+        for name, count in counts.items()
+    }
     outdated = [
         name
         for name in requested
@@ -113,7 +127,7 @@ def prepare(
     _write_record(root, recorded | requested)
     jobs = []
     for name, count in counts.items():
-        recipe = Recipe.of(name, seed, size)
+        recipe = Recipe.of(name, seed, size, shown[name])
         for index in range(count):
             image, label = sample_paths(root, name, index)
             if not (image.is_file() and label.is_file()):
@@ -137,9 +151,7 @@ def _is_outdated(
                 "dataset. Nothing was changed; choose another --output."
             )
         return False
-    old = (recorded.seed, recorded.size, recorded.renderer)
-    new = (requested.seed, requested.size, requested.renderer)
-    if old == new and recorded.count <= requested.count:
+    if replace(recorded, count=requested.count) == requested and recorded.count <= requested.count:
         return False
     if overwrite:
         return True
@@ -172,6 +184,7 @@ def read_record(root: Path) -> dict[str, RenderedDataset]:
                 (int(entry["size"][0]), int(entry["size"][1])),
                 int(entry["count"]),
                 int(entry["painter"]),
+                bool(entry.get("show_unlabelled", False)),
             )
             for name, entry in entries.items()
         }
@@ -186,6 +199,7 @@ def _write_record(root: Path, datasets: Mapping[str, RenderedDataset]) -> None:
     # The key "painter" is kept: older folders have it.
     entries = {
         name: {"seed": d.seed, "size": d.size, "count": d.count, "painter": d.renderer}
+        | ({"show_unlabelled": True} if d.show_unlabelled else {})
         for name, d in sorted(datasets.items())
     }
     with atomic_write(root / RECORD, "w") as file:

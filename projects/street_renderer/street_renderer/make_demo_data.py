@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make(args: argparse.Namespace, counts: dict[str, int]) -> int:
     """Render the missing images; returns their number."""
     try:
-        jobs = demo_data.prepare(args.output, counts, args.seed, tuple(args.size), args.overwrite)
+        jobs = demo_data.prepare(
+            args.output, counts, args.seed, tuple(args.size), args.overwrite, args.show_unlabelled
+        )
         render_all(jobs, args.workers)
         if args.contact_sheet is not None:
             write_sheet(args.contact_sheet, args.output, list(counts))
@@ -83,6 +85,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--overwrite", action="store_true",
         help="delete and replace images with another seed, size or number",
+    )  # fmt: skip
+    parser.add_argument(
+        "--show-unlabelled", action="store_true",
+        help="also show objects of classes that a dataset does not label (synthia: terrain, truck, "
+        "train); their pixels are unlabelled",
     )  # fmt: skip
     parser.add_argument(
         "--contact-sheet",

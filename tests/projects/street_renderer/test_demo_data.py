@@ -165,6 +165,23 @@ def test_the_library_reads_the_written_files(tmp_path, name):
         assert (label == 0).mean() > 0.03  # there is a road
 
 
+def test_unlabelled_classes_can_be_visible(tmp_path):
+    """Terrain, truck and train of synthia are on the image and have raw id 0, void."""
+    hidden, seen = set(), set()
+    for n in range(12):
+        recipe = Recipe.of("synthia", 3, SIZE, show_unlabelled=True)
+        image, label = sample_paths(tmp_path, "synthia", n)
+        write_sample(recipe, n, image, label)
+        rendered = render_sample(recipe, n)
+        raw = cv2.imread(str(label), cv2.IMREAD_UNCHANGED)[..., 2]
+        unlabelled = np.isin(rendered.label, (9, 14, 16))
+        assert (raw[unlabelled] == 0).all()
+        assert set(np.unique(raw)) <= {0, *SYNTHIA}
+        hidden |= set(np.unique(render_sample(Recipe.of("synthia", 3, SIZE), n).label))
+        seen |= set(np.unique(rendered.label[unlabelled]))
+    assert seen == {9, 14, 16} and not {14, 16} & hidden
+
+
 def test_train_and_validation_images_differ():
     train, val = (
         render_sample(Recipe.of(name, 0, SIZE), 0)
@@ -260,6 +277,21 @@ def test_the_record_has_the_format_of_earlier_versions(tmp_path):
     assert json.loads((tmp_path / "demo_data.json").read_text()) == record
 
 
+def test_visible_unlabelled_classes_are_in_the_record(tmp_path):
+    """Of datasets without all classes only; a folder with other images is not extended."""
+    counts = {"gta5": 1, "synthia": 1}
+    demo_data.prepare(tmp_path, counts, 0, SIZE, show_unlabelled=True)
+    record = json.loads((tmp_path / "demo_data.json").read_text())
+    assert record["gta5"] == {"seed": 0, "size": [72, 128], "count": 1, "painter": 1}
+    assert record["synthia"] == record["gta5"] | {"show_unlabelled": True}
+    assert demo_data.read_record(tmp_path)["synthia"].show_unlabelled
+    message = "has 1 images of 72x128, seed 0, with unlabelled classes; requested are 1 images of"
+    with pytest.raises(FileExistsError, match=f"synthia in .* {message}"):
+        demo_data.prepare(tmp_path, counts, 0, SIZE)
+    jobs = demo_data.prepare(tmp_path, counts, 0, SIZE, show_unlabelled=True)
+    assert [job.recipe.show_unlabelled for job in jobs] == [False, True]
+
+
 def test_a_real_dataset_is_never_changed(tmp_path):
     real = tmp_path / "gta5/images/00001.png"
     real.parent.mkdir(parents=True)
@@ -307,6 +339,16 @@ def test_the_tool_renders_all_datasets_and_a_contact_sheet(tmp_path, capsys):
     code, out, _ = run(capsys, "--output", tmp_path / "d", *SMALL)
     assert code == 0
     assert "Nothing to render" in out
+
+
+def test_unlabelled_classes_are_shown_on_request(tmp_path, capsys):
+    code, _, _ = run(capsys, "--output", tmp_path, *SMALL, "--datasets", "synthia")
+    assert code == 0 and not demo_data.read_record(tmp_path)["synthia"].show_unlabelled
+    args = ("--output", tmp_path, *SMALL, "--datasets", "synthia", "--show-unlabelled")
+    code, _, err = run(capsys, *args)
+    assert code == 2 and "Add --overwrite" in err
+    code, _, _ = run(capsys, *args, "--overwrite")
+    assert code == 0 and demo_data.read_record(tmp_path)["synthia"].show_unlabelled
 
 
 def test_single_splits_can_be_chosen(tmp_path, capsys):
