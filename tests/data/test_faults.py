@@ -122,9 +122,10 @@ def test_incomplete_lines_are_skipped_and_told(tmp_path, caplog):
     ]
 
 
-def test_an_entry_after_a_torn_one_is_a_line_of_its_own(tmp_path):
+@pytest.mark.parametrize("torn", ["{", '{"file": "/data/a.png", "err'])
+def test_an_entry_after_a_torn_one_is_a_line_of_its_own(tmp_path, torn):
     path = tmp_path / "faulty_files.json"
-    path.write_text('{"file": "/data/a.png", "err')  # the disk was full
+    path.write_text(torn)  # the disk was full
     log = FaultLog(path, 9, resumed=True)
     log.add([fault_of(ValueError("torn"), "/data/b.png")], 3)
     log.add([fault_of(ValueError("torn"), "/data/c.png")], 4)

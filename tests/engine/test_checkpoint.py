@@ -87,6 +87,14 @@ def test_loading_weights_leaves_the_optimizer_unchanged(tmp_path):
 def test_other_processes_save_nothing(tmp_path):
     saver = Checkpointer(Toy(), str(tmp_path), save_to_disk=False)
     PeriodicCheckpointer(saver, period=1, max_to_keep=1).step(0)
+    saver.save("a", iteration=3)
+    assert list(tmp_path.iterdir()) == []
+    assert saver.saved_iteration == 3
+
+
+def test_without_a_folder_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Checkpointer(Toy()).save("a", iteration=3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -355,13 +363,32 @@ def test_resume_from_a_missing_file(tmp_path):
 def test_resume_from_weights_only(tmp_path):
     torch.save(Toy().state_dict(), tmp_path / "w.pth")
     (tmp_path / "last_checkpoint").write_text("w.pth")
-    with pytest.raises(ValueError, match=r"no entry 'iteration'.*MODEL\.WEIGHTS"):
+    with pytest.raises(ValueError, match=r"w\.pth' has no entry 'iteration', so.*MODEL\.WEIGHTS"):
         Checkpointer(Toy(), str(tmp_path)).resume()
 
 
 def test_a_checkpointable_that_is_not_in_the_file_is_reported(tmp_path, caplog):
-    Checkpointer(Toy(), str(tmp_path)).save("a", iteration=1)
-    teacher = Counter(4)
-    Checkpointer(Toy(), str(tmp_path), teacher=teacher).resume()
-    assert teacher.value == 4
-    assert "no state of 'teacher'" in caplog.text
+    Checkpointer(Toy(), str(tmp_path), other=Counter(3)).save("a", iteration=1)
+    teacher, other = Counter(4), Counter(5)
+    Checkpointer(Toy(), str(tmp_path), teacher=teacher, other=other).resume()
+    assert (teacher.value, other.value) == (4, 3)
+    path = tmp_path / "a.pth"
+    assert (
+        f"{path} has no state of 'teacher', which starts from its initial state" in caplog.messages
+    )
+
+
+def test_a_state_that_does_not_fit_says_why(tmp_path):
+    class Strict(Counter):
+        def load_state_dict(self, state):
+            raise KeyError("missing")
+
+    Checkpointer(Toy(), str(tmp_path), other=Counter()).save("a", iteration=1)
+    path = tmp_path / "a.pth"
+    with pytest.raises(ValueError) as error:
+        Checkpointer(Toy(), str(tmp_path), other=Strict()).resume()
+    assert str(error.value).startswith(
+        f"the state of 'other' in checkpoint '{path}' does not fit this config "
+        "(KeyError: 'missing')"
+    )
+    assert f"MODEL.WEIGHTS {path}, without --resume" in str(error.value)
