@@ -7,6 +7,7 @@ import pickle
 from itertools import islice
 from types import SimpleNamespace
 
+import cv2
 import pytest
 import torch
 
@@ -23,8 +24,8 @@ from clouds.data.loader import (
 )
 
 
-def fault(name="b.png", error=None):
-    return Fault(f"/data/{name}", "gta5", error or ValueError("torn"), "where it was")
+def fault(name="b.png", error=None, dataset="gta5"):
+    return Fault(f"/data/{name}", dataset, error or ValueError("torn"), "where it was")
 
 
 class Numbers(SampleDataset):
@@ -54,6 +55,9 @@ def test_samples_and_faults_are_collected():
     a, b, c = fault("a.png"), fault("b.png"), fault("c.png")
     assert collect(Loaded(5, (a,))) == Batch(5, (a,))
     assert collect([Loaded(5, (a, b)), Loaded(6), Loaded(7, (c,))]) == Batch([5, 6, 7], (a, b, c))
+    other = fault("d.png", dataset="synthia")
+    lost = collect([Loaded(5, (a,)), Loaded(None, (b, c)), Loaded(7, (other,))])
+    assert lost == Batch([5, None, 7], (a, b, c, other), "gta5")
 
 
 def test_bytes_of_tensors_in_lists_and_dictionaries():
@@ -72,11 +76,11 @@ class Pinned(torch.Tensor):
 
 def test_all_tensors_are_pinned():
     value = torch.tensor([1]).as_subclass(Pinned)
-    batch = Batch([{"image": value, "name": "a"}, [value]], (fault(),), "note")
+    batch = Batch([{"image": value, "name": "a"}, [value]], (fault(),), "gta5", "note")
     pinned = batch.pin_memory()
     assert pinned.samples[0]["image"].tolist() == pinned.samples[1][0].tolist() == [101]
     assert pinned.samples[0]["name"] == "a"
-    assert (pinned.faults, pinned.note) == (batch.faults, "note")
+    assert (pinned.faults, pinned.exhausted, pinned.note) == (batch.faults, "gta5", "note")
 
 
 # ------------------------------------------------------------------------ packing
@@ -160,7 +164,7 @@ def test_batches_in_order_without_the_global_generator():
 
 
 @pytest.mark.parametrize(
-    ("workers", "persistent", "expected"), [(0, True, False), (2, True, True), (2, False, False)]
+    ("workers", "persistent", "expected"), [(0, True, False), (1, True, True), (2, False, False)]
 )
 def test_settings_of_workers(workers, persistent, expected):
     loader = loader_of(Numbers(), num_workers=workers, timeout=3, persistent=persistent)
@@ -168,8 +172,26 @@ def test_settings_of_workers(workers, persistent, expected):
     assert loader.timeout == (3 if workers else 0)
     assert loader.prefetch_factor == (2 if workers else None)
     assert isinstance(loader.collate_fn, Packer) == bool(workers)
-    assert loader_of(Numbers(), num_workers=1).persistent_workers
+    assert loader.batch_size == 2
+    defaults = loader_of(Numbers(), num_workers=1)
+    assert defaults.persistent_workers
+    assert (defaults.timeout, defaults.first_batch) == (0, 0)
     assert loader_of(Numbers()).timeout == 0
+
+
+def test_workers_use_one_thread_each():
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        loader_of(Numbers(), num_workers=1).worker_init_fn(0)
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_a_worker_sends_what_this_process_loads():
+    found = [torch.cat(batch).tolist() for batch in loader_of(Numbers(), num_workers=1, timeout=60)]
+    assert found == [[0, 1], [2, 3], [4, 5]]
 
 
 @pytest.mark.parametrize("error", [ValueError("torn"), TypeError("of the program")])
@@ -199,21 +221,22 @@ def test_faults_are_logged_with_the_number_of_their_batch(tmp_path, caplog):
 def test_no_file_is_left(tmp_path):
     faults = tuple(fault(f"{i}.png") for i in range(60))
     log = FaultLog(tmp_path / "f", 99, False)
-    loader = loader_of(Numbers(i1=Loaded(None, faults)), fault_log=log)
+    replaced = Loaded(torch.tensor([0]), (fault("0.png", dataset="synthia"),))
+    loader = loader_of(Numbers(i1=Loaded(None, faults), i2=replaced), fault_log=log, batch_size=3)
     with pytest.raises(FaultyFilesError) as error:
         next(iter(loader))
     names = ", ".join(f"/data/{i}.png" for i in range(50))
     assert str(error.value) == (
-        f"no image of gta5 is left in place of faulty ones: {names} and 10 more. Correct these "
+        f"no image of gta5 is left in place of faulty ones: {names} and 11 more. Correct these "
         "files, or remove the dataset from DATASETS.TRAIN."
     )
 
 
 def test_one_note_is_logged(caplog):
     loader = loader_of(Numbers())
-    for note in ("first", "first", "second"):
+    for note in ("", "first %s", "first %s", "second"):
         loader._report(Batch([], note=note), 0)
-    assert caplog.record_tuples == [("clouds.data.loader", logging.WARNING, "first")]
+    assert caplog.record_tuples == [("clouds.data.loader", logging.WARNING, "first %s")]
 
 
 class Late(Numbers):
@@ -228,12 +251,16 @@ class Late(Numbers):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "files"), [(2, "/data/4.png, /data/5.png"), (None, "/data/4.png")]
+    ("batch_size", "number", "files"),
+    [
+        (2, 2, "/data/4.png, /data/5.png"),
+        (None, 4, "/data/4.png"),
+        (20, 0, ", ".join(f"/data/{i}.png" for i in range(16)) + " and 4 more"),
+    ],
 )
-def test_a_late_batch_names_its_worker_and_files(batch_size, files):
-    loader = loader_of(Late(), batch_size=batch_size, first_batch=40)
+def test_a_late_batch_names_its_worker_and_files(batch_size, number, files):
+    loader = loader_of(Late(20), batch_size=batch_size, first_batch=40)
     batches = iter(loader)
-    number = 4 if batch_size is None else 2
     list(islice(batches, number))  # in this process, where no worker can be late
     loader.__dict__["num_workers"], loader.__dict__["timeout"] = 3, 2.5
     with pytest.raises(TimeoutError) as error:
