@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,14 @@ from typing import IO, TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+_KINDS = (
+    (stat.S_ISREG, "a regular file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
 _CHUNK = 1 << 20  # bytes hashed at a time
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{32}\.part", re.DOTALL)
 
@@ -105,3 +114,23 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
     values: memoryview = flat.view(uint8).numpy().data
     return values
+
+
+def kind_of_file(mode: int) -> str:
+    """What a path is by the mode in its status, such as "a FIFO"."""
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no regular file")
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is no FIFO, socket or device: reading one may wait for ever.
+
+    A folder, and a path that does not exist, are left to the reader.
+
+    Raises:
+        ValueError: it is one, or leads to one.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(
+            f"{path}: cannot be read, since it is {kind_of_file(path.stat().st_mode)}; allowed "
+            "are regular files, and links to them"
+        )

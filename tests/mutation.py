@@ -28,7 +28,13 @@ MODULES = {
     "evaluation/confusion": ["evaluation/test_confusion.py"],
     "modeling/matcher": ["modeling/test_matcher.py", "modeling/test_criterion_weights.py"],
     "modeling/points": ["modeling/test_points.py", "modeling/test_criterion_weights.py"],
-    "engine/checkpoint": ["engine/test_checkpoint.py", "engine/test_load_report.py"],
+    "engine/checkpoint": [
+        "engine/test_checkpoint.py",
+        "engine/test_load_report.py",
+        "engine/test_resume_faults.py",
+        "engine/test_faulty_checkpoint_entries.py",
+    ],
+    "engine/newest_checkpoint": ["engine/test_newest_checkpoint.py"],
     "modeling/criterion": ["modeling/test_criterion.py", "modeling/test_criterion_weights.py"],
     "evaluation/protocols": ["evaluation/test_protocols.py"],
     "data/augmentation": ["data/test_augmentation.py", "data/test_color_jitter.py"],
@@ -38,11 +44,9 @@ MODULES = {
         "data/test_label_space.py",
         "data/test_datasets.py",
     ],
-    "data/build": [
-        "data/test_build.py",
-        "data/test_training_sampler.py",
-        "data/test_generated_data.py",
-    ],
+    "data/build": ["data/test_training_dataset.py", "data/test_training_sampler.py"],
+    "data/loader": ["data/test_sample_loader.py"],
+    "data/faults": ["data/test_faults.py"],
 }
 """Modules of `clouds/`, and the files of `tests/` that test them."""
 

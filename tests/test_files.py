@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.files import atomic_write, file_sha256, final_name, partial_files
+from clouds.files import atomic_write, check_regular, file_sha256, final_name, partial_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,3 +137,15 @@ def test_sha256(tmp_path):
     # the first example of FIPS 180-2
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_sha256(tmp_path / "abc") == expected
+
+
+def test_only_files_and_folders_pass(tmp_path):
+    for path in (Path(__file__), tmp_path, tmp_path / "none", tmp_path / "no\0name"):
+        check_regular(path)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "fifo")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    check_regular(tmp_path / "circle")
+    for path, kind in (("fifo", "a FIFO"), ("link", "a FIFO"), ("/dev/zero", "a character device")):
+        with pytest.raises(ValueError, match=f"{path}: cannot be read, since it is {kind}; "):
+            check_regular(tmp_path / path)

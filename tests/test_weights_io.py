@@ -7,7 +7,9 @@ import os
 import random
 import struct
 import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -18,6 +20,7 @@ from clouds.weights_io import (
     DamagedFileError,
     nonfinite_tensors,
     read_checkpoint,
+    to_tensors,
     write_safetensors,
 )
 
@@ -111,6 +114,69 @@ def test_every_flipped_byte_of_our_safetensors_values_is_seen(tmp_path):
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[data:])
     with pytest.raises(DamagedFileError, match="do not match the checksum"):
         read_checkpoint(path)
+
+
+def test_a_prefix_of_some_names_only_is_kept(tmp_path):
+    weights = {"module.a": torch.ones(1), "b": torch.ones(1)}
+    torch.save(weights, tmp_path / "w.pth")
+    assert set(read_checkpoint(tmp_path / "w.pth")["model"]) == {"module.a", "b"}
+
+
+def test_a_folder_lists_its_checkpoints_newest_first(tmp_path):
+    with pytest.raises(ValueError, match=r"is a folder, and it has no \.pth or \.safetensors file"):
+        read_checkpoint(tmp_path)
+    for age, name in enumerate(("b.pth", "c.safetensors", "a.pth", "log.txt")):
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    with pytest.raises(ValueError, match=r"newest first: b\.pth, c\.safetensors, a\.pth\. "):
+        read_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth; its last_checkpoint names a\.pth\. .*/b\.pth'"):
+        read_checkpoint(tmp_path)
+
+
+def test_names_and_shapes_are_read_without_the_values(tmp_path):
+    torch.save({"model": {"module.w": torch.ones(2, 3)}}, tmp_path / "a.pth")
+    weights = read_checkpoint(tmp_path / "a.pth", mmap=True)["model"]
+    assert list(weights) == ["w"] and torch.equal(weights["w"], torch.ones(2, 3))
+    old = tmp_path / "old.pth"
+    torch.save({"w": torch.ones(4)}, old, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(old, mmap=True)["model"]["w"].shape == (4,)
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated"):
+        read_checkpoint(tmp_path / "b.pth", mmap=True)
+
+
+@pytest.mark.parametrize("content", [b"<html>404</html>", bytes(range(256)) * 20])
+def test_a_file_of_another_type(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"w\.pth.*cannot be read"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": "text"}}])
+def test_a_file_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth.*(contains a list|has no weights)"):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.array(["a"], object), "NumPy array of object"),
+        (np.array(["a"]), "NumPy array of <U1"),
+        (torch.eye(2).to_sparse(), "sparse or quantized tensor"),
+    ],
+)
+def test_other_arrays_and_tensors_are_refused(value, kind):
+    with pytest.raises(ValueError, match=f"entry 'a' is a {kind}"):
+        to_tensors(Path("w"), {"a": value})
+
+
+def test_arrays_are_converted(tmp_path):
+    weights = to_tensors(Path("w"), {"a": np.ones(2, np.float32)})
+    assert torch.equal(weights["a"], torch.ones(2))
 
 
 def test_nonfinite_tensors_are_named():

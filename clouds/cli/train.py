@@ -112,12 +112,15 @@ def run(cfg: CfgNode, args: argparse.Namespace, command: str) -> None:
 
     with contextlib.ExitStack() as stack:
         with user_errors_in_one_line():
-            weights = weights_to_evaluate(cfg, args.resume) if args.eval_only else ""
+            weights = warning = ""
             if args.eval_only:
+                weights, warning = weights_to_evaluate(cfg, args.resume)
                 cfg = with_own_folder(cfg, weights)
             environment.check_writable(cfg.OUTPUT_DIR)
             stack.enter_context(locked(cfg.OUTPUT_DIR))
             setup(cfg, args, command)
+            if warning:
+                log_once(logging.WARNING, warning)
         if args.eval_only:
             evaluate(cfg, weights)
         else:
@@ -165,16 +168,22 @@ def train(cfg: CfgNode, resume: bool) -> None:
         raise SystemExit(DIVERGED) from None
 
 
-def weights_to_evaluate(cfg: CfgNode, resume: bool) -> str:
-    """MODEL.WEIGHTS, or with --resume the newest checkpoint of OUTPUT_DIR; may be empty."""
-    from torch import nn
+def weights_to_evaluate(cfg: CfgNode, resume: bool) -> tuple[str, str]:
+    """The checkpoint, and a warning if it is not the expected one; both may be empty.
 
-    from clouds.engine import Checkpointer
+    It is MODEL.WEIGHTS, or with `resume` the newest whole checkpoint of OUTPUT_DIR, if there is
+    one.
+    """
+    from clouds.engine.newest_checkpoint import read_newest
 
-    checkpointer = Checkpointer(nn.Identity(), cfg.OUTPUT_DIR)  # to find the newest file
-    if resume and checkpointer.has_checkpoint():
-        return str(checkpointer.get_checkpoint_file())
-    return str(cfg.MODEL.WEIGHTS)
+    weights = str(cfg.MODEL.WEIGHTS)
+    if not resume:
+        return weights, ""
+    newest = read_newest(Path(cfg.OUTPUT_DIR), mmap=True)
+    if newest is None:
+        instead = f"MODEL.WEIGHTS '{weights}' is evaluated" if weights else "MODEL.WEIGHTS is empty"
+        return weights, f"--resume: no checkpoint in '{cfg.OUTPUT_DIR}'; {instead}"
+    return str(newest.path), newest.warning
 
 
 def with_own_folder(cfg: CfgNode, weights: str) -> CfgNode:

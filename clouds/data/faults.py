@@ -135,8 +135,9 @@ class FaultLog:
         entry = fault.file, fault.dataset, batch, str(fault.error)
         line = json.dumps(dict(zip(("file", "dataset", "batch", "error"), entry, strict=True)))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        torn = self._size() > 0 and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(f"\n{line}\n" if torn else f"{line}\n")
         return entry
 
     def _size(self) -> int:

@@ -11,7 +11,7 @@ import logging
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -38,15 +38,23 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples, the faults of files that were tried before, and a note for the log."""
+    """Samples, and what is to be reported with them.
+
+    Attributes:
+        samples: one sample, or a list.
+        faults: of the files that were tried before.
+        exhausted: a dataset that had no file for a sample, which is None; empty: there is none.
+        note: for the log.
+    """
 
     samples: Any
     faults: tuple[Fault, ...] = ()
+    exhausted: str = ""
     note: str = ""
 
     def pin_memory(self) -> Batch:
         """With pinned samples; called by torch's DataLoader."""
-        return Batch(_pinned(self.samples), self.faults, self.note)
+        return replace(self, samples=_pinned(self.samples))
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,12 @@ def collect(loaded: Loaded | Sequence[Loaded]) -> Batch:
     """The batch of what a dataset has returned: one sample, or a list."""
     if isinstance(loaded, Loaded):
         return Batch(loaded.sample, loaded.faults)
-    return Batch([one.sample for one in loaded], tuple(f for one in loaded for f in one.faults))
+    exhausted = [one.faults[-1].dataset for one in loaded if one.sample is None]
+    return Batch(
+        [one.sample for one in loaded],
+        tuple(fault for one in loaded for fault in one.faults),
+        exhausted[0] if exhausted else "",
+    )
 
 
 class Packer:
@@ -93,7 +106,7 @@ class Packer:
             except (OSError, RuntimeError) as error:
                 self.shared = False
                 note = f"no shared memory for a batch ({error}): {_ADVICE}"
-        return PackedBatch(pickle.dumps(Batch(batch.samples, batch.faults, note), protocol=5))
+        return PackedBatch(pickle.dumps(replace(batch, note=note), protocol=5))
 
 
 _ADVICE = (
@@ -237,10 +250,10 @@ class SampleLoader(DataLoader[Any]):
                 fault.throw()
         if batch.faults and self.fault_log is not None:
             self.fault_log.add(batch.faults, number)
-            if None in batch.samples:
+            if batch.exhausted:
                 files = format_examples([fault.file for fault in batch.faults], 50)
                 raise FaultyFilesError(
-                    f"no image of {batch.faults[-1].dataset} is left in place of faulty ones: "
+                    f"no image of {batch.exhausted} is left in place of faulty ones: "
                     f"{files}. Correct these files, or remove the dataset from DATASETS.TRAIN."
                 )
 

@@ -22,10 +22,16 @@ import torch
 from torch import nn
 
 from clouds.engine.config_changes import config_value
+from clouds.engine.newest_checkpoint import (
+    TAG,
+    numbered_checkpoints,
+    read_newest,
+    tagged_checkpoint,
+)
 from clouds.engine.train_loop import NonFiniteLossError
 from clouds.files import atomic_write
 from clouds.messages import format_examples
-from clouds.weights_io import DamagedFileError, nonfinite_tensors, read_checkpoint
+from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +43,6 @@ DERIVED = ("criterion.empty_weight",)
 
 FINITE_ENTRIES = ("optimizer", "teacher")
 """Entries, besides the model, whose tensors must be finite. Those of hooks may be anything."""
-
-_NUMBERED = re.compile(r".+_(\d+)\.pth")
 
 OLDER_NAMES = (
     (re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)"), "sem_seg_head.pixel_decoder."),
@@ -214,22 +218,12 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         """The checkpoint that was last saved or resumed from, or else that of `last_checkpoint`.
 
         Raises:
-            ValueError: `last_checkpoint` is not text.
+            ValueError: `last_checkpoint` is no name.
         """
-        return self._resumed_from or self._tagged()
-
-    def _tagged(self) -> str:
-        """The checkpoint that `last_checkpoint` names; empty if there is no such file."""
-        try:
-            return str(super().get_checkpoint_file())
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"'{self.save_dir}/last_checkpoint' is damaged: it is not text in UTF-8. Write "
-                "the name of one of the folder's .pth files into it."
-            ) from error
+        return self._resumed_from or str(tagged_checkpoint(Path(self.save_dir)) or "")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        with atomic_write(Path(self.save_dir, "last_checkpoint"), "w") as file:
+        with atomic_write(Path(self.save_dir, TAG), "w") as file:
             file.write(last_filename_basename)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -297,9 +291,12 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             FileNotFoundError, ValueError: as `load`; or all checkpoints are damaged, the file has
                 no iteration, or it is of another optimizer.
         """
-        if not self.has_checkpoint():
+        newest = read_newest(Path(self.save_dir))
+        if newest is None:
             return None
-        path, entries = self._read_newest(self._tagged())
+        path, entries = str(newest.path), newest.entries
+        if newest.warning:
+            logger.warning("%s", newest.warning)
         self._refuse_other_optimizer(path, entries)
         rest = self._restore(path, entries, resuming=True)
         iteration = rest.get("iteration")
@@ -312,36 +309,6 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             )
         self.saved_iteration, self._resumed_from = iteration, path
         return rest
-
-    def _read_newest(self, path: str) -> tuple[str, dict[str, Any]]:
-        """The checkpoint `path` that `last_checkpoint` names, or the newest whole one before it."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"'{self.save_dir}/last_checkpoint' names '{Path(path).name}', which does not "
-                "exist. Write the name of one of the folder's .pth files into it."
-            )
-        try:
-            return path, read_checkpoint(path)
-        except DamagedFileError as error:
-            newest = error
-        for earlier in numbered_checkpoints(Path(self.save_dir), before=_number_of(Path(path))):
-            try:
-                entries = read_checkpoint(earlier)
-            except DamagedFileError as error:
-                logger.warning("%s", error)
-                continue
-            logger.warning(
-                "%s\nTraining resumes from the checkpoint before it, '%s' (iteration %s); the "
-                "iterations after that are repeated.",
-                newest,
-                earlier,
-                entries.get("iteration", "unknown"),
-            )
-            return str(earlier), entries
-        raise DamagedFileError(
-            f"{newest}\nThere is no whole checkpoint before it in '{self.save_dir}', so the run "
-            "cannot be resumed; without --resume it starts again."
-        ) from newest
 
     def _refuse_other_optimizer(self, path: str, entries: Mapping[str, Any]) -> None:
         """Raise ValueError if the file's config and the present one name different optimizers."""
@@ -398,31 +365,6 @@ def _start_anew(path: str) -> str:
         f"{path}, without --resume, in another OUTPUT_DIR; MODEL.WEIGHTS_PARTIAL True if the model "
         "is another."
     )
-
-
-def _number_of(path: Path) -> int | None:
-    """The iteration in the name of a checkpoint; None: there is none, as in model_final.pth."""
-    match = _NUMBERED.fullmatch(path.name)
-    return match and int(match[1])
-
-
-def numbered_checkpoints(folder: Path, prefix: str = "", before: int | None = None) -> list[Path]:
-    """Checkpoints with an iteration in their names, the newest first.
-
-    Args:
-        folder: where they are.
-        prefix: of their names.
-        before: only those of an earlier iteration; None: all.
-    """
-    numbers = {path: _number_of(path) for path in folder.glob("*.pth")}
-    found = [
-        (number, path)
-        for path, number in numbers.items()
-        if number is not None
-        and path.name.startswith(prefix)
-        and (before is None or number < before)
-    ]
-    return [path for _, path in sorted(found, reverse=True)]
 
 
 class PeriodicCheckpointer(fvcore_checkpoint.PeriodicCheckpointer):  # type: ignore[misc]

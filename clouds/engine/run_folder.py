@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from clouds.files import atomic_write
+from clouds.engine.newest_checkpoint import find_newest
 from clouds.messages import format_examples
-
-logger = logging.getLogger(__name__)
 
 ITERATIONS = ("model_*.pth", "last_checkpoint", "metrics.json", "results.json", "tensorboard")
 """What a folder has after the first iterations of a run, or after its evaluation."""
@@ -60,7 +57,7 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool, weights: str = "") -
         OSError: a file cannot be renamed.
     """
     if resume:
-        find_checkpoint(folder)
+        find_newest(folder)  # what it raises is raised before the model is built
         return None
     found = existing(folder, ITERATIONS)
     if not found:
@@ -77,29 +74,6 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool, weights: str = "") -
             "another folder with OUTPUT_DIR <folder>, or move the file first."
         )
     return set_aside(folder)
-
-
-def find_checkpoint(folder: Path) -> None:
-    """Name the newest numbered checkpoint in `last_checkpoint`, if that does not exist.
-
-    A kill between the two files of the first checkpoint, or a copy of some files, leaves it so.
-
-    Raises:
-        ValueError: there are checkpoints, but no numbered one.
-    """
-    found = existing(folder, ("model_*.pth",))
-    if not found or (folder / "last_checkpoint").exists():
-        return
-    numbered = sorted(path for path in found if re.fullmatch(r"model_\d+", path.stem))
-    if not numbered:
-        raise ValueError(
-            f"--resume: '{folder}' has {_names(found)}, but no file last_checkpoint, which names "
-            "the checkpoint to resume from. Write its name into that file, or start afresh "
-            "with --overwrite."
-        )
-    logger.warning("'%s' has no last_checkpoint; it now names %s", folder, numbered[-1].name)
-    with atomic_write(folder / "last_checkpoint", "w") as file:
-        file.write(numbered[-1].name)
 
 
 def existing(folder: Path, patterns: Sequence[str]) -> list[Path]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from clouds.data.reading import read_image
-from clouds.files import expand_user
+from clouds.files import check_regular, expand_user
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -40,10 +40,13 @@ def to_rgb(image: ImageLike) -> UInt8Array:
     Raises:
         FileNotFoundError: there is no such file.
         TypeError: the object is of another type, or its values are.
-        ValueError: the file cannot be read; another shape or range of values.
+        ValueError: the file cannot be read, or is a FIFO or a device; another shape or range of
+            values.
     """
     if isinstance(image, str | Path):
-        return read_image(expand_user(image))
+        path = expand_user(image)
+        check_regular(path)
+        return read_image(path)
     if isinstance(image, Image.Image):
         return _from_pillow(image)
     if isinstance(image, torch.Tensor):

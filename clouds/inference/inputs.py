@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def find_inputs(words: Sequence[str]) -> list[Input]:
     once: dict[Path | int, Path | int] = {}
     for word in words:
         for source in _sources(word):
-            once.setdefault(source if isinstance(source, int) else source.resolve(), source)
+            once.setdefault(source if isinstance(source, int) else _real(source), source)
     sources = list(once.values())
     stems = [f"camera{source}" if isinstance(source, int) else source.stem for source in sources]
     names = different_names(stems)
@@ -91,12 +92,21 @@ def _sources(word: str) -> list[Path] | list[int]:
 
 
 def _files(paths: Iterable[Path], suffixes: tuple[str, ...]) -> list[Path]:
-    """The visible files with one of the suffixes, sorted."""
+    """What is visible, has one of the suffixes and is no folder, sorted.
+
+    Links that lead nowhere, FIFOs and devices are among it, so that they are named when they cannot
+    be read.
+    """
     return sorted(
         p
         for p in paths
-        if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()
+        if p.suffix.lower() in suffixes and not p.name.startswith(".") and not p.is_dir()
     )
+
+
+def _real(path: Path) -> Path:
+    """The file that links lead to; `Path.resolve` raises an error for links in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def different_names(stems: Sequence[str]) -> list[str]:
@@ -120,7 +130,7 @@ def check_outputs(inputs: Sequence[Input], folder: Path, kinds: Sequence[str]) -
     Raises:
         ValueError: an output is an input; a video is given and no kind that is written for videos.
     """
-    files = {i.source.resolve() for i in inputs if isinstance(i.source, Path)}
+    files = {_real(i.source) for i in inputs if isinstance(i.source, Path)}
     for item in inputs:
         outputs = item.outputs(folder, kinds)
         if not outputs:
@@ -128,7 +138,7 @@ def check_outputs(inputs: Sequence[Input], folder: Path, kinds: Sequence[str]) -
                 f"input '{item.source}' is a video; for videos {' and '.join(VIDEO_KINDS)} are "
                 f"written, and --save is {' '.join(kinds)}."
             )
-        replaced = [path for path in outputs.values() if path.resolve() in files]
+        replaced = [path for path in outputs.values() if _real(path) in files]
         if replaced:
             raise ValueError(
                 f"the output '{replaced[0]}' of '{item.source}' would replace an input; choose "

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from clouds.files import check_regular
+
 UInt8Array = npt.NDArray[np.uint8]
 
 DEFAULT_RATE = 25.0
@@ -33,11 +35,13 @@ class VideoReader:
         num_frames: number of frames that will be read, as the file tells it; None: not known.
 
     Raises:
-        ValueError: it cannot be opened.
+        ValueError: it cannot be opened, or is a FIFO or a device.
     """
 
     def __init__(self, source: Path | int, max_frames: int | None = None) -> None:
         self.source, self.max_frames = source, max_frames
+        if isinstance(source, Path):
+            check_regular(source)
         self._capture: Any = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else f"video '{source}'"

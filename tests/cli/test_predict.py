@@ -123,6 +123,30 @@ def test_unreadable_files(weights, tmp_path, capsys, caplog):
     assert "error: none of the 2 inputs can be read" in capsys.readouterr().err
 
 
+def test_what_is_no_file_is_named_and_never_waited_for(weights, tmp_path, capsys, caplog):
+    save(tmp_path / "in/a.png", block_image(64, 96))
+    os.mkfifo(tmp_path / "in/b.png")
+    (tmp_path / "in/c.png").symlink_to("/dev/zero")
+    (tmp_path / "in/d.png").symlink_to("/nowhere")
+    (tmp_path / "in/e.png").symlink_to(tmp_path / "in/e.png")
+    os.mkfifo(tmp_path / "f.mp4")
+    words = ("--weights", weights, "--save", "overlay", "--output", tmp_path / "out", "--input")
+    assert run(*words, tmp_path / "in", tmp_path / "f.mp4") == 1
+    assert "5 of 6 inputs could not be read: " in capsys.readouterr().out
+    reasons = {
+        "in/b.png": "a FIFO",
+        "in/c.png": "a character device",
+        "in/d.png": "No such file",
+        "in/e.png": "symbolic links",
+        "f.mp4": "a FIFO",
+    }
+    skipped = [message for message in caplog.messages if message.startswith("skipped")]
+    for (name, reason), message in zip(reasons.items(), skipped, strict=True):
+        assert str(tmp_path / name) in message and reason in message
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_overlay.png"]
+    assert run(*words, tmp_path / "in/b.png") == 2
+
+
 def test_input_errors_come_before_the_model(tmp_path, capsys):
     save(tmp_path / "a.png", block_image(8, 8))
     words = ["--weights", "none.pth", "--output", tmp_path / "out"]

@@ -230,6 +230,25 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tool, command, tmp_path):
     assert same(final_weights(killed), final_weights(whole))
 
 
+def test_an_evaluation_uses_the_checkpoint_before_a_torn_one(tool, command, tmp_path):
+    """As `--resume` does in training."""
+    out = tmp_path / "out"
+    tool.main([*command, "OUTPUT_DIR", str(out), "DATASETS.TEST", "()"])
+    torn = out / "model_final.pth"
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    tool.main([*command, "--eval-only", "--resume", "OUTPUT_DIR", str(out)])
+    found = evaluation_in(out)
+    assert found.name == "native_cityscapes_val_model_0000001"
+    weights = json.loads((found / "results.json").read_text())["weights"]
+    assert weights["file"] == str(out / "model_0000001.pth")
+    (line,) = [n for n, text in enumerate(lines_of(found)) if "model_final.pth' (" in text]
+    assert f"is used: '{out / 'model_0000001.pth'}' (iteration 1)." in lines_of(found)[line + 1]
+
+
+def lines_of(folder):
+    return (folder / "log.txt").read_text().splitlines()
+
+
 def files_in(folder):
     """Contents without the log, which in this process also gets what another run would say."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt"]

@@ -77,7 +77,8 @@ def test_alpha_of_a_label_is_no_channel_of_ids(tmp_path):
 def test_label_of_one_bit(tmp_path):
     ids = np.random.default_rng(0).integers(0, 2, (6, 7)).astype(np.uint8)
     Image.fromarray(ids == 1).save(tmp_path / "a.png")
-    assert Image.open(tmp_path / "a.png").mode == "1"
+    with Image.open(tmp_path / "a.png") as stored:
+        assert stored.mode == "1"
     read = read_label(tmp_path / "a.png")
     assert read.dtype == np.uint8
     assert np.array_equal(read, ids)

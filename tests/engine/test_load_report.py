@@ -75,3 +75,56 @@ def test_renamed_tensors_are_counted(caplog):
     caplog.clear()
     assert rename_older_tensors(model.state_dict(), model).keys() == model.state_dict().keys()
     assert caplog.messages == []
+
+
+def test_tensors_that_the_config_determines_are_marked():
+    model = nn.ModuleDict({"criterion": nn.Module(), "a": nn.Linear(1, 1)})
+    model["criterion"].register_buffer("empty_weight", torch.ones(2))
+    report = compare_tensors("w.pth", {}, model)
+    assert not report.complete
+    assert str(report).splitlines() == [
+        "w.pth: 0 of the model's 3 tensors match.",
+        "  only in the model (3):",
+        "    criterion.empty_weight (built from the config instead)",
+        "    a.weight",
+        "    a.bias",
+    ]
+    assert compare_tensors(
+        "w.pth", {f"a.{n}": v for n, v in model["a"].state_dict().items()}, model
+    ).complete
+
+
+def test_an_older_name_does_not_replace_the_present_one():
+    model = nn.ModuleDict()
+    model["sem_seg_head"] = nn.ModuleDict({"pixel_decoder": nn.Linear(1, 1, bias=False)})
+    old, new = "sem_seg_head.weight", "sem_seg_head.pixel_decoder.weight"
+    values = {new: torch.tensor([[1.0]]), old: torch.tensor([[2.0]])}
+    assert rename_older_tensors(values, model) == values
+    # nor is there a replacement that the model does not have
+    foreign = {"sem_seg_head.other.weight": torch.ones(1)}
+    assert rename_older_tensors(foreign, model).keys() == foreign.keys()
+
+
+def test_loading_in_part_is_for_weights_alone():
+    weights = {"0.bias": torch.tensor([3.0])}
+    model = linear()
+    Checkpointer(model, partial=True).load_model("w.pth", weights)
+    assert model[0].bias.item() == 3
+    with pytest.raises(ValueError) as error:
+        Checkpointer(linear(), partial=True).load_model("w.pth", weights, resuming=True)
+    assert "To start a new run from its weights: MODEL.WEIGHTS w.pth, without --resume" in str(
+        error.value
+    )
+    with pytest.raises(ValueError) as error:
+        Checkpointer(linear()).load_model("w.pth", weights)
+    assert str(error.value).splitlines()[-1] == (
+        "To load the tensors that match, set MODEL.WEIGHTS_PARTIAL True."
+    )
+
+
+def test_weights_that_are_not_finite_name_their_file():
+    weights = {"0.bias": torch.tensor([torch.nan]), "0.weight": torch.ones(1, 2)}
+    with pytest.raises(
+        ValueError, match=r"^checkpoint 'w\.pth' has weights that are not finite: 0\."
+    ):
+        Checkpointer(linear()).load_model("w.pth", weights)

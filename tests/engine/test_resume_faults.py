@@ -67,7 +67,9 @@ def test_the_newest_whole_one_of_several_is_used(run, caplog):
         tear(run / name)
     assert trainer_of(run).resume_or_load(resume=True) == 4
     tear(run / "model_0000003.pth")
-    with pytest.raises(ValueError, match=r"model_final\.pth.*\n.*no whole checkpoint before it"):
+    with pytest.raises(
+        ValueError, match=r"model_final\.pth(.*\n){3}.*no whole checkpoint before it"
+    ):
         trainer_of(run).resume_or_load(resume=True)
 
 
@@ -88,8 +90,14 @@ def test_going_back_deletes_no_newer_checkpoint(tmp_path):
     again = Checkpointer(nn.Linear(1, 1), str(tmp_path))
     again.resume()
     resumed = PeriodicCheckpointer(again, period=1, max_to_keep=2)
+    for name in ("other_0000001.pth", "model_4.pth"):  # of another run, and newer
+        torch.save({}, tmp_path / name)
     resumed.adopt_existing()
-    resumed.step(4)
+    assert resumed.recent_checkpoints == [f"{tmp_path}/model_000000{n}.pth" for n in (1, 3)]
+    for name in ("other_0000001.pth", "model_4.pth"):
+        (tmp_path / name).unlink()
+    resumed.step(4, note="kept")
+    assert torch.load(tmp_path / "model_0000004.pth")["note"] == "kept"
     # of the files up to iteration 4 the newest two are left, and all that are newer than 3 before
     assert names(tmp_path) == [f"model_000000{n}.pth" for n in (3, 4, 5, 7, 9)]
 
@@ -191,6 +199,18 @@ def test_masks_may_be_infinite(tmp_path):
         Checkpointer(model, str(tmp_path)).save("b", iteration=1)
 
 
+def test_masks_of_the_teacher_may_be_infinite(tmp_path):
+    model, teacher = Masked(), Masked()
+    saver = Checkpointer(model, str(tmp_path), teacher=teacher)
+    saver.save("a", iteration=0)
+    teacher.mask.zero_()
+    assert saver.resume() == {"clouds": {}, "iteration": 0}
+    assert teacher.mask[0, 1] == -math.inf
+    nn.init.constant_(teacher.linear.weight, math.inf)
+    with pytest.raises(NonFiniteWeightsError, match=r"not finite: teacher\.linear\.weight\."):
+        saver.save("b", iteration=1)
+
+
 class Teacher:
     """An average that diverged."""
 
@@ -220,7 +240,9 @@ def test_a_teacher_that_is_not_finite_is_not_saved_nor_loaded(tmp_path):
     content["teacher"]["head.weight"].fill_(math.inf)
     torch.save(content, path)
     trainer = trainer_of(tmp_path, hooks=[EMAHook(Teacher(1.0))])
-    with pytest.raises(ValueError, match=r"not finite: teacher\.head\.weight.*earlier checkpoint"):
+    with pytest.raises(
+        ValueError, match=rf"'{path}' has .* not finite: teacher\.head\.weight.*earlier checkpoint"
+    ):
         trainer.resume_or_load(resume=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from clouds.inference.inputs import Input, check_outputs, different_names, find_inputs
@@ -28,6 +30,18 @@ def test_files_folders_and_patterns(tmp_path):
     assert tmp_path / "sub/e.png" in found(tmp_path / "**/*.png")
     assert found(tmp_path / "x[1].png") == [tmp_path / "x[1].png"]  # a file, no pattern
     assert found(tmp_path / "b.png", tmp_path, tmp_path / "*.png").count(tmp_path / "b.png") == 1
+
+
+def test_all_with_the_name_of_an_image_is_found_but_folders(tmp_path):
+    """What is no image is named when it cannot be read."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("/nowhere")
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    (tmp_path / "d.png").mkdir()
+    os.mkfifo(tmp_path / "e.txt")
+    expected = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    assert found(tmp_path) == found(tmp_path / "*.png") == expected
+    check_outputs(find_inputs([str(tmp_path)]), tmp_path / "out", ["labels"])
 
 
 def test_a_number_is_a_camera_unless_it_is_a_file(tmp_path, monkeypatch):

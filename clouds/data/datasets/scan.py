@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_KINDS = (
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a character device"),
-    (stat.S_ISBLK, "a block device"),
-)
+from clouds.files import kind_of_file
 
 
 @dataclass
@@ -131,5 +125,4 @@ def _problem(entry: os.DirEntry[str], wanted: bool) -> str:
         return f"a link to {os.readlink(entry.path)}, which does not exist"  # noqa: PTH115
     except OSError as error:
         return f"cannot be looked up: {error.strerror}"
-    kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
-    return kind if wanted else ""
+    return kind_of_file(mode) if wanted else ""
