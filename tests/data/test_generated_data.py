@@ -191,8 +191,10 @@ def test_labels_are_never_read_in_training(cfg, root, monkeypatch):
     assert np.array_equal(dataset.read_label(records[1]), train_ids(1, range(19)))
 
     opened = []
-    plain = reading._open
-    monkeypatch.setattr(reading, "_open", lambda path, **k: opened.append(path) or plain(path, **k))
+    plain = reading.open_image_file
+    monkeypatch.setattr(
+        reading, "open_image_file", lambda path, **k: opened.append(path) or plain(path, **k)
+    )
     for label in (root / "stable_diffusion/x/labels").iterdir():
         label.write_text("no image")
     assert all_same(without, batches(cfg, 6))

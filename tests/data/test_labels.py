@@ -85,7 +85,9 @@ def test_label_of_one_bit(tmp_path):
 
 def test_label_of_fractions(tmp_path):
     Image.fromarray(np.full((6, 7), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match=r"a\.tiff: cannot be read.*: TIFF file of mode F, 32 bits"):
+    with pytest.raises(
+        ValueError, match=r"a\.tiff: cannot be read.*: TIFF file of mode F, 32 bits"
+    ):
         read_label(tmp_path / "a.tiff")
 
 
