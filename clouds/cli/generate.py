@@ -59,6 +59,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--verify", action="store_true",
         help="when resuming, regenerate images whose hash differs from the manifest",
     )  # fmt: skip
+    add(
+        "--max-redraws", type=int, default=5, metavar="N",
+        help="how often an image of one color (of a safety checker, or after an overflow) is drawn "
+        "again with another seed, before it is an error (default: %(default)s)",
+    )  # fmt: skip
     size = parser.add_argument_group("size of an image, pixels")
     size.add_argument("--height", type=int, metavar="ROWS", help="default: 768")
     size.add_argument("--width", type=int, metavar="COLUMNS", help="default: 768")
@@ -135,7 +140,7 @@ def build_job(args: argparse.Namespace, world_size: int) -> GenerationJob:
 
     prompts = tuple(read_prompts(args.prompts))
     generator = make_generator(args, world_size)
-    return GenerationJob(args.output, generator, prompts, args.count, args.seed)
+    return GenerationJob(args.output, generator, prompts, args.count, args.seed, args.max_redraws)
 
 
 def make_generator(args: argparse.Namespace, world_size: int) -> Generator:
@@ -216,12 +221,14 @@ def generate(job: GenerationJob, rank: int, world_size: int) -> None:
 
 def finish(job: GenerationJob) -> None:
     """Write the contact sheet and print the result, in the process that finishes last."""
-    from clouds.generation.job import remaining, write_contact_sheet
+    from clouds.generation.job import num_redrawn, remaining, write_contact_sheet
 
     if remaining(job):
         return
     sheet = write_contact_sheet(job)
     print(f"{job.count} images in {job.output / 'images'}; overview: {sheet}")
+    if redrawn := num_redrawn(job):
+        print(f"{redrawn} of them were drawn again, because they had only one color.")
     folder = job.output.absolute()
     if folder.parent.name == "stable_diffusion":
         print("Use them:")

@@ -27,7 +27,7 @@ from clouds.data.augmentation import (
     SSDColorJitter,
 )
 from clouds.data.labels import read_train_ids
-from clouds.data.reading import read_image
+from clouds.data.reading import is_one_color, read_image
 from clouds.data.structures import (
     EvalSample,
     GeneratedSample,
@@ -217,7 +217,7 @@ def read_generated_image(record: Record) -> UInt8Array:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is broken, or of another size than in its manifest.
+        ValueError: it is broken, of another size than in its manifest, or of one color.
     """
     try:
         image = read_image(record.image)
@@ -235,6 +235,12 @@ def read_generated_image(record: Record) -> UInt8Array:
         raise ValueError(
             f"{record.image}: the image is {size[1]}x{size[0]} pixels, but {expected[1]}x"
             f"{expected[0]} in the manifest of {record.dataset}. {_GENERATE_AGAIN}"
+        )
+    if is_one_color(image):
+        raise ValueError(
+            f"{record.image}: all pixels of this generated image have the color "
+            f"{tuple(image[0, 0].tolist())} (RGB): a safety checker has replaced it, or numbers "
+            f"have overflowed in half precision. {_GENERATE_AGAIN}"
         )
     return image
 

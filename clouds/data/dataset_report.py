@@ -9,20 +9,21 @@ from typing import Literal
 
 from clouds.data.datasets import DatasetSpec, Listing
 from clouds.data.labels import read_label
-from clouds.data.reading import DamagedImageError, read_image
-from clouds.data.structures import Record
+from clouds.data.reading import DamagedImageError, is_one_color, read_image
+from clouds.data.structures import Domain, Record
 from clouds.files import file_sha256
 from clouds.messages import format_examples
 
 State = Literal["ok", "broken", "missing"]
 
 
-DEFECTS = UNREADABLE, DAMAGED, OTHER_SIZE, UNKNOWN_IDS, NOT_AS_IN_MANIFEST = (
+DEFECTS = UNREADABLE, DAMAGED, OTHER_SIZE, UNKNOWN_IDS, NOT_AS_IN_MANIFEST, ONE_COLOR = (
     "files cannot be read",
     "JPEG files have damaged data",
     "labels of another size than their image",
     "labels with unknown ids",
     "images differ from the manifest",
+    "generated images have only one color",
 )
 """Defects of a pair of image and label, as text that follows their number."""
 
@@ -104,15 +105,19 @@ def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tu
     defects = []
     size: tuple[int, ...] | None = None
     try:
-        size = read_image(record.image, strict=True).shape[:2]
+        image = read_image(record.image, strict=True)
     except DamagedImageError as error:
         defects.append((DAMAGED, str(error)))
     except (OSError, ValueError) as error:
         defects.append((UNREADABLE, str(error)))
     else:
+        size = image.shape[:2]
         mismatch = _manifest_mismatch(listing, record, size, compare_hash)
         if mismatch:
             defects.append((NOT_AS_IN_MANIFEST, f"{record.image} ({mismatch})"))
+        if record.domain is Domain.GENERATED and is_one_color(image):
+            color = tuple(image[0, 0].tolist())
+            defects.append((ONE_COLOR, f"{record.image} ({color} in RGB)"))
     if record.label is None or record.label_format is None:
         return defects
     try:

@@ -7,13 +7,15 @@
 
 Label, image and line are written in this order, each file under a temporary name first, so files of
 an interrupted run are either complete or ignored. The seed of an image is a function of its number,
-so images do not depend on interruptions or on the process that generates them.
+so images do not depend on interruptions or on the process that generates them. An image of one
+color is drawn again with another seed, which is also a function of its number.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,11 +29,13 @@ import numpy.typing as npt
 from clouds.data.datasets.builtin import generated_description
 from clouds.data.datasets.manifest import MANIFEST_NAME, Entry, append_entry, read_manifest
 from clouds.data.labels import read_label
-from clouds.data.reading import read_image
+from clouds.data.reading import is_one_color, read_image
 from clouds.files import atomic_write, file_sha256, partial_files
 from clouds.generation.generators import GeneratedImage, Generator
 from clouds.version import __version__
 from clouds.visualizer import Tile, legend_of, side_by_side
+
+logger = logging.getLogger(__name__)
 
 RECORD = "generation.json"
 SHEET = "contact_sheet.png"
@@ -50,9 +54,11 @@ class GenerationJob:
         prompts: used in turn.
         count: number of images.
         seed: image k is a function of this seed, k, its prompt and the generator.
+        max_redraws: how often an image of one color is drawn again, with another seed. Safety
+            checkers return such images, and models whose numbers overflow in half precision.
 
     Raises:
-        ValueError: no prompt, no image, or a negative seed.
+        ValueError: no prompt, no image, or a negative number.
     """
 
     output: Path
@@ -60,6 +66,7 @@ class GenerationJob:
     prompts: tuple[str, ...]
     count: int
     seed: int = 0
+    max_redraws: int = 5
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -68,6 +75,8 @@ class GenerationJob:
             raise ValueError(f"--count is {self.count}; it must be at least 1")
         if self.seed < 0:
             raise ValueError(f"--seed is {self.seed}; it must not be negative")
+        if self.max_redraws < 0:
+            raise ValueError(f"--max-redraws is {self.max_redraws}; it must not be negative")
 
     @property
     def manifest(self) -> Path:
@@ -102,9 +111,14 @@ def image_name(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def image_seed(seed: int, number: int) -> int:
-    """The seed of an image, below 2**63, a function of the job's seed and the image's number."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> 1)
+def image_seed(seed: int, number: int, redraw: int = 0) -> int:
+    """The seed of an image, below 2**63, a function of the job's seed and the image's number.
+
+    Args:
+        redraw: how many images of this number were drawn before.
+    """
+    entropy = (seed, number, redraw) if redraw else (seed, number)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 # ---------------------------------------------------------------------- preparation
@@ -251,6 +265,7 @@ def generate(job: GenerationJob, numbers: Sequence[int]) -> Iterator[int]:
 
     Raises:
         OSError: an image cannot be written, such as on a full disk; the message says what to do.
+        ValueError: an image has one color in all of its draws.
     """
     step = job.generator.batch_size
     for start in range(0, len(numbers), step):
@@ -260,11 +275,35 @@ def generate(job: GenerationJob, numbers: Sequence[int]) -> Iterator[int]:
             [image_seed(job.seed, number) for number in batch],
         )
         for number, image in zip(batch, images, strict=True):
-            _write(job, number, image)
+            _write(job, number, *_redraw_while_one_color(job, number, image))
             yield number
 
 
-def _write(job: GenerationJob, number: int, generated: GeneratedImage) -> None:
+def _redraw_while_one_color(
+    job: GenerationJob, number: int, image: GeneratedImage
+) -> tuple[GeneratedImage, int]:
+    """An image that has more than one color, and the number of images drawn before it."""
+    redraws = 0
+    while is_one_color(image.image):
+        what = (
+            f"{image_name(number)} of the prompt {job.prompt(number)!r} has only the color "
+            f"{tuple(image.image[0, 0].tolist())} (RGB)"
+        )
+        if redraws == job.max_redraws:
+            raise ValueError(
+                f"image {what}, and so have all of its {redraws + 1} draws. If a safety checker of "
+                "the model refuses the prompt, change it; if numbers overflow in half precision, "
+                "use --dtype bfloat16 or float32. --max-redraws allows more draws."
+            )
+        redraws += 1
+        logger.warning("image %s; it is drawn again (%d of %d)", what, redraws, job.max_redraws)
+        (image,) = job.generator.generate(
+            [job.prompt(number)], [image_seed(job.seed, number, redraws)]
+        )
+    return image, redraws
+
+
+def _write(job: GenerationJob, number: int, generated: GeneratedImage, redraws: int) -> None:
     """Write label, image and manifest line, in this order: images with a line are complete."""
     path = job.image_path(number)
     with _explain_write_errors(path):
@@ -274,12 +313,13 @@ def _write(job: GenerationJob, number: int, generated: GeneratedImage) -> None:
         entry = Entry(
             file=image_name(number),
             prompt=job.prompt(number),
-            seed=image_seed(job.seed, number),
+            seed=image_seed(job.seed, number, redraws),
             generator=job.generator.name,
             model=job.generator.model,
             height=generated.image.shape[0],
             width=generated.image.shape[1],
             sha256=file_sha256(path),
+            redraws=redraws,
         )
         append_entry(job.manifest, entry)
 
@@ -294,6 +334,11 @@ def _write_png(path: Path, image: npt.NDArray[np.generic]) -> None:
 
 def _finished(job: GenerationJob) -> dict[str, Entry]:
     return read_manifest(job.manifest) if job.manifest.is_file() else {}
+
+
+def num_redrawn(job: GenerationJob) -> int:
+    """Number of the images that had one color when they were drawn first."""
+    return sum(entry.redraws > 0 for entry in _finished(job).values())
 
 
 @contextmanager

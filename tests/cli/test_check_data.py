@@ -269,3 +269,19 @@ def test_real_camvid(capsys):
     for name in names:
         count = str(len(list((folder / name.removeprefix("camvid_")).iterdir())))
         assert cells(out, name) == [name, "ok", count, "0", "0", "0", count, "0", "0", "0"]
+
+
+def test_generated_images_of_one_color(tmp_path, capsys):
+    top = tmp_path / "stable_diffusion/y/images"
+    for name, color in (("black", 0), ("white", 255)):
+        save(top / f"{name}.png", np.full((24, 32, 3), color, np.uint8))
+    save(top / "usual.png", random_image(0))
+    code, out = run(capsys, tmp_path, "--datasets", "sd_y", "--full")
+    assert code == 1
+    assert cells(out, "sd_y")[1] == "broken"
+    assert "2 generated images have only one color: " in out
+    assert f"{top}/black.png ((0, 0, 0) in RGB), {top}/white.png ((255, 255, 255) in RGB)" in out
+    # a dark image of a camera is no defect
+    write(tmp_path, "gta5", 0)
+    save(tmp_path / "gta5/images/00000.png", np.zeros((24, 32, 3), np.uint8))
+    assert run(capsys, tmp_path, "--datasets", "gta5", "--full")[0] == 0

@@ -139,7 +139,8 @@ def test_batches_hold_only_what_is_missing(tmp_path):
 
         def generate(self, prompts, seeds):
             self.calls.append(list(prompts))
-            return [GeneratedImage(np.full((8, 8, 3), seed % 256, np.uint8)) for seed in seeds]
+            images = [np.random.default_rng(s).integers(0, 256, (8, 8, 3), np.uint8) for s in seeds]
+            return [GeneratedImage(image) for image in images]
 
         def prompt_warnings(self, prompts):
             return []
@@ -158,6 +159,75 @@ def test_batches_hold_only_what_is_missing(tmp_path):
     (folder.output / "images" / "000007.png").unlink()
     (folder.output / "images" / "000008.png").unlink()
     assert [jobs.remaining(folder, rank, 3) for rank in range(3)] == [[], [4, 7], [8]]
+
+
+# ---------------------------------------------------------------------- images of one color
+class SafetyChecker:
+    """A generator whose images are black for some seeds."""
+
+    name, model, size, settings, has_labels = "checker", "m", (8, 8), {}, False
+    batch_size = 4
+
+    def __init__(self, refused):
+        self.refused = refused
+
+    def generate(self, prompts, seeds):
+        images = [np.random.default_rng(s).integers(0, 256, (8, 8, 3), np.uint8) for s in seeds]
+        return [
+            GeneratedImage(image * (s not in self.refused))
+            for image, s in zip(images, seeds, strict=True)
+        ]
+
+    def prompt_warnings(self, prompts):
+        return []
+
+
+def seed_of(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def test_images_of_one_color_are_drawn_again_with_further_seeds(tmp_path, caplog):
+    generator = SafetyChecker({seed_of(7, 2), seed_of(7, 2, 1), seed_of(7, 3)})
+    folder = jobs.GenerationJob(tmp_path / "a", generator, ("a", "b"), 6, 7, max_redraws=2)
+    assert fill(folder) == list(range(6))
+    expected = [seed_of(7, 0), seed_of(7, 1), seed_of(7, 2, 2), seed_of(7, 3, 1)]
+    entries = lines(folder.output)
+    assert [line["seed"] for line in entries] == [*expected, seed_of(7, 4), seed_of(7, 5)]
+    assert [line.get("redraws") for line in entries] == [None, None, 2, 1, None, None]
+    for line in entries:
+        image = np.array(Image.open(folder.output / "images" / str(line["file"])))
+        rng = np.random.default_rng(line["seed"])
+        assert np.array_equal(image, rng.integers(0, 256, (8, 8, 3), np.uint8))
+    assert [m for m in caplog.messages if "000003" in m] == [
+        "image 000003.png of the prompt 'b' has only the color (0, 0, 0) (RGB); it is drawn again "
+        "(1 of 2)"
+    ]
+    assert jobs.num_redrawn(folder) == 2
+    # one that is missing is drawn again in the same way
+    before = (folder.output / "images/000002.png").read_bytes()
+    (folder.output / "images/000002.png").unlink()
+    assert fill(folder) == [2]
+    assert (folder.output / "images/000002.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("max_redraws", [0, 2])
+def test_an_image_that_has_one_color_in_all_draws_is_an_error(tmp_path, max_redraws):
+    generator = SafetyChecker({seed_of(0, 2), *(seed_of(0, 2, i) for i in range(1, 9))})
+    folder = jobs.GenerationJob(tmp_path / "a", generator, ("a",), 4, 0, max_redraws)
+    jobs.prepare(folder)
+    message = (
+        rf"image 000002\.png of the prompt 'a' has only .* all of its {max_redraws + 1} draws.*"
+    )
+    with pytest.raises(ValueError, match=message + r"safety checker.*--dtype.*--max-redraws"):
+        list(jobs.generate(folder, jobs.remaining(folder)))
+    written = {path.name for path in (folder.output / "images").iterdir()}
+    assert written == {line["file"] for line in lines(folder.output)}
+    assert len(written) == 2
+
+
+def test_the_number_of_redraws_is_not_negative(tmp_path):
+    with pytest.raises(ValueError, match="--max-redraws is -1; it must not be negative"):
+        jobs.GenerationJob(tmp_path, SafetyChecker(()), ("a",), 4, 0, -1)
 
 
 # ---------------------------------------------------------------------- interrupted runs

@@ -191,8 +191,10 @@ def test_labels_are_never_read_in_training(cfg, root, monkeypatch):
     assert np.array_equal(dataset.read_label(records[1]), train_ids(1, range(19)))
 
     opened = []
-    plain = reading._open
-    monkeypatch.setattr(reading, "_open", lambda path, **k: opened.append(path) or plain(path, **k))
+    plain = reading.open_image_file
+    monkeypatch.setattr(
+        reading, "open_image_file", lambda path, **k: opened.append(path) or plain(path, **k)
+    )
     for label in (root / "stable_diffusion/x/labels").iterdir():
         label.write_text("no image")
     assert all_same(without, batches(cfg, 6))
@@ -420,6 +422,28 @@ def test_an_image_of_another_size_than_in_the_manifest(cfg, images):
         "Delete",
     ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (3, 200, 77)])
+def test_an_image_of_one_color_is_a_faulty_file(cfg, images, color, tmp_path):
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    save(images / "101.png", np.full((24, 32, 3), color, np.uint8))
+    with pytest.raises(ValueError, match=r"101\.png: all pixels of this generated image") as error:
+        batches(cfg, 3)
+    assert f"have the color {color} (RGB)" in str(error.value)
+    assert "Delete it and run `clouds generate` again" in str(error.value)
+    cfg.DATALOADER.FAULTY = "skip"
+    used = {Path(s["file_name"]).name for b in batches(cfg, 9) for s in b if s["dataset"] == "sd_x"}
+    assert used == {"100.png", "102.png", "103.png"}
+    (line,) = Path(cfg.OUTPUT_DIR, "faulty_files.json").read_text().splitlines()
+    assert "all pixels of this generated image" in line
+
+
+def test_one_other_pixel_is_another_color(cfg, images):
+    pixels = np.zeros((24, 32, 3), np.uint8)
+    pixels[23, 31, 2] = 1
+    save(images / "101.png", pixels)
+    batches(cfg, 3)
 
 
 def test_an_image_removed_during_training(cfg, images):

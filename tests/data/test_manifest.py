@@ -49,6 +49,12 @@ def test_one_json_object_per_line(path):
     assert json.loads(lines[1])["prompt"] == "a rainy street, Zürich\n\u2028 no. 1"
 
 
+def test_redraws_are_in_a_line_only_if_there_were_some(path):
+    append_entry(path, entry(3, redraws=2))
+    assert list(json.loads(path.read_bytes().splitlines()[3])) == [*FIELDS, "redraws"]
+    assert [e.redraws for e in read_manifest(path).values()] == [0, 0, 0, 2]
+
+
 def test_empty_and_absent(tmp_path):
     (tmp_path / "m.jsonl").write_text("\n \n")
     assert read_manifest(tmp_path / "m.jsonl") == {}

@@ -199,6 +199,109 @@ def test_zeros_after_the_end_of_a_jpeg_are_ignored(tmp_path):
     assert max_difference(read_image(path), smooth()) < 12
 
 
+# ---------------------------------------------------------------- large files
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.parametrize("kind", ["text", "compressed text", "color profile"])
+def test_large_metadata(tmp_path, kind, mode):
+    """Pillow refuses texts and profiles of more than 1 MiB."""
+    image = Image.fromarray(random_image(0)).convert(mode)
+    info, options = PngImagePlugin.PngInfo(), {}
+    if kind == "color profile":
+        options["icc_profile"] = random.Random(0).randbytes(2 << 20)
+    else:
+        info.add_itxt("Comment", "0123456789" * 200_000, zip=kind == "compressed text")
+    path = tmp_path / "a.png"
+    image.save(path, pnginfo=info, **options)
+    assert np.array_equal(read_image(path), np.array(image.convert("RGB")))
+    assert read_size(path) == image.size[::-1]
+    if mode != "RGB":
+        assert np.array_equal(read_label(path, "red"), np.array(image))
+
+
+def test_damage_in_large_metadata_is_seen(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "0123456789" * 200)
+    path = tmp_path / "a.png"
+    Image.fromarray(random_image(0)).save(path, pnginfo=info)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"012345")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="chunk b'tEXt' at byte"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
+def test_the_limit_of_pixels(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(smooth(30, 40)).save(path, quality=98)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # of Pillow; it is not used
+    monkeypatch.setenv("CLOUDS_MAX_IMAGE_PIXELS", "1200")
+    assert max_difference(read_image(path), smooth(30, 40)) < 12
+    assert read_size(path) == (30, 40)
+    monkeypatch.setenv("CLOUDS_MAX_IMAGE_PIXELS", "1199")
+    with pytest.raises(
+        ValueError, match=rf"a\.{suffix}: the image has 40x30 = 1200 .* allowed are 11"
+    ) as e:
+        read_image(path)
+    assert "CLOUDS_MAX_IMAGE_PIXELS=1200 to read it" in str(e.value)
+    assert "again" not in str(e.value)
+    for wrong in ("many", "0", "-1"):
+        monkeypatch.setenv("CLOUDS_MAX_IMAGE_PIXELS", wrong)
+        with pytest.raises(ValueError, match=f"CLOUDS_MAX_IMAGE_PIXELS is '{wrong}', but must be"):
+            read_image(path)
+
+
+def test_formats_of_which_pillow_limits_the_pixels(tmp_path, monkeypatch):
+    path = tmp_path / "a.webp"
+    Image.fromarray(smooth(30, 40)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(
+        ValueError, match=r"a\.webp: Pillow reads .* PIL\.Image\.MAX_IMAGE_PIXELS\.$"
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3)])
+def test_images_wider_than_opencv_reads(tmp_path, color, channels, capfd):
+    width = (1 << 20) + 5
+    row = np.resize(np.arange(250, dtype=np.uint8), width * channels)
+    (tmp_path / "a.png").write_bytes(png((1, width), color, b"\0" + row.tobytes()))
+    expected = np.broadcast_to(row.reshape(1, width, channels), (1, width, 3))
+    assert np.array_equal(read_image(tmp_path / "a.png"), expected)
+    assert read_size(tmp_path / "a.png") == (1, width)
+    if color == 0:
+        assert np.array_equal(read_label(tmp_path / "a.png"), row[None])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_label_that_no_decoder_reads(tmp_path):
+    width = (1 << 20) + 5
+    data = bytearray(png((1, width), 2, bytes(1 + 6 * width)))
+    data[24] = 16  # bits
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "a.png").write_bytes(data)
+    assert read_image(tmp_path / "a.png").shape == (1, width, 3)
+    with pytest.raises(ValueError, match=r"a\.png: OpenCV cannot decode .* in one channel\.$"):
+        read_label(tmp_path / "a.png", "red")
+
+
+def test_jpegs_wider_than_decoders_read(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("L", (65500, 1), 9).save(path)
+    assert (read_image(path) == 9).all()
+    data = bytearray(path.read_bytes())
+    width = data.index(b"\xff\xc0") + 7  # after length, depth and height
+    data[width : width + 2] = struct.pack(">H", 65501)
+    path.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"has 65501x1 pixels, but decoders .* 65500 .*as PNG"
+    ) as e:
+        read_image(path)
+    assert "again" not in str(e.value)
+
+
 # ---------------------------------------------------------------- missing or broken files
 
 

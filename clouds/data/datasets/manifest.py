@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,6 +31,8 @@ class Entry:
         model: weights of the generator, such as a hub id; empty when it has no weights.
         height, width: size of the image, pixels.
         sha256: SHA-256 of the image file, 64 lowercase hexadecimal digits.
+        redraws: number of images of one color that were drawn before, with other seeds; a line
+            without it means 0.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names the field.
@@ -44,6 +46,7 @@ class Entry:
     height: int
     width: int
     sha256: str
+    redraws: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -58,7 +61,7 @@ class Entry:
                 f"file is {self.file!r}, but must be a path below the folder images, such as "
                 "'0000001.png'"
             )
-        for name, low in (("seed", 0), ("height", 1), ("width", 1)):
+        for name, low in (("seed", 0), ("height", 1), ("width", 1), ("redraws", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {low}")
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
@@ -115,7 +118,10 @@ def append_entry(path: Path, entry: Entry) -> None:
     """
     import fcntl  # does not exist on Windows, where a manifest can still be read
 
-    line = json.dumps(asdict(entry)).encode() + b"\n"
+    values = asdict(entry)
+    if not entry.redraws:
+        del values["redraws"]
+    line = json.dumps(values).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         # held until the file is closed, so that no other process sees an incomplete line
@@ -161,7 +167,7 @@ def _parse(line: bytes) -> Entry:
     if not isinstance(values, dict):
         raise ValueError(f"it is {values!r}, but must be a JSON object")
     known = [field.name for field in fields(Entry)]
-    missing = [name for name in known if name not in values]
+    missing = [f.name for f in fields(Entry) if f.default is MISSING and f.name not in values]
     unknown = [name for name in values if name not in known]
     if missing or unknown:
         parts = [f"missing: {', '.join(missing)}"] * bool(missing)
