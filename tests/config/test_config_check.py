@@ -103,6 +103,8 @@ BAD_TOGETHER = [
     (["INPUT.INITIAL_HEIGHT", "720"], "INPUT.INITIAL_WIDTH is 0"),
     (["INPUT.INITIAL_WIDTH", "720"], "INPUT.INITIAL_WIDTH is 720"),
     (["INPUT.SCALE_RANGE", "(2, 0.5)"], "must not exceed"),
+    (["TEST.LONG_SIDE_MAX", "1023"], "SHORT_SIDE is 1024 .*allowed are 0.* from 1024"),
+    (["TEST.SLIDE.SHORT_SIDE", "9000"], "SLIDE.SHORT_SIDE 9000; .* from 9000"),
     (["SOLVER.STEPS", "(5, 5)"], "increasing"),
     (["SOLVER.STEPS", "(0, 5)"], "above 0"),
     *(
