@@ -22,6 +22,7 @@ from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
 from clouds.data.datasets import DatasetSpec, dataset_names, get_dataset
 from clouds.data.label_space import LabelSpace
+from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
@@ -94,7 +95,7 @@ def evaluate(
 
 
 def check_test_data(names: Sequence[str]) -> None:
-    """Report missing files before the first evaluation, and before a model is built.
+    """Report missing files and useless labels before the first evaluation, before a model is built.
 
     Raises:
         FileNotFoundError, ValueError: see `evaluate`.
@@ -105,7 +106,9 @@ def check_test_data(names: Sequence[str]) -> None:
     if repeated:
         raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
     for name in names:
-        _labeled_records(get_dataset(name))
+        dataset = get_dataset(name)
+        _labeled_records(dataset)
+        check_labels(dataset, need_class=False)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:
