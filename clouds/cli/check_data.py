@@ -1,7 +1,9 @@
 """Show which datasets exist, and whether they are complete and valid.
 
 Without --datasets, all known datasets are checked; sd_<folder> is a folder of generated images. The
-exit code is 1 when a dataset given by --datasets is missing or broken.
+exit code is 1 when a dataset given by --datasets is missing or broken. Below the table is what is
+wrong with a dataset, and, marked by *, what may not be meant: files that are not used, files listed
+twice, labels without a class.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from clouds.cli.command_line import new_parser, path, user_errors_in_one_line
 if TYPE_CHECKING:
     from clouds.data.dataset_report import DatasetReport
     from clouds.data.datasets import DatasetSpec
+    from clouds.data.label_statistics import LabelStatistics
 
 SAMPLE = 5  # number of pairs opened per dataset without --full
 
@@ -48,6 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in report.problems():
                 print(f"  - {problem}")
             print(f"  {report.dataset.hint()}")
+        if report.state != "missing" and report.notes():
+            print(f"\n{report.dataset.name}:")
+            for note in report.notes():
+                print(f"  * {note}")
+        if args.classes and report.labels.num_labels:
+            print(f"\n{report.dataset.name}, {report.labels.num_labels} labels:")
+            print(class_table(report.labels))
     if not args.full:
         print(f"\nUp to {SAMPLE} pairs were opened per dataset; --full opens all.")
     return int(requested and any(report.state != "ok" for report in reports))
@@ -83,6 +93,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="open every file; compare the hashes of generated images with their manifest",
     )
     parser.add_argument(
+        "--classes",
+        action="store_true",
+        help="show the share of each class in the pixels and in the images of the opened labels",
+    )
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)"
     )
     args = parser.parse_args(argv)
@@ -99,7 +114,7 @@ def table(reports: Sequence[DatasetReport]) -> str:
 
     rows: list[list[str | int]] = []
     for report in reports:
-        listing = report.listing
+        listing, labeled = report.listing, report.share_labeled()
         if report.state == "missing":
             rows.append([report.dataset.name, "missing"])
             continue
@@ -113,6 +128,8 @@ def table(reports: Sequence[DatasetReport]) -> str:
                 len(listing.skipped),
                 report.num_opened,
                 *(len(report.defects[name]) for name in (UNREADABLE, OTHER_SIZE, UNKNOWN_IDS)),
+                report.num_unused,
+                "-" if labeled is None else f"{100 * labeled:.1f}%",
             ]
         )
     headers = [
@@ -126,5 +143,23 @@ def table(reports: Sequence[DatasetReport]) -> str:
         "un-\nreadable",
         "size\nmismatch",
         "unknown\nids",
+        "not\nused",
+        "pixels with\na class",
     ]
-    return tabulate(rows, headers=headers)
+    return tabulate(rows, headers=headers, colalign=("left", "left", *["right"] * 10))
+
+
+def class_table(labels: LabelStatistics) -> str:
+    """One line per class: its shares of the pixels that have a class, and of the images."""
+    from tabulate import tabulate
+
+    total = max(1, int(labels.pixels.sum()))
+    rows = [
+        [name, f"{100 * int(pixels) / total:.3f}", f"{100 * int(images) / labels.num_labels:.1f}"]
+        for name, pixels, images in zip(
+            labels.label_space.names, labels.pixels, labels.images, strict=True
+        )
+    ]
+    headers = ["class", "% of pixels", "% of images"]
+    align = ("left", "right", "right")
+    return tabulate(rows, headers=headers, colalign=align, disable_numparse=True)

@@ -337,6 +337,17 @@ def _not_one_per_dataset(count: int, train: tuple[str, ...]) -> str | None:
     )
 
 
+@cross_check("TEST.LONG_SIDE_MAX", "TEST.SHORT_SIDE", "TEST.SLIDE.SHORT_SIDE")
+def long_side_is_not_below_the_short_side(long_side: int, short: int, slide: int) -> str | None:
+    """A limit below the short side would limit every image."""
+    if long_side == 0 or long_side >= max(short, slide):
+        return None
+    return (
+        f"TEST.SHORT_SIDE is {short} and TEST.SLIDE.SHORT_SIDE {slide}; allowed are 0, without a "
+        f"limit, and numbers from {max(short, slide)}"
+    )
+
+
 @cross_check("INPUT.SCALE_RANGE")
 def scale_range_is_ordered(scales: tuple[float, float]) -> str | None:
     """Minimum first."""

@@ -250,6 +250,14 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("TEST.SHORT_SIDE", 1024, "Short side of the input, pixels; 0: its own.", at_least(0)),
     Key(
+        "TEST.LONG_SIDE_MAX",
+        8192,
+        "Limit of the long side, pixels, where an image is resized to a short side (0: none); a "
+        "longer image gets this long side and keeps its ratio. At a short side of 1024 an image "
+        "of 2:1 has 2048, one of 4:1 4096; only images longer than 8:1 are limited.",
+        at_least(0),
+    ),
+    Key(
         "TEST.SLIDE.SHORT_SIDE",
         0,
         "Short side of the image that is divided into windows, pixels; 0: its own (as in Rein's "

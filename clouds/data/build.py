@@ -24,6 +24,7 @@ from torch.utils.data import Sampler
 from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepare, SourceMapper
 from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
+from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
 from clouds.data.structures import Domain, PartlyLabelledSample, Record, TrainSample
 
@@ -281,10 +282,12 @@ def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog 
 
 
 def check_training_data(cfg: CfgNode) -> None:
-    """Raise what `build_train_loader` raises about the datasets of DATASETS.TRAIN."""
+    """Raise what `build_train_loader` and `check_labels` raise about DATASETS.TRAIN."""
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
     for dataset in _training_datasets(cfg, domains):
         _training_records(dataset)
+        if dataset.domain is Domain.SOURCE:  # labels of generated images are not trained on
+            check_labels(dataset, need_class=True)
 
 
 def _training_datasets(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Literal
 
 from clouds.data.datasets import DatasetSpec, Listing
+from clouds.data.datasets.scan import files_beside
+from clouds.data.label_statistics import LabelCounts, LabelStatistics, spread
 from clouds.data.labels import read_label
 from clouds.data.reading import DamagedImageError, is_one_color, read_image
 from clouds.data.structures import Domain, Record
@@ -37,12 +40,18 @@ class DatasetReport:
         listing: its files.
         num_opened: number of pairs that were read.
         defects: a line per file with a defect, by each of `DEFECTS`.
+        unused: files in the folders of the dataset that are not used, without `unused_folders`.
+        labels: counts over the labels that were read, without those with unknown ids.
     """
 
     dataset: DatasetSpec
     listing: Listing
     num_opened: int = 0
     defects: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in DEFECTS})
+    unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.labels = LabelStatistics(self.dataset.label_space)
 
     @property
     def state(self) -> State:
@@ -62,7 +71,51 @@ class DatasetReport:
             for defect, lines in self.defects.items()
             if lines
         ]
-        return missing + gaps + defects
+        return missing + gaps + defects + self.labels.errors(self._has_all_labels)
+
+    @property
+    def num_unused(self) -> int:
+        """Number of files that are not used, also those in hidden and foreign folders."""
+        return len(self.unused) + sum(f.num_files for f in self.listing.unused_folders)
+
+    def notes(self) -> list[str]:
+        """What is no problem but may not be meant, a sentence each."""
+        listing = self.listing
+        notes = [
+            f"{len(lines)} {what}: {format_examples(lines, 3)}"
+            for lines, what in (
+                (listing.second_files, "files have the name of another one, but for the ending"),
+                (listing.same_images, "images are listed twice, by links to the same file"),
+                (listing.same_labels, "labels are listed twice, by links to the same file"),
+            )
+            if lines
+        ]
+        if self.unused:
+            notes.append(f"{len(self.unused)} files are not used: {_by_ending(self.unused)}")
+        if listing.unused_folders:
+            folders = [f"{f.path} ({f.num_files} files)" for f in listing.unused_folders]
+            notes.append(f"{len(folders)} folders are not used: {format_examples(folders)}")
+        return notes + self.labels.warnings(self._has_all_labels)
+
+    @property
+    def _has_all_labels(self) -> bool:
+        return self.labels.num_labels == sum(r.label is not None for r in self.listing.records)
+
+    def share_labeled(self) -> float | None:
+        """Share of the pixels of the labels that have a class, in [0, 1]; None: no label."""
+        total = self.labels.num_pixels
+        return float(self.labels.pixels.sum()) / total if total else None
+
+
+def _by_ending(paths: Sequence[str]) -> str:
+    """Number of files and an example per ending, of the endings with most files."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        name = PurePath(path)
+        ending = "hidden" if name.name.startswith(".") else f"*{name.suffix.lower()}"
+        groups.setdefault(ending, []).append(path)
+    by_size = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return format_examples([f"{len(files)} {end}, such as {files[0]}" for end, files in by_size])
 
 
 def check_dataset(
@@ -82,26 +135,26 @@ def check_dataset(
         progress: called after each pair with the number of pairs opened so far and in total.
     """
     listing = dataset.listing()
-    report = DatasetReport(dataset, listing)
-    chosen = _spread(listing.records, sample)
+    report = DatasetReport(dataset, listing, unused=listing.unused)
+    if not dataset.folders:  # a registered dataset names its files
+        files = [f for r in listing.records for f in (r.image, r.label) if f is not None]
+        report.unused = files_beside([str(f) for f in (*files, *listing.images_without_label)])
+    chosen = spread(listing.records, sample)
     with ThreadPoolExecutor(workers) as pool:
-        for defects in pool.map(lambda r: _check_pair(r, listing, sample is None), chosen):
+        for defects, counts in pool.map(lambda r: _check_pair(r, listing, sample is None), chosen):
             report.num_opened += 1
             for defect, line in defects:
                 report.defects[defect].append(line)
+            if counts is not None:
+                report.labels.add(counts)
             progress(report.num_opened, len(chosen))
     return report
 
 
-def _spread(records: Sequence[Record], count: int | None) -> Sequence[Record]:
-    """`count` of them, from the first to the last in even steps."""
-    if count is None or count >= len(records):
-        return records
-    return [records[i * (len(records) - 1) // max(1, count - 1)] for i in range(count)]
-
-
-def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tuple[str, str]]:
-    """Read one pair; optionally compare the hash of the image with the manifest."""
+def _check_pair(
+    record: Record, listing: Listing, compare_hash: bool
+) -> tuple[list[tuple[str, str]], LabelCounts | None]:
+    """Defects of a pair, and counts of its label; optionally compare the hash of the image."""
     defects = []
     size: tuple[int, ...] | None = None
     try:
@@ -119,18 +172,18 @@ def _check_pair(record: Record, listing: Listing, compare_hash: bool) -> list[tu
             color = tuple(image[0, 0].tolist())
             defects.append((ONE_COLOR, f"{record.image} ({color} in RGB)"))
     if record.label is None or record.label_format is None:
-        return defects
+        return defects, None
     try:
         raw = read_label(record.label, record.label_format)
     except (OSError, ValueError) as error:
-        return [*defects, (UNREADABLE, str(error))]
+        return [*defects, (UNREADABLE, str(error))], None
     if size is not None and size != raw.shape:
         sizes = f"{raw.shape[1]}x{raw.shape[0]}, image {size[1]}x{size[0]}"
         defects.append((OTHER_SIZE, f"{record.label} ({sizes})"))
     unknown = record.label_format.ids.unknown_ids(raw)
     if unknown:
         defects.append((UNKNOWN_IDS, f"{record.label} (ids {format_examples(unknown)})"))
-    return defects
+    return defects, LabelCounts.of(record, raw)
 
 
 def _manifest_mismatch(

@@ -22,6 +22,7 @@ from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
 from clouds.data.datasets import Datasets, DatasetSpec, dataset_names, get_dataset
 from clouds.data.label_space import LabelSpace
+from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
@@ -94,7 +95,7 @@ def evaluate(
 
 
 def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
-    """Report missing files before the first evaluation, and before a model is built.
+    """Report missing files and useless labels before the first evaluation, before a model is built.
 
     Raises:
         FileNotFoundError, ValueError: see `evaluate`.
@@ -106,7 +107,9 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
         raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
     datasets = Datasets.from_config(cfg)
     for name in names:
-        _labeled_records(datasets.get(name))
+        dataset = datasets.get(name)
+        _labeled_records(dataset)
+        check_labels(dataset, need_class=False)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:

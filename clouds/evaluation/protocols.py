@@ -5,15 +5,19 @@ clouds   The same input. The labels of BDD100K, Mapillary and ACDC are resized w
          predictions are scored at that size, as in the published CLOUDS results.
 slide    Overlapping windows whose scores are averaged, as in the published results of Rein.
 
+Where an image is resized to a short side, TEST.LONG_SIDE_MAX limits its long side.
+
 Scores under different protocols are not comparable. The method `prepare` of a protocol runs in the
 worker processes of the data loader, on arrays; `predict` runs in the main process, on one sample.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from typing import Protocol as Interface
 
@@ -26,6 +30,8 @@ from torch.nn import functional as F
 from clouds.d2 import CfgNode
 from clouds.data.augmentation import resize_label
 from clouds.modeling.postprocessing import ClassMapBuilder
+
+logger = logging.getLogger(__name__)
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -67,6 +73,14 @@ class Protocol(ABC):
         """Height and width of the model's input for an image of `height` x `width` pixels."""
 
     @abstractmethod
+    def warn_if_limited(self, height: int, width: int) -> None:
+        """Log, the first time in a process, that the long side of an input was limited.
+
+        Args:
+            height, width: of the input, pixels.
+        """
+
+    @abstractmethod
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         """Class map of one sample.
 
@@ -85,9 +99,11 @@ class Native(Protocol):
 
     Attributes:
         short_side: short side of the input, pixels; 0: the image is not resized.
+        long_side_max: limit of the long side of a resized image, pixels; 0: none.
     """
 
     short_side: int
+    long_side_max: int
 
     def prepare(
         self, image: UInt8Array, label: UInt8Array | None, dataset: str
@@ -96,10 +112,15 @@ class Native(Protocol):
         return resize_image(image, height, width), label
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        return short_side_size(height, width, self.short_side)
+        return short_side_size(height, width, self.short_side, self.long_side_max)
 
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+        self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
         return model.segment([sample])[0]
+
+    def warn_if_limited(self, height: int, width: int) -> None:
+        if min(height, width) < self.short_side:
+            _warn_of_limit(self.short_side, self.long_side_max)
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,7 @@ class Slide(Native):
 
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         source = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
+        self.warn_if_limited(*source)
         size = (int(sample["height"]), int(sample["width"]))
         builder: ClassMapBuilder | None = None
         for scores in self.mean_scores(model, sample):
@@ -194,12 +216,32 @@ def _spans(length: int, crop: int, step: int) -> Iterator[slice]:
         yield slice(start, start + crop)
 
 
-def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width of an image resized to a short side of `short_side` (0: unchanged)."""
+def short_side_size(
+    height: int, width: int, short_side: int, long_side_max: int = 0
+) -> tuple[int, int]:
+    """Height and width, at least 1, of an image resized to a short side of `short_side` pixels.
+
+    The ratio is kept. If the long side would exceed `long_side_max` (0: no limit), it gets that
+    length. With `short_side` 0 the size does not change.
+    """
     if short_side == 0:
         return height, width
     scale = short_side / min(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    if 0 < long_side_max < max(height, width) * scale - 0.5:
+        scale = long_side_max / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+@cache
+def _warn_of_limit(short_side: int, long_side_max: int) -> None:
+    """Log the warning, the first time that a process has it."""
+    logger.warning(
+        "there are images so long that a short side of %d pixels would need a long side above "
+        "TEST.LONG_SIDE_MAX, %d. Their input has this long side, and a shorter short side; "
+        "TEST.LONG_SIDE_MAX 0 removes the limit. (This is logged once.)",
+        short_side,
+        long_side_max,
+    )
 
 
 def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
@@ -212,10 +254,13 @@ def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
 
 
 PROTOCOLS: dict[str, Callable[[CfgNode], Protocol]] = {
-    "native": lambda cfg: Native(cfg.TEST.SHORT_SIDE),
-    "clouds": lambda cfg: Clouds(cfg.TEST.SHORT_SIDE),
+    "native": lambda cfg: Native(cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX),
+    "clouds": lambda cfg: Clouds(cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX),
     "slide": lambda cfg: Slide(
-        cfg.TEST.SLIDE.SHORT_SIDE, cfg.TEST.SLIDE.CROP_SIZE, cfg.TEST.SLIDE.STRIDE
+        cfg.TEST.SLIDE.SHORT_SIDE,
+        cfg.TEST.LONG_SIDE_MAX,
+        cfg.TEST.SLIDE.CROP_SIZE,
+        cfg.TEST.SLIDE.STRIDE,
     ),
 }
 

@@ -102,6 +102,7 @@ class Segmenter:
         for image in images:
             pixels = to_rgb(image)
             new_size = self.protocol.input_size(*pixels.shape[:2])
+            self.protocol.warn_if_limited(*new_size)
             limit = min(batch_size, max(1, self.max_pixels // max(1, size[0] * size[1])))
             if batch and (new_size != size or len(batch) >= limit):
                 yield from self._predict(batch, keep_scores)

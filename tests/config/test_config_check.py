@@ -129,6 +129,8 @@ BAD_TOGETHER = [
         r"generated images are not resized; write \(0, 0\) for sd_x",
     ),
     (["INPUT.SCALE_RANGE", "(2, 0.5)"], "must not exceed"),
+    (["TEST.LONG_SIDE_MAX", "1023"], "SHORT_SIDE is 1024 .*allowed are 0.* from 1024"),
+    (["TEST.SLIDE.SHORT_SIDE", "9000"], "SLIDE.SHORT_SIDE 9000; .* from 9000"),
     (["SOLVER.STEPS", "(5, 5)"], "increasing"),
     (["SOLVER.STEPS", "(0, 5)"], "above 0"),
     *(

@@ -9,6 +9,7 @@ from color_model import ColorModel, blocks, to_image
 from PIL import Image
 
 from clouds.config import get_cfg
+from clouds.evaluation import protocols
 from clouds.evaluation.protocols import PROTOCOLS, Native, Slide, build_protocol, windows
 
 
@@ -74,6 +75,56 @@ def test_the_prediction_is_the_class_map_at_the_size_of_the_label(name):
     prediction = protocol_of(name).predict(ColorModel().eval(), sample)
     assert prediction.dtype == torch.uint8
     np.testing.assert_array_equal(prediction.numpy(), classes[::2, ::2])
+
+
+# ---------------------------------------------------------------------- long side
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "long_side_max", "expected"),
+    [
+        ((16, 1600), 1024, 8192, (82, 8192)),  # 16 * 8192 / 1600 = 81.92
+        ((1600, 16), 1024, 8192, (8192, 82)),
+        ((16, 1600), 1024, 0, (1024, 102400)),
+        ((1024, 8192), 1024, 8192, (1024, 8192)),
+        ((1000, 8001), 1024, 8192, (1024, 8192)),  # 8193.02: limited, and 1023.9 is 1024
+        ((375, 1242), 1024, 8192, (1024, 3391)),  # 1242 * 1024 / 375 = 3391.49
+        ((2000, 30000), 1024, 8192, (546, 8192)),  # 546.13
+        ((1, 65000), 1024, 8192, (1, 8192)),  # 0.126 of a pixel
+        ((16, 1600), 0, 8192, (16, 1600)),
+    ],
+)
+def test_the_long_side_is_limited_and_the_ratio_kept(size, short_side, long_side_max, expected):
+    for protocol in (Native(short_side, long_side_max), Slide(short_side, long_side_max, 32, 1.0)):
+        assert protocol.input_size(*size) == expected
+
+
+@pytest.mark.parametrize("name", ["native", "clouds", "slide"])
+def test_a_limited_input_is_told_once_and_predicted(name, caplog):
+    protocols._warn_of_limit.cache_clear()
+    keys = {"SHORT_SIDE": 32, "SLIDE__SHORT_SIDE": 32, "LONG_SIDE_MAX": 64}
+    protocol = protocol_of(name, **keys, SLIDE__CROP_SIZE=32)
+    image, label = pair(8, 80)
+    prepared, scored = protocol.prepare(image, label, "bdd_val")
+    assert prepared.shape == (6, 64, 3)  # 8 * 64 / 80 = 6.4
+    size = (6, 64) if name == "clouds" else (8, 80)
+    assert scored.shape == size
+    sample = {"image": torch.tensor(prepared).permute(2, 0, 1)}
+    sample |= {"height": size[0], "width": size[1]}
+    for _ in range(3):
+        assert protocol.predict(ColorModel().eval(), sample).shape == size
+    assert len(caplog.records) == 1
+    assert "a short side of 32 pixels" in caplog.text and "LONG_SIDE_MAX, 64" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(32, 64), (1, 2), (31, 62), (480, 640)])
+def test_nothing_is_told_of_an_input_within_the_limit(size, caplog):
+    protocols._warn_of_limit.cache_clear()
+    protocol = protocol_of("native", SHORT_SIDE=32, LONG_SIDE_MAX=64)
+    prepared, _ = protocol.prepare(np.zeros((*size, 3), np.uint8), None, "")
+    assert min(prepared.shape[:2]) == 32
+    protocol.warn_if_limited(*prepared.shape[:2])
+    assert caplog.text == ""
 
 
 # ------------------------------------------------------------------------ clouds
@@ -169,7 +220,7 @@ def sample_of(height, width, out=None):
 def test_scores_are_averaged_where_windows_overlap():
     # windows at columns 0-40, 20-60 and 40-80; sums would choose class 1 in the overlaps
     model = Scripted([[1.0, 0.9, 0.0], [0.0, 0.6, 0.5], [0.9, 0.0, 0.8]])
-    result = Slide(0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80))
+    result = Slide(0, 0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80))
     assert model.sizes == [(40, 40)] * 3
     # means: 1.0 .9 0 | .5 .75 .25 | .45 .3 .65 | .9 0 .8
     expected = np.repeat([0, 1, 2, 0], 20)[None].repeat(40, 0)
@@ -179,14 +230,14 @@ def test_scores_are_averaged_where_windows_overlap():
 def test_the_mean_and_not_the_sum_is_resized():
     # The output columns are sampled at 19.5 and 59.5, between a pixel of one window and one of two
     model = Scripted([[1.0, 0.0], [0.0, 2.5], [0.0, 0.0]])
-    result = Slide(0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80, (1, 2)))
+    result = Slide(0, 0, crop_size=40, stride=0.5).predict(model, sample_of(40, 80, (1, 2)))
     # left: means .75 and .625 -> class 0; sums 1 and 1.25 would give class 1
     assert result.tolist() == [[0, 1]]
 
 
 def test_a_small_image_is_one_window():
     model = Scripted([[0.0, 1.0]])
-    result = Slide(0, crop_size=64, stride=0.5).predict(model, sample_of(20, 30))
+    result = Slide(0, 0, crop_size=64, stride=0.5).predict(model, sample_of(20, 30))
     assert model.sizes == [(20, 30)]
     assert result.shape == (20, 30) and (result == 1).all()
 
@@ -195,7 +246,7 @@ def test_windows_do_not_change_predictions_of_a_pixelwise_model():
     classes = blocks(3, (56, 88), 4)
     image = torch.from_numpy(to_image(classes)).permute(2, 0, 1)
     sample = {"image": image, "height": 56, "width": 88}
-    result = Slide(0, crop_size=32, stride=2 / 3).predict(ColorModel().eval(), sample)
+    result = Slide(0, 0, crop_size=32, stride=2 / 3).predict(ColorModel().eval(), sample)
     np.testing.assert_array_equal(result.numpy(), classes)
 
 
@@ -204,8 +255,8 @@ def test_the_averaged_scores_are_resized_to_the_label():
     image = torch.from_numpy(to_image(classes)).permute(2, 0, 1)
     model = ColorModel().eval()
     sample = {"image": image, "height": 64, "width": 96}
-    result = Slide(0, crop_size=16, stride=1.0).predict(model, sample)
-    expected = Native(0).predict(model, sample)
+    result = Slide(0, 0, crop_size=16, stride=1.0).predict(model, sample)
+    expected = Native(0, 0).predict(model, sample)
     assert result.shape == (64, 96)
     assert torch.equal(result, expected)
 
@@ -234,21 +285,21 @@ def test_slide_equals_a_mean_over_the_whole_image(crop, stride, out):
         sums[:, rows, cols] += Noise()([{"image": part}])[0]["sem_seg"]
         counts[rows, cols] += 1
     expected = torch.nn.functional.interpolate((sums / counts)[None], out, mode="bilinear")[0]
-    prediction = Slide(0, crop_size=crop, stride=stride).predict(Noise(), sample)
+    prediction = Slide(0, 0, crop_size=crop, stride=stride).predict(Noise(), sample)
     assert prediction.shape == out
     chosen = expected.gather(0, prediction.long()[None])[0]
     assert (expected.amax(0) - chosen).max() < 1e-3  # of scores in the hundreds
 
 
 def test_slide_keeps_scores_of_one_row_of_windows():
-    slide = Slide(0, crop_size=32, stride=0.5)
+    slide = Slide(0, 0, crop_size=32, stride=0.5)
     rows = [scores.shape for scores in slide.mean_scores(Noise(), sample_of(75, 90))]
     assert rows == [(7, 16, 90), (7, 16, 90), (7, 11, 90), (7, 32, 90)]
 
 
 def test_slide_scores_are_means():
     model = Scripted([[0.25, -3.0]] * 15)
-    parts = Slide(0, crop_size=32, stride=0.5).mean_scores(model, sample_of(64, 90))
+    parts = Slide(0, 0, crop_size=32, stride=0.5).mean_scores(model, sample_of(64, 90))
     scores = torch.cat(list(parts), dim=1)
     assert torch.equal(scores, torch.tensor([0.25, -3.0])[:, None, None].expand(2, 64, 90))
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import clouds
 from clouds.data.label_space import CITYSCAPES_19
+from clouds.evaluation import protocols
 from clouds.inference.images import to_rgb
 from clouds.inference.segmenter import Segmenter
 from clouds.inference.windows import windows
@@ -220,6 +221,18 @@ def test_an_image_predicted_in_windows(size):
     np.testing.assert_allclose(result.confidence, 1, atol=1e-5)
     np.testing.assert_array_equal(result.scores.argmax(0), image[..., 0])
     assert len(model.sizes) > 1 and max(h * w for h, w in model.sizes) <= 4096
+
+
+def test_a_long_image_is_limited_and_told_once(caplog):
+    protocols._warn_of_limit.cache_clear()
+    cfg = tiny_config(TEST__SHORT_SIDE=32, TEST__LONG_SIDE_MAX=400)
+    model = PixelModel()
+    image = np.repeat(np.repeat(np.array([[3, 7]], np.uint8), 800, 1), 16, 0)
+    result = Segmenter(model, cfg, CITYSCAPES_19)(np.stack([image] * 3, 2))
+    assert model.sizes == [(4, 400)]  # 16 * 400 / 1600
+    assert result.labels.shape == (16, 1600)
+    assert (result.labels[:, :780] == 3).all() and (result.labels[:, 820:] == 7).all()
+    assert caplog.text.count("TEST.LONG_SIDE_MAX, 400") == 1
 
 
 def test_a_batch_has_at_most_the_pixels_of_a_window():

@@ -100,7 +100,10 @@ class DatasetSpec(DatasetDescription):
             )
         if not listing.records and not gaps:
             names = " or ".join(f"*{suffix}" for suffix in self.image_suffixes)
-            gaps.append(f"no usable image {names} in {listing.images}.")
+            others = f" Files that are not used: {format_examples(listing.unused)}."
+            gaps.append(
+                f"no usable image {names} in {listing.images}.{others * bool(listing.unused)}"
+            )
         return gaps
 
     def manifest_gaps(self, listing: Listing) -> list[str]:

@@ -7,6 +7,7 @@ manifest has changed. After overwriting an image or a label in place, call `forg
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,12 +15,19 @@ from pathlib import Path
 
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.manifest import Entry, read_manifest
-from clouds.data.datasets.scan import modified, scan_files
+from clouds.data.datasets.scan import Scan, UnusedFolder, modified, same_files, scan_files
+from clouds.data.labels import LabelFormat
 from clouds.data.reading import read_size
 from clouds.data.structures import Record
 from clouds.messages import format_examples
 
 logger = logging.getLogger(__name__)
+
+SAME_IMAGES = (
+    "%d images are listed twice, by links to the same file, and count twice: %s. Remove the links "
+    "if this is not meant"
+)
+"""Message: number, and examples."""
 
 _HEADER_THREADS = 8  # reading headers waits for the disk, not for the processor
 
@@ -64,6 +72,11 @@ class Listing:
         missing: files of the records that do not exist, of a registered dataset.
         unusable: a line per path in the two folders that is no regular file, leads nowhere or is a
             folder that cannot be read.
+        unused: files in the two folders that are in none of the lists above.
+        unused_folders: hidden folders in them, and those of other programs.
+        second_files: a line per unused file of which another one with the same name, up to the
+            ending, is used.
+        same_images, same_labels: a line per file that is, by a link, the same as one before it.
     """
 
     images: Path
@@ -77,6 +90,11 @@ class Listing:
     manifest: Manifest | None = None
     missing: tuple[Path, ...] = ()
     unusable: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    unused_folders: tuple[UnusedFolder, ...] = ()
+    second_files: tuple[str, ...] = ()
+    same_images: tuple[str, ...] = ()
+    same_labels: tuple[str, ...] = ()
 
 
 _listings: dict[tuple[Path, str], tuple[DatasetDescription, _Fingerprint, Listing]] = {}
@@ -124,31 +142,16 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
     if manifest_path is not None:
         times[str(manifest_path)] = modified(str(manifest_path))
     formats = description.label_formats
-    scans = [
-        scan_files(images_dir, description.image_suffixes, description.image_prefix),
-        scan_files(labels_dir, [f.suffix for f in formats], description.label_prefix),
-    ]
-    images, labels = (scan.files for scan in scans)
+    image_scan = scan_files(images_dir, description.image_suffixes, description.image_prefix)
+    label_scan = scan_files(labels_dir, [f.suffix for f in formats], description.label_prefix)
+    scans = image_scan, label_scan
     for scan in scans:
         times |= scan.times
-    repeated = list(dict.fromkeys(line for scan in scans for line in scan.repeated))
-    if repeated:
-        logger.warning(
-            "%s: left out %d links to folders that are listed already: %s",
-            description.name,
-            len(repeated),
-            format_examples(repeated),
-        )
-
-    records = []
-    for key, (image, _) in sorted(images.items()):
-        record = Record(image, None, description.domain, description.name)
-        if key in labels:
-            path, number = labels[key]
-            records.append(replace(record, label=path, label_format=formats[number]))
-        elif not description.labels_required:
-            records.append(record)
-    skipped: list[Path] = []
+    images = {key: Path(file.path) for key, file in image_scan.files.items()}
+    labels = {
+        key: (Path(file.path), formats[file.number]) for key, file in label_scan.files.items()
+    }
+    records, skipped = _pairs(description, images, labels), list[Path]()
     if description.size_mismatch == "skip":
         records, skipped = _skip_mismatches(description.name, records)
     manifest = None
@@ -156,19 +159,92 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
         # read after the images were listed, since a line is written after its image
         manifest = _read_manifest(manifest_path, images_dir, [record.image for record in records])
         records = [_with_size(record, manifest, images_dir) for record in records]
+    second_files = _second_files(description, image_scan, label_scan)
     listing = Listing(
         images=images_dir,
         labels=labels_dir,
         has_images=images_dir.is_dir(),
         has_labels=labels_dir.is_dir(),
         records=tuple(records),
-        images_without_label=tuple(images[key][0] for key in sorted(images.keys() - labels.keys())),
+        images_without_label=tuple(images[key] for key in sorted(images.keys() - labels.keys())),
         labels_without_image=tuple(labels[key][0] for key in sorted(labels.keys() - images.keys())),
         skipped=tuple(skipped),
         manifest=manifest,
         unusable=tuple(dict.fromkeys(line for scan in scans for line in scan.unusable)),
+        unused=_unused(image_scan, label_scan, labels_dir.is_relative_to(images_dir)),
+        unused_folders=tuple(dict.fromkeys(f for scan in scans for f in scan.unused_folders)),
+        second_files=second_files,
+        same_images=same_files((f.path, f.identity) for f in image_scan.files.values()),
+        same_labels=same_files((f.path, f.identity) for f in label_scan.files.values()),
     )
+    repeated = list(dict.fromkeys(line for scan in scans for line in scan.repeated))
+    _log_surprises(description.name, listing, repeated)
     return tuple(times.items()), listing
+
+
+def _pairs(
+    description: DatasetDescription,
+    images: Mapping[str, Path],
+    labels: Mapping[str, tuple[Path, LabelFormat]],
+) -> list[Record]:
+    """Images with their labels, by their keys, sorted."""
+    records = []
+    for key, image in sorted(images.items()):
+        label, label_format = labels.get(key, (None, None))
+        if label is not None or not description.labels_required:
+            records.append(Record(image, label, description.domain, description.name, label_format))
+    return records
+
+
+def _second_files(description: DatasetDescription, images: Scan, labels: Scan) -> tuple[str, ...]:
+    """The lines `Listing.second_files`.
+
+    Labels of one image in several formats are no second files: the order of the formats is that of
+    their preference.
+    """
+    ids = [format_.ids for format_ in description.label_formats]
+    lines = [
+        f"{scan.files[key].path}, not {other.path}"
+        for scan, groups in ((images, [None] * len(description.image_suffixes)), (labels, ids))
+        for key, others in scan.others.items()
+        for other in others
+        if groups[other.number] == groups[scan.files[key].number]
+    ]
+    return tuple(dict.fromkeys(lines))
+
+
+def _unused(images: Scan, labels: Scan, overlap: bool) -> tuple[str, ...]:
+    """Files that are not used; `overlap`: the labels are in the folder of images, or below."""
+    unused = [file.path for scan in (images, labels) for s in scan.others.values() for file in s]
+    unused = images.unused + labels.unused + unused
+    if overlap:
+        used = {file.path for scan in (images, labels) for file in scan.files.values()}
+        unused = [path for path in dict.fromkeys(unused) if path not in used]
+    return tuple(unused)
+
+
+def _log_surprises(name: str, listing: Listing, repeated: Sequence[str]) -> None:
+    """Log what changes the images of a dataset in a way that may not be meant."""
+    top = os.path.join(listing.images, "")  # noqa: PTH118
+    visible = [
+        path
+        for path in listing.unused
+        if path.startswith(top) and not os.path.basename(path).startswith(".")  # noqa: PTH119
+    ]
+    for level, lines, message in (
+        (logging.WARNING, repeated, "left out %d links to folders that are listed already: %s"),
+        (
+            logging.WARNING,
+            listing.second_files,
+            "%d files have the name of another one, but for the ending; used are %s. Remove or "
+            "rename those that are wrong",
+        ),
+        (logging.WARNING, listing.same_images, SAME_IMAGES),
+        (logging.INFO, visible, "%d files in the folder of images are not used: %s"),
+    ):
+        if lines:
+            text = message % (len(lines), format_examples(lines))
+            logger.log(level, "%s: %s", name, text)
 
 
 def _choose(alternatives: Sequence[Folders], root: Path) -> Folders:

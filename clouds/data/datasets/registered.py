@@ -8,6 +8,7 @@ The ids in the label files are train ids: indices of `stuff_classes`, and `ignor
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from clouds.data.datasets.description import DatasetDescription
-from clouds.data.datasets.listing import Listing
+from clouds.data.datasets.listing import SAME_IMAGES, Listing
+from clouds.data.datasets.scan import same_files
 from clouds.data.label_space import IGNORE, LabelSpace, distinct_colors, words_of
 from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain, Record
 from clouds.messages import format_examples
+
+logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 255  # label maps are uint8, and one value is `IGNORE`
 
@@ -147,6 +151,9 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
             f"{format_examples(repeated)}. Correct what DatasetCatalog.get({name!r}) returns"
         )
     labels = [record.label for record in records if record.label is not None]
+    same_images = same_files(_identities(images))
+    if same_images:
+        logger.warning("%s: " + SAME_IMAGES, name, len(same_images), format_examples(same_images))
     return Listing(
         images=Path(),
         labels=Path(),
@@ -157,4 +164,16 @@ def list_samples(name: str, samples: Iterable[Any], label_format: LabelFormat) -
         labels_without_image=(),
         skipped=(),
         missing=tuple(file for file in (*images, *labels) if not file.is_file()),
+        same_images=same_images,
+        same_labels=same_files(_identities(labels)),
     )
+
+
+def _identities(files: Sequence[Path]) -> list[tuple[str, tuple[int, int]]]:
+    """Path, and device and inode, of the files that exist; each path once."""
+    identities = []
+    for file in dict.fromkeys(files):
+        if file.is_file():
+            status = file.stat()
+            identities.append((str(file), (status.st_dev, status.st_ino)))
+    return identities
