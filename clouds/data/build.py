@@ -153,14 +153,14 @@ class TrainingDataset(SampleDataset):
     Attributes:
         records: all images.
         mappers: by domain.
-        partly_labelled: names of datasets whose samples get `partly_labelled`.
         max_faulty: number of faulty files that are skipped; None: the first one is an error.
+        partly_labelled: names of datasets whose samples get `partly_labelled`.
     """
 
     records: Sequence[Record]
     mappers: Mapping[Domain, TrainMapper]
-    partly_labelled: frozenset[str] = frozenset()
     max_faulty: int | None = None
+    partly_labelled: frozenset[str] = frozenset()
 
     def __getitem__(self, index: SampleIndex) -> Loaded:
         image, seed = index
@@ -251,8 +251,8 @@ def build_train_loader(
         TrainingDataset(
             [record for images in records for record in images],
             all_mappers,
-            partly_labelled(datasets),
             max_faulty,
+            partly_labelled(datasets),
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,

@@ -284,7 +284,8 @@ def palette_png(path: Path, indices: np.ndarray, palette: list, **options) -> Pa
     image = Image.fromarray(indices.astype(np.uint8))
     image.putpalette(np.array(palette, np.uint8).tobytes())
     image.save(path, **options)
-    assert Image.open(path).mode == "P"
+    with Image.open(path) as stored:
+        assert stored.mode == "P"
     return path
 
 

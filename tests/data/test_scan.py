@@ -6,17 +6,17 @@ import logging
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from dataset_files import write
 
 from clouds.data.datasets import forget_listings, get_dataset
-from clouds.data.datasets.builtin import TRAIN_IDS
+from clouds.data.datasets.builtin import builtin_datasets
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.listing import list_dataset
 from clouds.data.datasets.scan import files_beside, same_files, scan_files
-from clouds.data.reading import LabelFormat
 from clouds.data.structures import Domain
 
 
@@ -187,12 +187,13 @@ def test_images_and_labels_in_one_folder(tmp_path):
     """Files of either kind are no unused files of the other."""
     for name in ("a.jpg", "a_mask.png", "b.jpg", "b_mask.png", "c.txt"):
         touch(tmp_path / "all" / name)
+    train_ids = builtin_datasets()["bdd_val"].label_formats[0]
     description = DatasetDescription(
         name="mine",
         domain=Domain.SOURCE,
         folders=(Folders("all", "all"),),
         image_suffixes=(".jpg",),
-        label_formats=(LabelFormat("_mask.png", TRAIN_IDS),),
+        label_formats=(replace(train_ids, suffix="_mask.png"),),
         how_to_get="",
     )
     listing = list_dataset(description, tmp_path)
