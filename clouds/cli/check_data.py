@@ -1,7 +1,8 @@
 """Show which datasets exist, and whether they are complete and valid.
 
-Without --datasets, all known datasets are checked; sd_<folder> is a folder of generated images. The
-exit code is 1 when a dataset given by --datasets is missing or broken. Below the table is what is
+Without --datasets, all known datasets are checked, or those of --descriptions; sd_<folder> is a
+folder of generated images. The exit code is 1 when a dataset that is named, or described, is
+missing or broken. Below the table is what is
 wrong with a dataset, and, marked by *, what may not be meant: files that are not used, files listed
 twice, labels without a class.
 """
@@ -28,23 +29,28 @@ SAMPLE = 5  # number of pairs opened per dataset without --full
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit code."""
     args = parse(argv)
-    with user_errors_in_one_line():
-        from clouds.data.datasets import ROOT_VARIABLE, dataset_names, dataset_root, get_dataset
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    with user_errors_in_one_line():
+        from clouds.data.datasets import ROOT_VARIABLE, Datasets, dataset_names, dataset_root
+
+        known = Datasets.of((), [str(file) for file in args.descriptions])
     root = args.root if args.root is not None else dataset_root()
-    print(f"Dataset root: {root.absolute()}")
-    if not root.is_dir():
-        print(f"This folder does not exist. Set {ROOT_VARIABLE}, or give --root.", file=sys.stderr)
-        return 1
+    names = args.datasets or list(known.described)
+    if not names or not set(names) <= known.described.keys():
+        print(f"Dataset root: {root.absolute()}")
+        if not root.is_dir():
+            message = f"This folder does not exist. Set {ROOT_VARIABLE}, or give --root."
+            print(message, file=sys.stderr)
+            return 1
     try:
-        datasets = [get_dataset(name, root) for name in args.datasets or dataset_names(root)]
+        datasets = [known.own(name, root) for name in names or dataset_names(root)]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
 
     reports = [check(dataset, args) for dataset in datasets]
     print(table(reports))
-    requested = bool(args.datasets)
+    requested = bool(names)
     for report in reports:
         if report.state == "broken" or (requested and report.state == "missing"):
             print(f"\n{report.dataset.name}: {report.state}")
@@ -86,6 +92,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--datasets", nargs="+", metavar="NAME", help="only these (default: all known datasets)"
+    )
+    parser.add_argument(
+        "--descriptions",
+        nargs="+",
+        default=[],
+        type=path,
+        metavar="FILE",
+        help="YAML files that describe datasets of one's own",
     )
     parser.add_argument(
         "--full",

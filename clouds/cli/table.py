@@ -79,7 +79,11 @@ COMMANDS = {
     "check-data": Command(
         "clouds.cli.check_data",
         "show which datasets exist, and whether they are complete and valid",
-        ("clouds check-data", "clouds check-data --datasets gta5 bdd_val --full"),
+        (
+            "clouds check-data",
+            "clouds check-data --datasets gta5 bdd_val --full",
+            "clouds check-data --descriptions campus.yaml --full --classes",
+        ),
     ),
     "describe-dataset": Command(
         "clouds.cli.describe_dataset",

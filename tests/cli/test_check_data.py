@@ -414,3 +414,22 @@ def test_generated_images_of_one_color(tmp_path, capsys):
     write(tmp_path, "gta5", 0)
     save(tmp_path / "gta5/images/00000.png", np.zeros((24, 32, 3), np.uint8))
     assert run(capsys, tmp_path, "--datasets", "gta5", "--full")[0] == 0
+
+
+def test_described_datasets(tmp_path, capsys, monkeypatch):
+    """They are checked without a dataset root."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+    text = "name: mine\nimages: i\nlabels: l\nclasses: [{name: road, ids: 4}]\nignore_ids: 7\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    save(tmp_path / "i/a.png", random_image(0))
+    save(tmp_path / "l/a.png", np.full((24, 32), 4, np.uint8))
+    argv = ["--descriptions", str(tmp_path / "mine.yaml"), "--full", "--classes"]
+    assert tool.main(argv) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "mine")[:3] == ["mine", "ok", "1"] and "Dataset root" not in out
+    assert cells(out, "road")[:1] == ["road"]
+    save(tmp_path / "l/a.png", np.full((24, 32), 5, np.uint8))
+    assert tool.main(argv) == 1
+    assert "(ids 5)" in capsys.readouterr().out
+    assert tool.main([*argv, "--datasets", "mine", "gta5"]) == 1
+    assert "This folder does not exist" in capsys.readouterr().err
