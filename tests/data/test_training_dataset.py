@@ -20,6 +20,7 @@ from clouds.data.build import (
     build_test_loader,
     build_train_loader,
     check_batch_size,
+    check_training_data,
 )
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.structures import Domain, Record
@@ -215,24 +216,52 @@ def test_messages_of_generated_datasets(cfg, caplog):
         f"sd_x has no {root / get_dataset('sd_x').manifest}: its 4 images are used without checks",
         "an epoch has 13 samples: gta5 5 (38.5%) from 5 images, sd_x 8 (61.5%) from 4 images",
     ]
-    cfg.DATASETS.TRAIN = ("sd_x",)
-    with pytest.raises(ValueError) as error:
+    caplog.clear()
+    cfg.DATASETS.TRAIN = ("gta5", "synthia")
+    with caplog.at_level(logging.INFO, logger="clouds.data.build"):
         build_train_loader(cfg)
+    assert caplog.messages == []
+
+
+BUILDERS = pytest.mark.parametrize("build", [build_train_loader, check_training_data])
+
+
+@BUILDERS
+def test_datasets_that_cannot_be_trained_on(cfg, build):
+    build(cfg)
+    cfg.DATASETS.TRAIN = ("sd_x", "sd_x")
+    with pytest.raises(ValueError) as error:
+        build(cfg)
     assert str(error.value) == (
-        "DATASETS.TRAIN contains generated images only: sd_x. They have no labels; add the "
+        "DATASETS.TRAIN contains generated images only: sd_x, sd_x. They have no labels; add the "
         "labelled source that the warm-up was trained on, such as gta5"
     )
     cfg.DATASETS.TRAIN = ("gta5", "bdd_val")
     with pytest.raises(ValueError) as error:
-        build_train_loader(cfg)
+        build(cfg)
     assert str(error.value) == (
         "DATASETS.TRAIN contains bdd_val, a target dataset; training uses source and generated "
         "datasets"
     )
     cfg.DATASETS.TRAIN = ()
     with pytest.raises(ValueError) as error:
-        build_train_loader(cfg)
+        build(cfg)
     assert str(error.value) == ("DATASETS.TRAIN is empty: name at least one dataset to train on")
+
+
+@BUILDERS
+def test_records_that_cannot_be_trained_on(cfg, build, monkeypatch):
+    kind = type(get_dataset("gta5"))
+    monkeypatch.setattr(
+        kind, "manifest_gaps", lambda self, listing: [f"{len(listing.records)}", "b"]
+    )
+    with pytest.raises(ValueError) as error:
+        build(cfg)
+    assert str(error.value) == "dataset gta5: 5\ndataset gta5: b"
+    monkeypatch.setattr(kind, "records", lambda self: [])
+    with pytest.raises(ValueError) as error:
+        build(cfg)
+    assert str(error.value) == "there is no image to train on in gta5"
 
 
 def keep(image, label, dataset):

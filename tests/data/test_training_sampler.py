@@ -104,7 +104,7 @@ def test_samples_of_an_epoch_have_different_seeds():
         assert [counts[i] for i in range(4, 7)] == [2, 2, 2]
 
 
-@pytest.mark.parametrize("start", [1, 7, 8, 123])
+@pytest.mark.parametrize("start", [1, 2, 3, 4, 7, 8, 123])
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_resumed_stream_continues_the_uninterrupted_one(start, world_size):
     mixture = WeightedMixture(

@@ -348,7 +348,9 @@ def test_a_file_of_torch_save_may_be_named_pkl(tmp_path):
 
 
 def test_resume_without_a_checkpoint(tmp_path):
-    assert Checkpointer(Toy(), str(tmp_path)).resume() is None
+    checkpointer = Checkpointer(Toy(), str(tmp_path))
+    assert checkpointer.resume() is None
+    assert checkpointer.get_checkpoint_file() == ""
 
 
 def test_resume_from_a_missing_file(tmp_path):
