@@ -319,7 +319,7 @@ def test_missing_file(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", [read_image, read_label, read_size])
 @pytest.mark.parametrize(
-    "content", [b"", b"this is a text file, not an image\n" * 20, b"\x89PNG\r\n\x1a\n"]
+    "content", [b"", b"no", b"this is a text file, not an image\n" * 20, b"\x89PNG\r\n\x1a\n"]
 )
 def test_a_file_that_is_not_an_image(tmp_path, reader, content):
     path = tmp_path / "broken.png"
@@ -338,6 +338,13 @@ def test_the_first_bytes_of_another_file_are_reported(tmp_path):
     (tmp_path / "a.png").write_bytes(b"this is a text file")
     with pytest.raises(ValueError, match=r"no image format begins with b'this is '\. Download"):
         read_image(tmp_path / "a.png")
+
+
+def test_few_bytes(tmp_path):
+    for content in (b"B", b"no", b"\xff\xd8", b"II*"):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"no image format begins with b'.*'\. Download"):
+            read_image(tmp_path / "a.png")
 
 
 def test_folder_with_the_name_of_an_image(tmp_path):
