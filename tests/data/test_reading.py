@@ -493,6 +493,49 @@ def test_damaged_jpeg_data_is_an_error_or_one_warning(tmp_path, mode, caplog, ca
     assert capfd.readouterr().err == ""
 
 
+def jpeg_with_restart_markers() -> tuple[bytes, list[int]]:
+    """A JPEG with a restart marker after each row of blocks, and where these are."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(random_image(0, (64, 96)))
+    image.save(buffer, "JPEG", quality=90, restart_marker_rows=1)
+    data = buffer.getvalue()
+    found = [i for i in range(len(data)) if data[i] == 0xFF and 0xD0 <= data[i + 1] <= 0xD7]
+    assert len(found) == 3  # 4 rows of blocks of 16 pixels
+    return data, found
+
+
+@pytest.mark.parametrize("damage", ["no marker", "no row", "scan ends", "wrong code"])
+def test_damage_of_jpegs_that_is_noticed(tmp_path, damage):
+    data, (first, second, _) = jpeg_with_restart_markers()
+    damaged = {
+        "no marker": data[:first] + data[first + 2 :],
+        "no row": data[:first] + data[second:],
+        "scan ends": data[:second] + b"\xff\xd9",
+        "wrong code": data[:first] + b"\xff\xd6" + data[first + 2 :],
+    }[damage]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    read_image(path, strict=True)
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedImageError, match=r"a\.jpg: its JPEG data is damaged \("):
+        read_image(path, strict=True)
+    assert read_image(path).shape == (64, 96, 3)
+
+
+def test_damage_of_a_jpeg_with_a_preview(tmp_path):
+    """MPO files of cameras are JPEG files with further images."""
+    path = tmp_path / "a.jpg"
+    first, second = (Image.fromarray(random_image(i, (64, 96))) for i in (0, 1))
+    first.save(path, "MPO", save_all=True, append_images=[second], quality=90)
+    assert max_difference(read_image(path, strict=True), np.array(Image.open(path))) <= 1
+    data = bytearray(path.read_bytes())
+    end = data.index(b"\xff\xd9\xff\xd8")
+    data[end - 900 : end - 400] = bytes(500)
+    path.write_bytes(data)
+    with pytest.raises(DamagedImageError, match=r"a\.jpg: its JPEG data is damaged \("):
+        read_image(path, strict=True)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
