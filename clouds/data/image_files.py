@@ -128,12 +128,11 @@ def _identify(file: BinaryIO) -> Image.Image:
         load_plugins()
         for name in Image.ID:
             factory, accepts = Image.OPEN[name]
-            accepted = accepts is None or accepts(start)
-            if isinstance(accepted, str) or not accepted:  # text: a package is missing for it
-                continue
-            file.seek(0)
             try:
-                return factory(file, "")
+                accepted = accepts is None or accepts(start)
+                if not isinstance(accepted, str) and accepted:  # text: a package is missing
+                    file.seek(0)
+                    return factory(file, "")
             except (SyntaxError, IndexError, TypeError, struct.error):  # another format, perhaps
                 continue
     raise UnidentifiedImageError(f"no image format begins with {start[:8]!r}")

@@ -305,7 +305,8 @@ def _ids_of_grays(palette: UInt8Array, used: IntArray, label_format: LabelFormat
     """Ids of the used entries of a palette of grays that is not the identity."""
     grays = palette[used, 0].astype(np.int64)
     readings: dict[str, IntArray] = {"gray values": grays}
-    if np.array_equal(palette[:, 0], np.linspace(0, 255, len(palette)).astype(np.uint8)):
+    length = int(np.flatnonzero(palette[:, 0]).max(initial=0)) + 1  # the rest is padding
+    if np.allclose(palette[:length, 0], np.linspace(0, 255, length), rtol=0, atol=1):
         readings["indices, shown as grays from 0 to 255,"] = used
     by_color = [label_format.id_of_color(_color(palette[i])) for i in used]
     if None not in by_color:

@@ -4,9 +4,10 @@ Image files may be gray, with a palette or an alpha channel, CMYK, 16 bits deep,
 EXIF tag.
 
 What damage is seen depends on the format. The checksums of a PNG are all checked. A JPEG has none:
-a decoder notices only what is no valid code, most holes of some hundred bytes, but about half of
-the single wrong bytes pass as other pixels. Other formats are as their decoder is. Hashes in the
-manifest of generated images see every change.
+a decoder notices only what is no valid code. That is a truncated file or scan, a missing restart
+marker, almost any hole of some hundred bytes, but only one in five to one in two wrong bytes, and
+no scan that is left out at the end of a progressive file. Other formats are as their decoder is.
+Hashes in the manifest of generated images see every change.
 """
 
 from __future__ import annotations

@@ -162,9 +162,10 @@ def prepare(job: GenerationJob, overwrite: bool = False, verify: bool = False) -
                 image = job.output / "images" / name
                 if image.is_file() and file_sha256(image) != entry.sha256:
                     image.unlink()
-        with atomic_write(job.output / RECORD, "w") as file:
+        with atomic_write(job.output / RECORD) as file:
             written = {"clouds": __version__} | job.record()
-            file.write(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
+            text = json.dumps(written, indent=1, ensure_ascii=False) + "\n"
+            file.write(text.encode("utf-8", "backslashreplace"))  # escapes of JSON, too
 
 
 def read_record(output: Path) -> Record | None:

@@ -22,6 +22,17 @@ DEFAULT_RATE = 25.0
 CODEC = "mp4v"
 """MPEG-4 part 2: OpenCV's packages contain its encoder, and none for H.264."""
 
+_NOT_UTF8 = "its path is not UTF-8, and OpenCV cannot use it. Rename the file or folder."
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether OpenCV can use a path; others end the process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 class VideoReader:
     """A video file or a camera.
@@ -42,6 +53,8 @@ class VideoReader:
         self.source, self.max_frames = source, max_frames
         if isinstance(source, Path):
             check_regular(source)
+            if not _is_utf8(source):
+                raise ValueError(f"video '{source}' cannot be opened: {_NOT_UTF8}")
         self._capture: Any = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             what = f"camera {source}" if isinstance(source, int) else f"video '{source}'"
@@ -101,6 +114,8 @@ class VideoWriter:
         self._writer.write(cv2.cvtColor(even, cv2.COLOR_RGB2BGR))
 
     def _open(self, width: int, height: int) -> Any:
+        if not _is_utf8(self._partial):
+            raise OSError(f"video '{self.path}' cannot be written: {_NOT_UTF8}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         codec = cv2.VideoWriter.fourcc(*CODEC)
         writer = cv2.VideoWriter(str(self._partial), codec, self.rate, (width, height))

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,31 @@ def test_numbers_must_be_finite(arguments, word, capsys):
     assert f"{arguments[-1]}: {word!r} is given; expected is a finite number" in (
         capsys.readouterr().err
     )
+
+
+# ---------------------------------------------------------------------- names that are not UTF-8
+
+
+@pytest.fixture
+def not_utf8(tmp_path):
+    """A dataset in which the image and the label b"a\\xff.png" are no images."""
+    for folder in ("images", "labels"):
+        path = tmp_path / "stable_diffusion/x" / folder / os.fsdecode(b"a\xff.png")
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"text")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["-m", "clouds", "check-data"], [TOOLS / "check_datasets.py"]])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_commands_print_names_that_are_not_utf8(not_utf8, command, encoding):
+    words = [*command, "--root", not_utf8, "--datasets", "sd_x", "--full"]
+    paths = os.pathsep.join([str(TOOLS.parent), str(TOOLS.parent / "projects/street_renderer")])
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True,
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONIOENCODING": encoding},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"2 files cannot be read: " in done.stdout
+    for folder in (b"images", b"labels"):
+        assert folder + b"/a\\udcff.png: cannot be read as an image" in done.stdout

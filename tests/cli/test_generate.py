@@ -161,6 +161,18 @@ def test_batches_hold_only_what_is_missing(tmp_path):
     assert [jobs.remaining(folder, rank, 3) for rank in range(3)] == [[], [4, 7], [8]]
 
 
+def test_a_model_in_a_folder_whose_name_is_not_utf8(tmp_path):
+    generator = SafetyChecker(())
+    generator.model = os.fsdecode(b"/models/a\xff")
+    folder = jobs.GenerationJob(tmp_path / "a", generator, ("Zürich",), 2)
+    fill(folder)
+    record = jobs.read_record(folder.output)
+    assert record["model"] == generator.model and record["prompts"] == ["Zürich"]
+    assert "Zürich" in (folder.output / "generation.json").read_text("utf-8")
+    assert [e.model for e in read_manifest(folder.manifest).values()] == [generator.model] * 2
+    fill(folder)  # resumed with the same settings
+
+
 # ---------------------------------------------------------------------- images of one color
 class SafetyChecker:
     """A generator whose images are black for some seeds."""

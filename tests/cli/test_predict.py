@@ -242,3 +242,26 @@ def test_the_command(weights, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 images in ")
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_names_that_are_not_utf8(weights, tmp_path, caplog, escaped_logs):
+    names = {kind: os.fsdecode(b"a\xff") + suffix for kind, suffix in
+             (("image", ".png"), ("text", "_.png"), ("video", ".mp4"))}  # fmt: skip
+    save(tmp_path / names["image"], block_image(64, 96))
+    (tmp_path / names["text"]).write_text("text")
+    write_video(tmp_path / "video.mp4", [block_image(64, 96)] * 2)
+    (tmp_path / "video.mp4").rename(tmp_path / names["video"])
+    inputs = [tmp_path / name for name in names.values()]
+    code = run("--weights", weights, "--input", *inputs, "--output", tmp_path / "out")
+    assert code == 1
+    assert {os.fsencode(path.name) for path in (tmp_path / "out").iterdir()} == {
+        b"a\xff_%s.png" % kind.encode() for kind in KINDS
+    }
+    assert r"a\udcff_.png: cannot be read as an image" in caplog.text
+    assert r"a\udcff.mp4' cannot be opened: its path is not UTF-8" in caplog.text
+
+
+def test_videos_are_not_written_to_paths_that_are_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"out\xff") / "a.mp4"
+    with pytest.raises(OSError, match="cannot be written: its path is not UTF-8"):
+        write_video(path, [block_image(64, 96)])

@@ -320,10 +320,12 @@ def test_palettes_of_gray_values_that_are_their_index(tmp_path, length):
     )
 
 
-def test_black_and_white_palettes(tmp_path):
+@pytest.mark.parametrize("padding", [0, 254])
+def test_black_and_white_palettes(tmp_path, padding):
     """0 and 255, or 0 and 1 shown as black and white."""
     indices = np.array([[0, 1, 1]])
-    path = palette_png(tmp_path / "a.png", indices, grays([0, 255]), bits=1)
+    bits = 8 if padding else 1
+    path = palette_png(tmp_path / "a.png", indices, grays([0, 255] + [0] * padding), bits=bits)
     both = LabelFormat(".png", LabelMapping("two classes", {0: (0,), 1: (1,)}, (255,)))
     with pytest.raises(ValueError, match=r"a\.png: its palette has only grays, and both its gray "):
         labels.read_label(path, both)
@@ -331,6 +333,28 @@ def test_black_and_white_palettes(tmp_path):
     assert labels.read_label(path, classes).tolist() == [[0, 1, 1]]
     white = LabelFormat(".png", LabelMapping("white", {0: (0,), 1: (255,)}, ()))
     assert labels.read_label(path, white).tolist() == [[0, 255, 255]]
+
+
+@pytest.mark.parametrize("values", [[0, 128, 255], [0, 127, 255], [0, 85, 170, 255]])
+def test_indices_that_are_shown_as_grays(tmp_path, values):
+    indices = np.arange(len(values))[None]
+    path = palette_png(tmp_path / "a.png", indices, grays(values))
+    few = LabelFormat(".png", LabelMapping("few", {0: tuple(range(len(values)))}, ()))
+    assert labels.read_label(path, few).tolist() == indices.tolist()
+
+
+def test_grays_that_are_published_colors(tmp_path):
+    """Ids of Mapillary that are also the gray of other ids: (40, 40, 40) is id 39."""
+    mapillary = get_dataset("mapillary_val", tmp_path).label_formats[-1]
+    path = palette_png(tmp_path / "a.png", np.array([[0, 1]]), grays([40, 33]))
+    # both readings are of ignored ids, so it does not matter
+    assert (read_train_ids(path, mapillary, "mapillary_val") == 255).all()
+    colors = ((13, (40, 40, 40)), (17, (33, 33, 33)))
+    other = LabelFormat(".png", mapillary.ids, colors=colors)
+    with pytest.raises(ValueError, match="both its gray values and its published colors are poss"):
+        labels.read_label(path, other)
+    path = palette_png(tmp_path / "b.png", np.array([[0, 1]]), grays([70, 153]))
+    assert labels.read_label(path, mapillary).tolist() == [[17, 45]]  # building, pole
 
 
 def test_gray_values_that_are_no_ids(tmp_path):

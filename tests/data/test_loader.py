@@ -276,6 +276,25 @@ def test_skipped_files_are_named_and_counted_once_over_resumes_and_processes(cfg
     assert build_train_loader(cfg).num_faulty == 0  # a run from the beginning counts its own
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_faulty_files_whose_name_is_not_utf8(cfg, root, workers, escaped_logs):
+    name = os.fsdecode(b"a\xff.png")
+    for folder in ("images", "labels"):
+        (root / "gta5" / folder / name).write_text("text")
+    cfg.DATALOADER.FAULTY, cfg.DATALOADER.NUM_WORKERS = "skip", workers
+    training = build_train_loader(cfg)
+    found = list(islice(training, 9))
+    (file,) = training.fault_log.files()
+    assert os.fsencode(file).endswith(b"/gta5/images/a\xff.png")
+    assert all(name not in sample["file_name"] for batch in found for sample in batch)
+    report = Path(cfg.OUTPUT_DIR, "faulty_files.json").read_text("utf-8")
+    assert json.loads(report)["file"] == file
+    cfg.DATALOADER.MAX_FAULTY = 0
+    Path(cfg.OUTPUT_DIR, "faulty_files.json").unlink()
+    with pytest.raises(FaultyFilesError, match="a\udcff"):
+        list(islice(build_train_loader(cfg), 9))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_more_faulty_files_than_allowed_end_training(cfg, root, workers):
     paths = [damage(root, number) for number in (1, 4, 8)]

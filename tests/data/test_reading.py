@@ -319,7 +319,7 @@ def test_missing_file(tmp_path, reader):
 
 @pytest.mark.parametrize("reader", [read_image, read_label, read_size])
 @pytest.mark.parametrize(
-    "content", [b"", b"this is a text file, not an image\n" * 20, b"\x89PNG\r\n\x1a\n"]
+    "content", [b"", b"no", b"this is a text file, not an image\n" * 20, b"\x89PNG\r\n\x1a\n"]
 )
 def test_a_file_that_is_not_an_image(tmp_path, reader, content):
     path = tmp_path / "broken.png"
@@ -338,6 +338,13 @@ def test_the_first_bytes_of_another_file_are_reported(tmp_path):
     (tmp_path / "a.png").write_bytes(b"this is a text file")
     with pytest.raises(ValueError, match=r"no image format begins with b'this is '\. Download"):
         read_image(tmp_path / "a.png")
+
+
+def test_few_bytes(tmp_path):
+    for content in (b"B", b"no", b"\xff\xd8", b"II*"):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"no image format begins with b'.*'\. Download"):
+            read_image(tmp_path / "a.png")
 
 
 def test_folder_with_the_name_of_an_image(tmp_path):
@@ -484,6 +491,49 @@ def test_damaged_jpeg_data_is_an_error_or_one_warning(tmp_path, mode, caplog, ca
     (message,) = caplog.messages
     assert f"{mode}.jpg: its JPEG data is damaged" in message
     assert capfd.readouterr().err == ""
+
+
+def jpeg_with_restart_markers() -> tuple[bytes, list[int]]:
+    """A JPEG with a restart marker after each row of blocks, and where these are."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(random_image(0, (64, 96)))
+    image.save(buffer, "JPEG", quality=90, restart_marker_rows=1)
+    data = buffer.getvalue()
+    found = [i for i in range(len(data)) if data[i] == 0xFF and 0xD0 <= data[i + 1] <= 0xD7]
+    assert len(found) == 3  # 4 rows of blocks of 16 pixels
+    return data, found
+
+
+@pytest.mark.parametrize("damage", ["no marker", "no row", "scan ends", "wrong code"])
+def test_damage_of_jpegs_that_is_noticed(tmp_path, damage):
+    data, (first, second, _) = jpeg_with_restart_markers()
+    damaged = {
+        "no marker": data[:first] + data[first + 2 :],
+        "no row": data[:first] + data[second:],
+        "scan ends": data[:second] + b"\xff\xd9",
+        "wrong code": data[:first] + b"\xff\xd6" + data[first + 2 :],
+    }[damage]
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    read_image(path, strict=True)
+    path.write_bytes(damaged)
+    with pytest.raises(DamagedImageError, match=r"a\.jpg: its JPEG data is damaged \("):
+        read_image(path, strict=True)
+    assert read_image(path).shape == (64, 96, 3)
+
+
+def test_damage_of_a_jpeg_with_a_preview(tmp_path):
+    """MPO files of cameras are JPEG files with further images."""
+    path = tmp_path / "a.jpg"
+    first, second = (Image.fromarray(random_image(i, (64, 96))) for i in (0, 1))
+    first.save(path, "MPO", save_all=True, append_images=[second], quality=90)
+    assert max_difference(read_image(path, strict=True), np.array(Image.open(path))) <= 1
+    data = bytearray(path.read_bytes())
+    end = data.index(b"\xff\xd9\xff\xd8")
+    data[end - 900 : end - 400] = bytes(500)
+    path.write_bytes(data)
+    with pytest.raises(DamagedImageError, match=r"a\.jpg: its JPEG data is damaged \("):
+        read_image(path, strict=True)
 
 
 @pytest.mark.parametrize("progressive", [False, True])

@@ -467,6 +467,16 @@ def test_logs_go_to_a_file_per_process(tmp_path):
     assert "rank is 0" not in text
 
 
+def test_logged_names_that_are_not_utf8_are_escaped(tmp_path, capsys):
+    with restored_loggers():
+        setup_logging(str(tmp_path), 0)
+        logging.getLogger("clouds.engine.test").warning("no image: %s", os.fsdecode(b"a\xff.png"))
+    assert "no image: a\\udcff.png" in (tmp_path / "log.txt").read_text("utf-8")
+    captured = capsys.readouterr()
+    assert "no image: a\\udcff.png" in captured.out
+    assert captured.err == ""
+
+
 class Brightness(nn.Module):
     """The loss is the mean of the images times a parameter."""
 

@@ -266,6 +266,24 @@ def test_number_of_panels(tmp_path, root, num_requested, num_drawn):
     assert len(results.panels) == num_drawn
 
 
+def test_names_that_are_not_utf8(tmp_path, root, escaped_logs):
+    pairs = random_pairs(2)
+    write_cityscapes(root, pairs)
+    expected = evaluate(config(tmp_path / "utf8"), ColorModel())
+    for file in (root / "cityscapes").rglob("*000001*.png"):
+        file.rename(file.with_name(file.name.replace("000019", os.fsdecode(b"\xff0019"))))
+    results = evaluate(config(tmp_path / "other"), ColorModel())
+    assert results.datasets[0].miou == expected.datasets[0].miou
+    assert json.loads((tmp_path / "other/results.json").read_text("utf-8"))["mean"]
+    one, two = (r.panels["cityscapes_val/1"] for r in (expected, results))
+    assert np.array_equal(one[38:], two[38:])  # without the title
+
+    (label,) = (root / "cityscapes").rglob(os.fsdecode(b"*\xff*labelIds.png"))
+    label.write_text("text")
+    with pytest.raises(ValueError, match=r"ulm_000001_.0019_gtFine_labelIds\.png: cannot be"):
+        evaluate(config(tmp_path / "third"), ColorModel())
+
+
 # --------------------------------------------------------------------- several datasets
 
 
