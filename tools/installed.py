@@ -13,8 +13,12 @@ NOT_INSTALLED = 2
 
 
 def import_module(name: str) -> ModuleType:
-    """Import a module of this project; exits with one line if the project is not installed."""
+    """Import a module of this project; exits with one line if the project is not installed.
+
+    As in `clouds`, characters that the console lacks are printed as escapes.
+    """
     try:
+        importlib.import_module("clouds.cli.command_line").escape_what_the_console_lacks()
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in OWN_PACKAGES:
