@@ -28,14 +28,16 @@ SLOW_INPUTS: dict[str, int] = {}
 """Kind of input -> number of inputs of its slow test."""
 
 FAST_INPUTS = 25
-"""Number of inputs per kind in the fast tests."""
+"""Number of inputs per kind in the fast tests, unless more are asked for."""
 
 Outcome = tuple[str, Any]
 """ACCEPTED and the result, or REFUSED and the message."""
 
 
-def fuzz(kind: str, count: int, **strategies: st.SearchStrategy[Any]) -> Callable[..., Any]:
-    """Two tests of the decorated function: FAST_INPUTS inputs, and marked slow `count` inputs.
+def fuzz(
+    kind: str, count: int, few: int = FAST_INPUTS, **strategies: st.SearchStrategy[Any]
+) -> Callable[..., Any]:
+    """Two tests of the decorated function: `few` inputs, and marked slow `count` inputs.
 
     The decorated function takes one argument, a dictionary of what is drawn from `strategies`; it
     is called with it after the function's fixtures.
@@ -45,7 +47,7 @@ def fuzz(kind: str, count: int, **strategies: st.SearchStrategy[Any]) -> Callabl
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize(
             "inputs",
-            [pytest.param(FAST_INPUTS, id="few"), pytest.param(count, id="many", marks=SLOW)],
+            [pytest.param(few, id="few"), pytest.param(count, id="many", marks=SLOW)],
         )
         def test(inputs: int, tmp_path: Any, fast_and_quiet: None) -> None:
             @settings(

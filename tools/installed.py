@@ -15,7 +15,7 @@ NOT_INSTALLED = 2
 def import_module(name: str) -> ModuleType:
     """Import a module of this project; exits with one line if the project is not installed.
 
-    From then on, names that are not UTF-8 are printed with escapes.
+    As in `clouds`, characters that the console lacks are printed as escapes.
     """
     try:
         importlib.import_module("clouds.cli.command_line").escape_what_the_console_lacks()

@@ -179,11 +179,12 @@ def test_the_sample_is_spread_from_first_to_last(tmp_path):
 
 def test_from_the_command_line(tmp_path):
     write(tmp_path, "gta5", 0)
+    (tmp_path / "gta5/images" / os.fsdecode(b"\xff.txt")).touch()
     command = [sys.executable, str(TOOL), "--root", str(tmp_path), "--datasets", "gta5"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={"PYTHONPATH": str(REPOSITORY)}
-    )
+    environment = {"PYTHONPATH": str(REPOSITORY), "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    assert "1 *.txt, such as" in done.stdout and "/\\udcff.txt" in done.stdout
     assert cells(done.stdout, "gta5")[1:3] == ["ok", "1"]
 
 

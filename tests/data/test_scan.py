@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from dataset_files import write
 
-from clouds.data.datasets import forget_listings, get_dataset
+from clouds.data.datasets import dataset_names, forget_listings, get_dataset
 from clouds.data.datasets.builtin import builtin_datasets
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.listing import list_dataset
@@ -98,6 +98,12 @@ def test_hidden_files_and_files_of_other_programs_are_no_data(tmp_path):
 def test_the_folder_itself_may_be_hidden(tmp_path):
     touch(tmp_path / ".cache/@eaDir/1.png")
     assert list(scan_files(tmp_path / ".cache/@eaDir", (".png",)).files) == ["1"]
+
+
+def test_foreign_folders_are_no_generated_datasets(tmp_path):
+    for folder in ("day", ".ipynb_checkpoints", "@eaDir", "lost+found"):
+        touch(tmp_path / f"stable_diffusion/{folder}/images/1.png")
+    assert [name for name in dataset_names(tmp_path) if name.startswith("sd_")] == ["sd_day"]
 
 
 def test_two_names_of_one_file(tmp_path):

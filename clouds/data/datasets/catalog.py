@@ -24,6 +24,7 @@ from clouds.data.datasets.builtin import (
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing, list_dataset, list_registered
 from clouds.data.datasets.registered import describe, list_samples
+from clouds.data.datasets.scan import is_foreign_folder
 from clouds.data.labels import read_train_ids
 from clouds.data.structures import Record
 from clouds.files import expand_user
@@ -248,9 +249,10 @@ def check_names_are_free(names: Sequence[str]) -> None:
 
 
 def dataset_names(root: Path | None = None) -> list[str]:
-    """All builtin datasets, and the generated ones that exist under the root."""
+    """All builtin datasets, and the generated ones that exist under the root, no hidden folders."""
     top = (dataset_root() if root is None else root) / GENERATED_ROOT
-    folders = sorted(f.name for f in top.iterdir() if f.is_dir()) if top.is_dir() else []
+    paths = top.iterdir() if top.is_dir() else ()
+    folders = sorted(f.name for f in paths if f.is_dir() and not is_foreign_folder(f.name))
     return [*builtin_datasets(), *(GENERATED_PREFIX + folder for folder in folders)]
 
 

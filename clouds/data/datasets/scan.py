@@ -136,6 +136,11 @@ def scan_files(top: Path, suffixes: Sequence[str], prefix: str = "") -> Scan:
     return scan
 
 
+def is_foreign_folder(name: str) -> bool:
+    """Whether a folder of this name is hidden or one of `FOREIGN_FOLDERS`."""
+    return name.startswith(".") or name.lower() in FOREIGN_FOLDERS
+
+
 def modified(path: str) -> int:
     """Modification time in ns; -1: there is no such path, or it cannot be looked up."""
     try:
@@ -165,7 +170,7 @@ class _Scanner:
         for entry in entries:
             name, is_link = entry.name, entry.is_symlink()
             is_folder = _leads_to_folder(entry) if is_link else entry.is_dir(follow_symlinks=False)
-            if is_folder and (name.startswith(".") or name.lower() in FOREIGN_FOLDERS):
+            if is_folder and is_foreign_folder(name):
                 count = 1 if is_link else _count_files(entry.path)
                 self.scan.unused_folders.append(UnusedFolder(entry.path, count))
             elif is_folder:
