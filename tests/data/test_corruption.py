@@ -106,7 +106,7 @@ def test_pixels_depend_on_the_file_and_not_on_order_root_or_processes(tmp_path, 
     assert len({pixels.tobytes() for pixels in expected}) == 4
     for workers, rank, world_size in ((0, 0, 1), (2, 0, 1), (1, 1, 2)):
         loader = build_test_loader(
-            get_dataset(NAME, tmp_path / "a"), Native(0).prepare, workers, rank, world_size
+            get_dataset(NAME, tmp_path / "a"), Native(0, 0).prepare, workers, rank, world_size
         )
         loaded = [sample["image"].permute(1, 2, 0).numpy() for sample in loader]
         share = expected[rank::world_size]
@@ -226,7 +226,14 @@ def test_our_names_are_those_of_the_package(package):
     assert list(CORRUPTIONS) == package.get_corruption_names("all")
 
 
-@pytest.mark.parametrize("name", CORRUPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # numba compiles it, which takes seconds
+        pytest.param(n, marks=pytest.mark.slow if n == "glass_blur" else ())
+        for n in CORRUPTIONS
+    ],
+)
 def test_the_same_file_has_the_same_pixels(package, name):
     image = smooth_image(1)
     before = image.copy()
