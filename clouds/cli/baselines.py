@@ -123,12 +123,12 @@ def score(predict: Predictor, spec: DatasetSpec) -> float:
     import torch
     from tqdm import tqdm
 
-    from clouds.data.reading import read_image
+    from clouds.data.dataset_mapper import read_record_image
     from clouds.evaluation.confusion import ConfusionMatrix
 
     matrix = ConfusionMatrix(spec.label_space.num_classes, spec.label_space.ignore)
     for record in tqdm(spec.records(), desc=spec.name):
-        prediction = predict(read_image(record.image))
+        prediction = predict(read_record_image(record))
         matrix.update(torch.from_numpy(prediction), torch.from_numpy(spec.read_label(record)))
     return 100 * matrix.mean_iou(spec.classes_present)
 

@@ -94,14 +94,33 @@ def build_student_augmentations(cfg: CfgNode) -> AugmentationList:
     return AugmentationList((SSDColorJitter(),) if cfg.INPUT.COLOR_AUG_SSD else ())
 
 
+def read_record_image(record: Record) -> UInt8Array:
+    """Read the image of a record, (H, W, 3) RGB, and corrupt it if its dataset says so.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is broken, or too small to be corrupted.
+        ImportError: the package that corrupts it is missing.
+    """
+    image = read_image(record.image)
+    if record.corruption is None:
+        return image
+    try:
+        return record.corruption(image)
+    except ValueError as error:
+        raise ValueError(f"{record.image}: {error}") from error
+
+
 def read_image_and_label(record: Record) -> tuple[UInt8Array, UInt8Array | None]:
     """Read the image (H, W, 3) RGB and the label (H, W) as train ids, None if there is none.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file is broken, or the sizes of label and image differ.
+
+    It also raises as `read_record_image`.
     """
-    image = read_image(record.image)
+    image = read_record_image(record)
     if record.label is None:
         return image, None
     assert record.label_format is not None  # checked by Record

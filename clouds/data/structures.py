@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 if TYPE_CHECKING:
     import torch
 
+    from clouds.data.corruption import Corruption
     from clouds.data.labels import LabelFormat
 
 
@@ -35,6 +36,7 @@ class Record:
         dataset: name of its dataset.
         label_format: how to read `label`; not part of comparisons.
         manifest_size: height and width, pixels, in the manifest of generated images, if any.
+        corruption: applied to the image when it is read, if any.
 
     Raises:
         ValueError: a label without its format.
@@ -46,6 +48,7 @@ class Record:
     dataset: str
     label_format: LabelFormat | None = field(default=None, compare=False, repr=False)
     manifest_size: tuple[int, int] | None = None
+    corruption: Corruption | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and self.label_format is None:

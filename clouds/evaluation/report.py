@@ -34,7 +34,10 @@ from clouds.files import atomic_write, file_sha256, raw_bytes
 
 UInt8Array = npt.NDArray[np.uint8]
 
-PACKAGES = ("torchvision", "open_clip_torch", "timm", "numpy", "pillow", "opencv-python-headless")
+PACKAGES = (
+    "torchvision", "open_clip_torch", "timm", "numpy", "pillow", "opencv-python-headless",
+    "imagecorruptions-imaug", "scikit-image", "scipy",
+)  # fmt: skip
 """Packages that affect the scores; results.json has their versions besides that of torch."""
 
 VISUALIZATIONS = "visualizations"

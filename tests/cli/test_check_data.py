@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,23 @@ def test_generated_folders_are_found(tmp_path, capsys):
     code, out = run(capsys, tmp_path)
     assert code == 0
     assert cells(out, "sd_day1")[:3] == ["sd_day1", "ok", "1"]
+
+
+def test_corrupted_datasets_are_checked_when_they_are_named(tmp_path, capsys, monkeypatch):
+    write(tmp_path, "cityscapes_val", 0)
+    monkeypatch.setitem(sys.modules, "imagecorruptions", types.ModuleType("imagecorruptions"))
+    code, out = run(capsys, tmp_path)
+    assert code == 0 and "cityscapes_c_" not in out
+    code, out = run(capsys, tmp_path, "--datasets", "cityscapes_c_fog_3")
+    assert code == 0
+    assert cells(out, "cityscapes_c_fog_3")[1:3] == ["ok", "1"]
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)  # as if it was not installed
+    code, out = run(capsys, tmp_path, "--datasets", "cityscapes_c_fog_3")
+    assert code == 1
+    assert cells(out, "cityscapes_c_fog_3")[1] == "broken"
+    assert "pip install --no-deps imagecorruptions-imaug" in out
+    code, out = run(capsys, tmp_path, "--datasets", "cityscapes_c_rain_3")
+    assert code == 1 and "corruption one of gaussian_noise, shot_noise" in out
 
 
 def test_unknown_name_and_missing_root(tmp_path, capsys):

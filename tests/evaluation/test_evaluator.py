@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,23 @@ def test_camvid_is_scored_on_its_eleven_classes(tmp_path, root):
     assert scores == pytest.approx({10: 50, 2: 50, 0: 50})
     assert result.miou == pytest.approx(50)
     assert result.pixel_accuracy == pytest.approx(60)
+
+
+def test_corrupted_images_are_scored_on_the_original_labels(tmp_path, root, monkeypatch):
+    pairs = random_pairs(3, (32, 48))
+    write_cityscapes(root, pairs)
+    package = types.ModuleType("imagecorruptions")
+    package.corrupt = lambda image, **_: image[::-1]  # upside down, so the predictions are known
+    monkeypatch.setitem(sys.modules, "imagecorruptions", package)
+    names = ("cityscapes_val", "cityscapes_c_snow_5")
+    results = evaluate(config(tmp_path, "DATASETS.TEST", names), ColorModel())
+    clean, corrupted = results.datasets
+    assert (clean.name, corrupted.name) == names
+    np.testing.assert_allclose(clean.iou, iou_of(pairs), rtol=1e-12)
+    np.testing.assert_allclose(corrupted.iou, iou_of([(p[::-1], t) for p, t in pairs]), rtol=1e-12)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["datasets"]["cityscapes_c_snow_5"]["mIoU"] == corrupted.miou
+    assert stored["mean"]["mIoU"] == pytest.approx((clean.miou + corrupted.miou) / 2)
 
 
 def test_only_ignored_pixels_give_no_score(tmp_path, root, caplog):

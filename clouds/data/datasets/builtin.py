@@ -1,4 +1,4 @@
-"""The datasets that CLOUDS knows: the builtin ones, and folders of generated images.
+"""The datasets that CLOUDS knows: builtin ones, corrupted ones, and folders of generated images.
 
 The builtin ones are the YAML files of `clouds/data/descriptions`, of the same form as a user's. To
 add one, add a file there; nothing else has to change. Their folders are relative to the dataset
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from clouds.data.corruption import CORRUPTIONS, SEVERITIES, Corruption
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.description_file import parse_descriptions
 from clouds.data.datasets.manifest import MANIFEST_NAME
@@ -43,6 +45,10 @@ _DESCRIPTIONS = Path(__file__).resolve().parents[1] / "descriptions"
 GENERATED_PREFIX = "sd_"
 GENERATED_ROOT = "stable_diffusion"
 
+CORRUPTED_PREFIX = "cityscapes_c_"
+CORRUPTED = "cityscapes_val"
+"""The dataset whose images those of names with CORRUPTED_PREFIX are, corrupted."""
+
 
 def generated_description(folder: str) -> DatasetDescription:
     """Description of the generated dataset `sd_<folder>`; its labels only serve measurements.
@@ -62,6 +68,30 @@ def generated_description(folder: str) -> DatasetDescription:
         manifest=f"{top}/{MANIFEST_NAME}",
         how_to_get=f"generate it with `clouds generate` into {top}",
     )
+
+
+def corrupted_description(name: str) -> DatasetDescription:
+    """Description of `cityscapes_c_<corruption>_<severity>`, such as cityscapes_c_fog_3.
+
+    Raises:
+        UnknownDatasetError: there is no such corruption or severity; the message lists them.
+    """
+    corruption, _, severity = name.removeprefix(CORRUPTED_PREFIX).rpartition("_")
+    if corruption not in CORRUPTIONS or severity not in map(str, SEVERITIES):
+        raise UnknownDatasetError(
+            f"unknown dataset {name!r}. Names with {CORRUPTED_PREFIX} are "
+            f"{CORRUPTED_PREFIX}<corruption>_<severity>, corruption one of "
+            f"{', '.join(CORRUPTIONS)}, severity {SEVERITIES[0]} to {SEVERITIES[-1]}"
+        )
+    return replace(
+        builtin_datasets()[CORRUPTED], name=name, corruption=Corruption(corruption, int(severity))
+    )
+
+
+def is_own(name: str) -> bool:
+    """Whether the name is one of those of CLOUDS, so that no other dataset can have it."""
+    reserved = name.startswith(CORRUPTED_PREFIX) or is_generated(name)
+    return reserved or name in builtin_datasets()
 
 
 def is_generated(name: str) -> bool:
@@ -86,6 +116,8 @@ def get_description(name: str) -> DatasetDescription:
     """
     if name in builtin_datasets():
         return builtin_datasets()[name]
+    if name.startswith(CORRUPTED_PREFIX):
+        return corrupted_description(name)
     if is_generated(name):
         folder = name.removeprefix(GENERATED_PREFIX)
         parts = re.split(r"[/\\]", folder)
@@ -96,7 +128,8 @@ def get_description(name: str) -> DatasetDescription:
             )
         return generated_description(folder)
     raise UnknownDatasetError(
-        f"unknown dataset {name!r}. Known: {', '.join(builtin_datasets())}, and "
+        f"unknown dataset {name!r}. Known: {', '.join(builtin_datasets())}, "
+        f"{CORRUPTED_PREFIX}<corruption>_<severity>, such as {CORRUPTED_PREFIX}fog_3, and "
         f"{GENERATED_PREFIX}<folder> for generated images in {GENERATED_ROOT}/<folder>/images. "
         "Describe your own in a YAML file that DATASETS.DESCRIPTIONS names (docs/own_data.md), or "
         "register it, in every process, before the config is loaded: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clouds.data.corruption import import_package
 from clouds.data.datasets.builtin import (
+    CORRUPTED_PREFIX,
     GENERATED_PREFIX,
     GENERATED_ROOT,
     UnknownDatasetError,
     builtin_datasets,
     get_description,
-    is_generated,
+    is_own,
 )
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing, list_dataset, list_registered
@@ -46,7 +48,16 @@ class DatasetSpec(DatasetDescription):
 
     def listing(self) -> Listing:
         """The files on disk, also of an incomplete dataset; missing files raise nothing."""
-        return list_dataset(self, self.root)
+        listing = list_dataset(self, self.root)
+        corruption = self.corruption
+        if corruption is None:
+            return listing
+        files = [record.image.relative_to(listing.images).as_posix() for record in listing.records]
+        records = zip(listing.records, files, strict=True)
+        return replace(
+            listing,
+            records=tuple(replace(r, corruption=corruption.of_file(file)) for r, file in records),
+        )
 
     def records(self) -> list[Record]:
         """Its images with their labels, sorted by path.
@@ -80,7 +91,7 @@ class DatasetSpec(DatasetDescription):
         return missing
 
     def gaps(self, listing: Listing) -> list[str]:
-        """Missing files in the folders, a sentence per problem."""
+        """Missing files in the folders, and missing packages, a sentence per problem."""
         unlabelled = listing.images_without_label
         if self.images_without_label == "skip":
             unlabelled = ()
@@ -105,6 +116,11 @@ class DatasetSpec(DatasetDescription):
             gaps.append(
                 f"no usable image {names} in {listing.images}.{others * bool(listing.unused)}"
             )
+        if self.corruption is not None:
+            try:
+                import_package()
+            except ImportError as error:
+                gaps.append(f"{error}.")
         return gaps
 
     def manifest_gaps(self, listing: Listing) -> list[str]:
@@ -203,8 +219,9 @@ def get_dataset(
     """The dataset `name` with the train ids of its own label space.
 
     Args:
-        name: its name in a config: of a builtin dataset, `sd_<folder>` of generated images, of a
-            described dataset, or of one that is registered in Detectron2's catalog.
+        name: its name in a config: of a builtin dataset, `cityscapes_c_<corruption>_<severity>` of
+            corrupted images, `sd_<folder>` of generated ones, of a described dataset, or of one
+            that is registered in Detectron2's catalog.
         root: the dataset root; described and registered datasets are independent of it.
         described: descriptions by name, see `configured.read_descriptions`.
 
@@ -215,7 +232,7 @@ def get_dataset(
     if name in described:
         description = described[name]
         return DatasetSpec(**vars(description), root=description.described_root or Path())
-    if name not in builtin_datasets() and not is_generated(name):
+    if not is_own(name):
         from clouds.d2 import DatasetCatalog, MetadataCatalog
 
         if name in DatasetCatalog:
@@ -237,14 +254,14 @@ def check_names_are_free(names: Sequence[str]) -> None:
     from clouds.d2 import DatasetCatalog
 
     for name in names:
-        own = name in builtin_datasets() or is_generated(name)
-        if own and name in DatasetCatalog:
+        if is_own(name) and name in DatasetCatalog:
             function = DatasetCatalog[name]
             if getattr(function, "func", None) is not _samples:
                 raise ValueError(
                     f"dataset {name!r} is registered in DatasetCatalog, but this is the name of a "
                     "dataset of CLOUDS, which would be used instead. Register it under another "
-                    f"name; names with {GENERATED_PREFIX} are those of generated images"
+                    f"name; names with {GENERATED_PREFIX} are those of generated images, with "
+                    f"{CORRUPTED_PREFIX} of corrupted ones"
                 )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clouds.data.datasets.builtin import (
+    CORRUPTED_PREFIX,
     GENERATED_PREFIX,
     UnknownDatasetError,
-    builtin_datasets,
     is_generated,
+    is_own,
 )
 from clouds.data.datasets.catalog import DatasetSpec, get_dataset
 from clouds.data.datasets.description import DatasetDescription, in_label_space
@@ -157,11 +158,11 @@ def read_descriptions(entries: Sequence[str]) -> dict[str, DatasetDescription]:
     for entry in entries:
         for description in load_descriptions(entry):
             name = description.name
-            if name in builtin_datasets() or name.startswith(GENERATED_PREFIX):
+            if is_own(name) or name.startswith(GENERATED_PREFIX):
                 raise DescriptionError(
                     f"DATASETS.DESCRIPTIONS describes {name!r}, which is the name of a dataset of "
-                    f"CLOUDS; names with {GENERATED_PREFIX} are those of generated images. Choose "
-                    "another name"
+                    f"CLOUDS; names with {GENERATED_PREFIX} are those of generated images, with "
+                    f"{CORRUPTED_PREFIX} of corrupted ones. Choose another name"
                 )
             if name in found:
                 raise DescriptionError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from clouds.data.corruption import Corruption
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain
@@ -48,6 +49,7 @@ class DatasetDescription:
         described_root: root of its folders; None: the dataset root.
         unmapped_classes: names of its own classes that `label_space` does not have, see
             `in_label_space`; their pixels do not count.
+        corruption: of its images when they are read, each with the seed of its file; None: none.
     """
 
     name: str
@@ -67,6 +69,7 @@ class DatasetDescription:
     label_prefix: str = ""
     described_root: Path | None = None
     unmapped_classes: tuple[str, ...] = ()
+    corruption: Corruption | None = None
 
     @property
     def classes_present(self) -> tuple[int, ...]:
