@@ -128,7 +128,7 @@ def choice_of_parts(text: str) -> tuple[str, ...]:
 
 def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise before the measurements if a dataset that they need does not exist."""
-    from clouds.data.datasets import get_dataset
+    from clouds.data.datasets import Datasets
 
     names: list[str] = []
     if "train" in args.parts and not args.random_data:
@@ -140,9 +140,10 @@ def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:
                 "--eval-size, or skip evaluation with --parts train."
             )
         names.append(cfg.DATASETS.TEST[0])
+    datasets = Datasets.from_config(cfg)
     for name in names:
         try:
-            get_dataset(name).records()
+            datasets.get(name).records()
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}\n--random-data needs no datasets.") from error
 

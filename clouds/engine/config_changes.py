@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     """Lines 'KEY: saved -> present' of keys that differ in a resumed run, without HARMLESS_KEYS.
 
     Keys of earlier versions are compared by their present names; those without effect are skipped.
+    Of texts of several lines, only the lines that differ are told, those of the saved one after '-'
+    and those of the present one after '+'.
 
     Args:
         saved_config: YAML of the saved run's config.
@@ -43,11 +46,26 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
     saved = _with_present_names(_parse(saved_config))
     present = dict(_flatten(yaml.safe_load(cfg.dump())))
     return [
-        f"{key}: {saved.get(key, '(absent)')!r} -> {present.get(key, '(absent)')!r}"
+        f"{key}: {_difference(saved.get(key, '(absent)'), present.get(key, '(absent)'))}"
         for key in sorted(saved.keys() | present.keys())
         if saved.get(key) != present.get(key)
         and not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS_KEYS)
     ]
+
+
+def _difference(saved: Any, present: Any) -> str:
+    both = [_lines(saved), _lines(present)]
+    if max(map(len, both)) < 2:
+        return f"{saved!r} -> {present!r}"
+    return "; ".join(line for line in difflib.ndiff(*both) if line[:1] in "-+")
+
+
+def _lines(value: Any) -> list[str]:
+    """The lines of a text, or of all texts in a list; else one line."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        return [repr(value)]
+    return [line for text in texts for line in text.splitlines()]
 
 
 def config_value(saved_config: object, name: str) -> Any:

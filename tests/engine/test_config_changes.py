@@ -41,3 +41,17 @@ def test_comparing_configs_logs_no_warnings(caplog):
     now = toy_config("a")
     changed_keys(now.dump() + "\nWANDB: {NAME: x}\n", now)
     assert caplog.records == []
+
+
+def test_of_a_description_the_changed_lines_are_told():
+    then, now = get_cfg(), get_cfg()
+    text = "name: campus\nclasses:\n  - {name: road, ids: 0}\n  - {name: tree, ids: 3}\n"
+    then.DATASETS.DESCRIPTIONS = (text,)
+    now.DATASETS.DESCRIPTIONS = (text.replace("ids: 3", "ids: 4"),)
+    assert changed_keys(then.dump(), now) == [
+        "DATASETS.DESCRIPTIONS: -   - {name: tree, ids: 3}; +   - {name: tree, ids: 4}"
+    ]
+    assert changed_keys(get_cfg().dump(), then) == [
+        "DATASETS.DESCRIPTIONS: + name: campus; + classes:; +   - {name: road, ids: 0}; +   - {name: "
+        "tree, ids: 3}"
+    ]
