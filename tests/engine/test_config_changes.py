@@ -5,6 +5,7 @@ from __future__ import annotations
 import yaml
 from engine_toy import toy_config
 
+from clouds.config import get_cfg
 from clouds.engine.config_changes import changed_keys
 
 
