@@ -52,7 +52,5 @@ def test_of_a_description_the_changed_lines_are_told():
     assert changed_keys(then.dump(), now) == [
         "DATASETS.DESCRIPTIONS: -   - {name: tree, ids: 3}; +   - {name: tree, ids: 4}"
     ]
-    assert changed_keys(get_cfg().dump(), then) == [
-        "DATASETS.DESCRIPTIONS: + name: campus; + classes:; +   - {name: road, ids: 0}; +   - {name: "
-        "tree, ids: 3}"
-    ]
+    (added,) = changed_keys(get_cfg().dump(), then)
+    assert added.startswith("DATASETS.DESCRIPTIONS: + name: campus; + classes:; + ")
