@@ -19,7 +19,7 @@ from clouds.cli.command_line import (
     path_or_name,
     user_errors_in_one_line,
 )
-from clouds.cli.prompt_reader import prompt_reader
+from clouds.cli.prompt_reader import add_class_options, label_space_of, prompt_reader
 
 FAILED = 1
 
@@ -51,8 +51,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="K",
-        help="continue until K prompts of the file name each of the 19 classes (default: 0)",
+        help="continue until K prompts of the file name each class (default: 0)",
     )
+    add_class_options(parser)
     add(
         "--avoid",
         type=path,
@@ -104,8 +105,10 @@ def write(args: argparse.Namespace) -> int:
     """Load the model, write prompts, and print the number of dropped lines by reason."""
     from tqdm import tqdm
 
+    from clouds.generation.class_words import request_of
     from clouds.generation.language_model import load_language_model
     from clouds.generation.prompt_writing import (
+        CLASS_DESCRIPTIONS,
         NothingUsableError,
         Progress,
         WritingOptions,
@@ -113,7 +116,8 @@ def write(args: argparse.Namespace) -> int:
     )
     from clouds.generation.prompts import read_prompts
 
-    named_classes = prompt_reader().named_classes
+    label_space = label_space_of(args)
+    named_classes = prompt_reader(label_space).named_classes
     options = WritingOptions(
         count=args.count,
         quota=args.quota,
@@ -121,6 +125,7 @@ def write(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         similarity=args.similarity,
         patience=args.patience,
+        classes=CLASS_DESCRIPTIONS if label_space is None else request_of(label_space),
     )
     avoid = [prompt.text for file in args.avoid for prompt in read_prompts(file)]
     model = load_language_model(
