@@ -130,7 +130,6 @@ def check_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Raise before the measurements if a dataset that they need does not exist."""
     from clouds.data.datasets import Datasets
 
-    datasets = Datasets.from_config(cfg)
     names: list[str] = []
     if "train" in args.parts and not args.random_data:
         names += cfg.DATASETS.TRAIN
