@@ -187,7 +187,7 @@ class RegisteredSpec(DatasetSpec):
 
         function = DatasetCatalog[self.name]
         return list_registered(
-            self.name,
+            self,
             function,
             lambda: list_samples(self.name, function(), self.label_formats[0]),
         )
