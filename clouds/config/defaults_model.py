@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clouds.config.defaults_adapter import ADAPTER_KEYS
 from clouds.config.key import (
     Key,
     above,
@@ -48,7 +49,12 @@ MODEL_KEYS: tuple[Key, ...] = (
         three_positive,
     ),
     Key("MODEL.BACKBONE.NAME", "CLIP", "Registered name of the backbone.", not_empty),
-    Key("MODEL.BACKBONE.FREEZE", True, "Do not train the backbone."),
+    Key(
+        "MODEL.BACKBONE.FREEZE",
+        True,
+        "Do not train the backbone's own weights; an adapter (MODEL.BACKBONE.ADAPTER) trains.",
+    ),
+    *ADAPTER_KEYS,
     Key("MODEL.SEM_SEG_HEAD.NAME", "CLOUDSHead", "Registered name of the head.", not_empty),
     Key(
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES",

@@ -39,6 +39,11 @@ def skip_pretrained_weights() -> Iterator[None]:
         _skipped.reset(token)
 
 
+def pretrained_weights_are_skipped() -> bool:
+    """Whether the caller of the model's constructor is within `skip_pretrained_weights`."""
+    return _skipped.get()
+
+
 @cache
 def _register_own_configs() -> None:
     import open_clip
