@@ -79,7 +79,7 @@ def test_rein_alone(variant, rein_reference):
 def test_initial_ranges_of_rein(variant):
     """A uniform or zero start, by the range of the published code's draws."""
     torch.manual_seed(0)
-    kind = dict(rank=16 if variant.startswith("lora") else 0, zero_start="zero" in variant)
+    kind = {"rank": 16 if variant.startswith("lora") else 0, "zero_start": "zero" in variant}
     adapter = Rein(6, 64, 100, query_dim=256, **kind)
     published = peft_facts("rein")["variants"][variant]["init_min_max_std"]
     assert {name for name, _ in adapter.named_parameters()} == published.keys()
