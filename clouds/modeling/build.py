@@ -10,7 +10,7 @@ from torch import nn
 
 from clouds.d2 import META_ARCH_REGISTRY, CfgNode
 from clouds.device import resolve_device
-from clouds.modeling.backbone.open_clip_models import skip_pretrained_weights
+from clouds.modeling.backbone.pretrained import skip_pretrained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def build_seeded(cfg: CfgNode, skip_pretrained: bool = False) -> nn.Module:
 
     Args:
         cfg: the config.
-        skip_pretrained: do not fetch MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS: CLIP is random, and the
+        skip_pretrained: do not fetch the backbone's pretrained weights: they are random, and the
             caller loads its weights. The other weights are the same in both cases.
     """
     device = resolve_device(cfg.MODEL.DEVICE)

@@ -20,6 +20,10 @@ from clouds.ops import convnext
 
 STAGES = ("res2", "res3", "res4", "res5")
 
+PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
+PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
+"""Of the images that CLIP was trained on, RGB, 0-255."""
+
 TEXTS_AT_ONCE = 128
 """Bounds the memory of the text encoder; the result does not depend on it."""
 
@@ -36,6 +40,8 @@ class CLIP(Backbone):
     and the projections never do.
     """
 
+    pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
+
     @configurable
     def __init__(self, *, clip_model: nn.Module, model_name: str, frozen: bool = True) -> None:
         super().__init__()
@@ -46,7 +52,8 @@ class CLIP(Backbone):
         self.is_convnext = hasattr(visual, "trunk") and hasattr(visual.trunk, "stages")
         if not self.is_convnext and not hasattr(visual, "layer4"):
             raise ValueError(
-                f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid"
+                f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid. "
+                "For a vision transformer set MODEL.BACKBONE.NAME CLIPViT."
             )
         names = self._out_features = ["stem", *STAGES, "clip_vis_dense"]
         strides = (4 if self.is_convnext else 2, 4, 8, 16, 32, 32)

@@ -7,7 +7,6 @@ import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from clouds.downloads import one_warning
 from clouds.messages import format_examples
+from clouds.modeling.backbone.pretrained import pretrained_weights_are_skipped
 from clouds.modeling.backbone.torchscript import is_torchscript, read_torchscript
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
@@ -25,23 +25,6 @@ OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
 """Ends of names of tensors that weights files have besides weights; the model makes its own."""
 REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
-
-_skipped = ContextVar("pretrained weights are skipped", default=False)
-
-
-@contextmanager
-def skip_pretrained_weights() -> Iterator[None]:
-    """Within it, `create_clip` leaves the weights random: the caller loads a checkpoint's."""
-    token = _skipped.set(True)
-    try:
-        yield
-    finally:
-        _skipped.reset(token)
-
-
-def pretrained_weights_are_skipped() -> bool:
-    """Whether the caller of the model's constructor is within `skip_pretrained_weights`."""
-    return _skipped.get()
 
 
 @cache
@@ -75,7 +58,7 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if _skipped.get():
+    if pretrained_weights_are_skipped():
         with _quiet():  # open_clip warns of random weights, by way of the root logger
             return _create(open_clip, name, [pretrained] if pretrained in tags else tags)
     if not pretrained:

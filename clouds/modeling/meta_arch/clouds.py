@@ -23,7 +23,7 @@ from clouds.d2 import (
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import IGNORE, LabelSpace
 from clouds.data.structures import Domain, Targets, check_image, masks_from_label, union_of_masks
-from clouds.modeling.backbone.base import TextEncoder
+from clouds.modeling.backbone.base import TextEncoder, pixel_statistics
 from clouds.modeling.criterion import SetCriterion
 from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
@@ -45,7 +45,7 @@ Network = Mapping[str, nn.Module]
 
 @META_ARCH_REGISTRY.register()
 class CLOUDS(nn.Module):
-    """A Mask2Former head on a frozen foundation model (paper section 3).
+    """A Mask2Former head on a foundation model (paper section 3).
 
     Args:
         backbone: Detectron2's; for a text class head or the geometric ensemble also a
@@ -130,15 +130,17 @@ class CLOUDS(nn.Module):
         if text_encoder is None and any(ensembles):
             raise ValueError(
                 "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE needs a text encoder, and MODEL.BACKBONE.NAME "
-                f"{cfg.MODEL.BACKBONE.NAME} has none. Set it to False, or use the backbone CLIP."
+                f"{cfg.MODEL.BACKBONE.NAME} has none. Set it to False, or use the backbone CLIP or "
+                "CLIPViT."
             )
         options = EnsembleOptions.from_config(cfg) if any(ensembles) else None
+        pixel_mean, pixel_std = pixel_statistics(cfg, backbone)
         return {
             "backbone": backbone,
             "sem_seg_head": head,
             "criterion": SetCriterion.from_config(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixel_mean": pixel_mean,
+            "pixel_std": pixel_std,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "label_space": Datasets.from_config(cfg).known_label_space,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
@@ -386,7 +388,7 @@ class CLOUDSHead(nn.Module):
             raise ValueError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {former.TRANSFORMER_DECODER_NAME} "
                 f"needs a text encoder, and MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has "
-                "none. Use the class head 'linear' or 'pooled', or the backbone CLIP."
+                "none. Use the class head 'linear' or 'pooled', or the backbone CLIP or CLIPViT."
             )
         predictor = class_head(
             in_channels=head.CONVS_DIM,

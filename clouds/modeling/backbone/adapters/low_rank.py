@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.modeling.backbone.adapters.base import AdaptedLayers, Adapter
-from clouds.modeling.backbone.open_clip_models import pretrained_weights_are_skipped
+from clouds.modeling.backbone.pretrained import pretrained_weights_are_skipped
 
 FUSED = "qkv"
 """Name of the layer whose rows are the query, key and value projections."""
