@@ -2,6 +2,7 @@
 
 from clouds.modeling.backbone.clip import CLIP
 from clouds.modeling.backbone.timm_backbones import ViT
-from clouds.modeling.meta_arch.clouds import CLOUDS, CLOUDSHead
+from clouds.modeling.meta_arch.clouds import CLOUDS
+from clouds.modeling.meta_arch.head import CLOUDSHead
 
 __all__ = ["CLIP", "CLOUDS", "CLOUDSHead", "ViT"]

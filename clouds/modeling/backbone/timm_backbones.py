@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from clouds.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec
+from clouds.modeling.backbone.adapters import build_adapter
 from clouds.modeling.backbone.convnext import ConvNeXtBackbone
 from clouds.modeling.backbone.timm_models import (
     family_of,
@@ -34,6 +36,7 @@ def ViT(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:  # noqa
     name = full_name(options.TIMM_NAME, options.WEIGHTS)
     mean, std = pixel_statistics(name)
     settings: dict[str, Any] = {"pixel_mean": mean, "pixel_std": std, "frozen": options.FREEZE}
+    settings["make_adapter"] = functools.partial(build_adapter, cfg)
     if family_of(name) == "convnext":
         model = timm.create_model(name, num_classes=0, drop_path_rate=options.DROP_PATH)
         load_pretrained(model, name, options.WEIGHTS, options.RESIZE)

@@ -8,29 +8,19 @@ segmentation networks do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import Backbone
+from clouds.modeling.backbone.adapters import AdaptedLayers, Adapter, MakeAdapter
 from clouds.modeling.backbone.vit_pyramid import STRIDES, build_pyramid
 from clouds.modeling.backbone.vit_resize import resize_positions
 
 STAGES = ("res2", "res3", "res4", "res5")
-
-
-class TokenAdapter(Protocol):
-    """What is trained beside a frozen transformer, and acts on its tokens."""
-
-    def after_block(self, index: int, patches: Tensor) -> Tensor:
-        """Patch tokens (N, L, C) after block `index`, counted from 0, to those of the next one.
-
-        The tokens are in rows of the image. Class and register tokens are not among them.
-        """
-        ...
 
 
 def proportional_blocks(depth: int) -> tuple[int, ...]:
@@ -56,11 +46,11 @@ class ViTBackbone(Backbone):
         out_blocks: four indices of blocks in rising order, see `proportional_blocks`, the default.
         pyramid: 'plain', 'learned' or 'neck', see `build_pyramid`.
         positions: how position embeddings are resized to the image, see `resize_positions`.
-        frozen: whether the transformer does not train.
+        frozen: whether the transformer's own weights do not train.
+        make_adapter: makes the adapter; None: nothing trains but what `frozen` says.
 
     Attributes:
-        adapter: a module that acts on the patch tokens after each block, see `TokenAdapter`; None:
-            nothing does.
+        adapter: acts on the patch tokens after each block, and may have changed the blocks.
     """
 
     transformer: Any
@@ -75,6 +65,7 @@ class ViTBackbone(Backbone):
         pyramid: str = "plain",
         positions: str = "bicubic",
         frozen: bool = True,
+        make_adapter: MakeAdapter | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -85,13 +76,14 @@ class ViTBackbone(Backbone):
         self.patch_size = int(transformer.patch_embed.patch_size[0])
         channels = int(transformer.embed_dim)
         self.pyramid = build_pyramid(pyramid, channels, self.patch_size)
-        self.positions, self.frozen = positions, frozen
-        self.adapter: Any = None
+        self.positions = positions
         self._out_features = list(STAGES)
         self._out_feature_strides = dict(zip(STAGES, STRIDES, strict=True))
         self._out_feature_channels = dict.fromkeys(STAGES, channels)
         transformer.requires_grad_(False)
-        if not frozen:
+        self.adapter = Adapter() if make_adapter is None else make_adapter(self._adapted_layers())
+        self.frozen = frozen and not self.adapter.trains_backbone
+        if not self.frozen:
             for parameter in self.feature_parameters():
                 parameter.requires_grad_(True)
         self.train(self.training)
@@ -104,6 +96,21 @@ class ViTBackbone(Backbone):
     @property
     def size_divisibility(self) -> int:
         return STRIDES[-1]
+
+    def _adapted_layers(self) -> AdaptedLayers:
+        blocks = list(self.transformer.blocks[: self.out_blocks[-1] + 1])
+        return AdaptedLayers(
+            backbone=type(self.transformer).__name__,
+            names=[f"transformer.blocks.{i}" for i in range(len(blocks))],
+            blocks=blocks,
+            widths=[int(self.transformer.embed_dim)] * len(blocks),
+            root="transformer",
+            is_transformer=True,
+        )
+
+    def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
+        """Those of the adapter, see `clouds.engine.optimizer.TrainableGroups`."""
+        return self.adapter.param_group_options()
 
     def feature_parameters(self) -> list[nn.Parameter]:
         """The transformer's parameters that the features depend on."""
@@ -134,9 +141,8 @@ class ViTBackbone(Backbone):
     def maps(self, x: Tensor) -> list[Tensor]:
         """The patch tokens after `out_blocks`, as maps (N, C, H / patch size, W / patch size)."""
         # Without a parameter that trains nothing is recorded for images that require a gradient.
-        trains = any(p.requires_grad for p in self.transformer.parameters())
-        if self.adapter is not None:
-            trains |= any(p.requires_grad for p in self.adapter.parameters())
+        parts = (self.transformer, self.adapter)
+        trains = any(p.requires_grad for part in parts for p in part.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             tokens, grid = self.embed(pad_to_patches(x, self.patch_size))
             rope = self.rotary_positions(grid)
@@ -196,9 +202,9 @@ class ViTBackbone(Backbone):
         else:
             per_block = getattr(self.transformer, "rope_mixed", False)
             tokens = block(tokens, rope=rope[index] if per_block else rope)
-        if self.adapter is None:
+        if not self.adapter.acts_on_tokens:
             return tokens
-        adapted: Tensor = self.adapter.after_block(index, self.patches(tokens))
+        adapted = self.adapter.after_block(index, self.patches(tokens))
         if self._is_sam:
             return adapted.view_as(tokens)
         return torch.cat((tokens[:, : self.num_prefix_tokens], adapted), dim=1)

@@ -11,6 +11,7 @@ from clouds.modeling.backbone.adapters.base import (
     ADAPTER_REGISTRY,
     AdaptedLayers,
     Adapter,
+    MakeAdapter,
     adapter_of,
     build_adapter,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "ADAPTER_REGISTRY",
     "AdaptedLayers",
     "Adapter",
+    "MakeAdapter",
     "adapter_of",
     "build_adapter",
     "merge_updates",

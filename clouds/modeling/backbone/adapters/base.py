@@ -9,7 +9,7 @@ the backbone; the names of the backbone's own tensors remain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fvcore.common.registry import Registry
@@ -84,6 +84,10 @@ class Adapter(nn.Module):
     def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
         """See `clouds.engine.optimizer.TrainableGroups`; names are relative to the backbone."""
         return {}
+
+
+MakeAdapter = Callable[[AdaptedLayers], Adapter]
+"""Makes the adapter of a backbone's layers, which it may change: `build_adapter` with a config."""
 
 
 def none(cfg: CfgNode, layers: AdaptedLayers) -> Adapter:
