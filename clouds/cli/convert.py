@@ -70,7 +70,7 @@ def select(
         kept = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
     else:
         from clouds.config import load_config
-        from clouds.engine.checkpoint import compare_tensors, rename_older_tensors
+        from clouds.engine.load_report import compare_tensors, rename_older_tensors
         from clouds.modeling.build import build_seeded
 
         cfg = load_config(config_file, [*opts, "MODEL.DEVICE", "cpu"])

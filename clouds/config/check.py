@@ -8,6 +8,7 @@ from typing import Any
 
 from clouds.config.config import get_value
 from clouds.config.defaults import KEYS
+from clouds.config.defaults_model import WEIGHTS_KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
 from clouds.data.datasets import (
@@ -170,6 +171,54 @@ def learned_pyramid_has_patches_of_16(pyramid: str, patch_size: int) -> str | No
     """Its transposed convolutions have fixed factors."""
     if pyramid == "learned" and patch_size != 16:
         return f"needs MODEL.BACKBONE.PATCH_SIZE 16, which is {patch_size}; or use 'plain'"
+    return None
+
+
+FROZEN_ADAPTERS = ("lora", "rein", "soma", "recycle")
+
+
+@cross_check("MODEL.BACKBONE.ADAPTER.NAME", "MODEL.BACKBONE.FREEZE")
+def adapter_has_a_frozen_backbone(adapter: str, freeze: bool) -> str | None:
+    """Adapters of our own train instead of the backbone's weights."""
+    if adapter in FROZEN_ADAPTERS and not freeze:
+        return (
+            "adapts a frozen backbone, and MODEL.BACKBONE.FREEZE is False; set it to True, or use "
+            "the adapter 'full' or 'none'"
+        )
+    return None
+
+
+@cross_check(
+    "MODEL.BACKBONE.ADAPTER.REIN.NUM_TOKENS",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "MODEL.BACKBONE.ADAPTER.NAME",
+    "MODEL.BACKBONE.ADAPTER.REIN.LINK_QUERIES",
+)
+def tokens_are_queries(tokens: int, queries: int, adapter: str, link: bool) -> str | None:
+    """Each of Rein's tokens is an object query."""
+    if adapter == "rein" and link and tokens != queries:
+        return f"must be MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, {queries}, whose place they take"
+    return None
+
+
+@cross_check(
+    "SOLVER.CHECKPOINT_ADAPTERS_ONLY",
+    "MODEL.BACKBONE.ADAPTER.NAME",
+    "MODEL.BACKBONE.FREEZE",
+    "MODEL.BACKBONE.NAME",
+    *WEIGHTS_KEYS,
+)
+def left_out_weights_can_be_loaded(
+    adapters_only: bool, adapter: str, freeze: bool, backbone: str, *weights: str
+) -> str | None:
+    """A backbone that a checkpoint leaves out is frozen, and has weights to load it over."""
+    if not adapters_only:
+        return None
+    if adapter == "full" or not freeze:
+        return "leaves the frozen backbone out, and this one trains; set it to False"
+    for (key, backbones), value in zip(WEIGHTS_KEYS.items(), weights, strict=True):
+        if backbone in backbones and not value:
+            return f"leaves the backbone's own weights out, and {key} names none; name them there"
     return None
 
 

@@ -15,6 +15,12 @@ from clouds.config.key import (
     within,
 )
 
+WEIGHTS_KEYS = {
+    "MODEL.BACKBONE.WEIGHTS": ("ViT",),
+    "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS": ("CLIP", "CLIPViT"),
+}
+"""Keys that name a backbone's own weights, and those backbones."""
+
 MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.DEVICE",

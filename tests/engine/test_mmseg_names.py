@@ -70,7 +70,7 @@ def test_a_backbone_under_either_name():
 
 def test_what_mmsegmentation_has_no_name_for_is_refused():
     weights = {"sem_seg_head.predictor._mask_pooling_proj.0.weight": torch.empty(0)}
-    with pytest.raises(ValueError, match="1 tensors have no name.*_mask_pooling_proj"):
+    with pytest.raises(ValueError, match=r"1 tensors have no name.*_mask_pooling_proj"):
         to_mmseg(weights)
     name = "backbone.transformer.blocks.0.attn.qkv.updates.lora.lora_A"
     with pytest.raises(ValueError, match="merge other adapters"):
