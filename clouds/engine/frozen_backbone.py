@@ -23,9 +23,18 @@ that an adapter starts with."""
 
 
 def frozen_names(model: nn.Module) -> set[str]:
-    """Names of the backbone's tensors, in the model's state dict, that do not train."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    return {n for n in model.state_dict() if n.startswith(BACKBONE)} - trained
+    """Names of the backbone's tensors, in the model's state dict, that training does not change.
+
+    Buffers change in modules whose parameters train.
+    """
+    changing = set()
+    for prefix, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        names = {name for name, parameter in own.items() if parameter.requires_grad}
+        if names:
+            names |= {name for name, _ in module.named_buffers(recurse=False)}
+        changing |= {f"{prefix}.{name}" if prefix else name for name in names}
+    return {n for n in model.state_dict() if n.startswith(BACKBONE)} - changing
 
 
 def is_left_out(weights: Mapping[str, Tensor], missing: Iterable[str], model: nn.Module) -> bool:

@@ -90,20 +90,23 @@ def pixel_statistics(cfg: CfgNode, backbone: object) -> tuple[Sequence[float], S
     Raises:
         ValueError: the config has none, and the backbone does not tell its own.
     """
-    values = []
-    for key, name in (("PIXEL_MEAN", "pixel_mean"), ("PIXEL_STD", "pixel_std")):
-        wanted = tuple(cfg.MODEL[key])
-        own = getattr(backbone, name) if isinstance(backbone, PixelStatistics) else ()
-        if not wanted and not own:
-            raise ValueError(
-                f"MODEL.{key} is empty, and the backbone {cfg.MODEL.BACKBONE.NAME} has no "
-                f"attribute {name}. Set MODEL.PIXEL_MEAN and MODEL.PIXEL_STD."
-            )
-        if wanted and own and max(abs(a - b) for a, b in zip(wanted, own, strict=True)) > TOLERANCE:
-            logger.warning(
-                "MODEL.%s is %s, and the backbone %s was trained with %s: leave the key empty to "
-                "use that",
-                *(key, wanted, cfg.MODEL.BACKBONE.NAME, tuple(round(v, 3) for v in own)),
-            )
-        values.append(wanted or own)
-    return values[0], values[1]
+    mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
+    name = cfg.MODEL.BACKBONE.NAME
+    if isinstance(backbone, PixelStatistics):
+        for key, value, own in (
+            ("PIXEL_MEAN", mean, backbone.pixel_mean),
+            ("PIXEL_STD", std, backbone.pixel_std),
+        ):
+            if value and max(abs(a - b) for a, b in zip(value, own, strict=True)) > TOLERANCE:
+                logger.warning(
+                    "MODEL.%s is %s, and the backbone %s was trained with %s; leave the key empty "
+                    "to use that",
+                    *(key, value, name, tuple(round(v, 3) for v in own)),
+                )
+        return mean or backbone.pixel_mean, std or backbone.pixel_std
+    if not mean or not std:
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is empty, and the backbone {name} does not tell "
+            "its own (attributes pixel_mean and pixel_std). Set both."
+        )
+    return mean, std

@@ -7,7 +7,7 @@ class of a mask are made.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,21 +22,15 @@ from clouds.modeling.backbone.adapters import (
     build_adapter,
 )
 from clouds.modeling.backbone.base import binary_masks_at, pool_masks
-from clouds.modeling.backbone.open_clip_models import create_clip, get_tokenizer
+from clouds.modeling.backbone.clip_text import CLIPText
+from clouds.modeling.backbone.open_clip_models import PIXEL_MEAN, PIXEL_STD, create_clip
 from clouds.ops import convnext
 
 STAGES = ("res2", "res3", "res4", "res5")
 
-PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
-PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
-"""Of the images that CLIP was trained on, RGB, 0-255."""
-
-TEXTS_AT_ONCE = 128
-"""Bounds the memory of the text encoder; the result does not depend on it."""
-
 
 @BACKBONE_REGISTRY.register()
-class CLIP(Backbone):
+class CLIP(CLIPText, Backbone):
     """CLIP ConvNeXt or ResNet from open_clip.
 
     Its features are `stem` (stride 4, ConvNeXt; 2, ResNet), `res2` to `res5` (strides 4 to 32) and
@@ -60,7 +54,7 @@ class CLIP(Backbone):
     ) -> None:
         super().__init__()
         self.model_name = model_name
-        self.clip_model: Any = clip_model
+        self.clip_model = clip_model
         visual = self.clip_model.visual
         self.is_convnext = hasattr(visual, "trunk") and hasattr(visual.trunk, "stages")
         if not self.is_convnext and not hasattr(visual, "layer4"):
@@ -95,17 +89,6 @@ class CLIP(Backbone):
         }
 
     @property
-    def embed_dim(self) -> int:
-        """Width of the space that images and texts share."""
-        return int(self.clip_model.text_projection.shape[1])
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """CLIP's own factor on cosine similarities, at most 100, shape ()."""
-        scale: Tensor = self.clip_model.logit_scale.exp().clamp(max=100)
-        return scale
-
-    @property
     def size_divisibility(self) -> int:
         return 32
 
@@ -130,14 +113,6 @@ class CLIP(Backbone):
         trains = any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self._convnext(x) if self.is_convnext else self._resnet(x)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings (T, embed_dim), not normalized, in float32 also under autocast."""
-        device = self.logit_scale.device
-        tokens = get_tokenizer(self.model_name)(list(texts)).to(device)
-        with torch.autocast(device.type, enabled=False):
-            chunks = [self.clip_model.encode_text(c) for c in torch.split(tokens, TEXTS_AT_ONCE)]
-        return torch.cat(chunks).float()
 
     def embed_masks(
         self, features: Mapping[str, Tensor], mask_logits: Tensor

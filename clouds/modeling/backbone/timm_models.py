@@ -110,28 +110,25 @@ def load_pretrained(model: nn.Module, name: str, weights: str, resize: str) -> N
         return
     path = Path(weights) if Path(weights).is_file() else _download(name)
     try:
-        tensors = convert(read_checkpoint(path)["model"], model, name, resize)
+        tensors = convert(read_checkpoint(path)["model"], model, resize)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{_no_weights_of(path, name)}: {error}") from error
     load_converted(model, tensors, _no_weights_of(path, name))
 
 
-def convert(
-    weights: Mapping[str, Tensor], model: nn.Module, name: str, resize: str
-) -> dict[str, Tensor]:
+def convert(weights: Mapping[str, Tensor], model: nn.Module, resize: str) -> dict[str, Tensor]:
     """Weights under timm's names, with patch kernel and positions of the model's sizes.
 
     Args:
         weights: as published by the model's authors, by open_clip, or by timm.
         model: the model of timm that they are for.
-        name: its architecture.
         resize: see `load_pretrained`.
     """
     tensors = dict(weights)
     if resize == "bicubic":
         for key, tensor in weights.items():
             tensors[key] = _resized(key, tensor, model, weights)
-    module = import_module(f"timm.models.{family_of(name)}")
+    module = import_module(type(model).__module__)
     with redirect_stdout(io.StringIO()):  # some of timm's functions print
         converted: dict[str, Tensor] = module.checkpoint_filter_fn(tensors, model)
     return converted
@@ -155,21 +152,32 @@ def _resized(key: str, tensor: Tensor, model: Any, weights: Mapping[str, Tensor]
     )
 
 
-def load_converted(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+def load_converted(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    what: str,
+    unused: tuple[str, ...] = UNUSED,
+) -> None:
     """Load tensors under the model's names; those that no feature depends on may be missing.
+
+    Args:
+        model: built by timm.
+        tensors: see `convert`.
+        what: begins error messages.
+        unused: begin the names of tensors that may be missing, or have other shapes.
 
     Raises:
         ValueError: others are missing, have other shapes or values that are not finite; the message
             begins with `what`.
     """
     state = model.state_dict()
-    needed = [key for key in state if not key.startswith(UNUSED)]
+    needed = [key for key in state if not key.startswith(unused)]
     missing = [key for key in needed if key not in tensors]
     shapes = {
         key: (tuple(tensors[key].shape), tuple(state[key].shape)) for key in state.keys() & tensors
     }
     others = [f"{key} {a} instead of {b}" for key, (a, b) in sorted(shapes.items()) if a != b]
-    others = [text for text in others if not text.startswith(UNUSED)]
+    others = [text for text in others if not text.startswith(unused)]
     if missing or others:
         problems = [
             f"{len(missing)} of {len(needed)} tensors are missing ({format_examples(missing)})"
@@ -185,7 +193,7 @@ def load_converted(model: nn.Module, tensors: Mapping[str, Tensor], what: str) -
         raise ValueError(f"{what}: not finite: {format_examples(broken)}. Download it again.")
     model.load_state_dict(kept, strict=False)
     dropped = sorted(tensors.keys() - state.keys() - {"mask_token"})
-    dropped = [key for key in dropped if not key.startswith(UNUSED)]
+    dropped = [key for key in dropped if not key.startswith(unused)]
     if dropped:
         logger.info(
             "%d tensors of the file are not used: %s", len(dropped), format_examples(dropped)

@@ -8,7 +8,7 @@ segmentation networks do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -140,19 +140,35 @@ class ViTBackbone(Backbone):
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The patch tokens after `out_blocks`, as maps (N, C, H / patch size, W / patch size)."""
+        tokens, grid = self.tokens_after(x, set(self.out_blocks))
+        return [self.to_map(tokens[i], grid) for i in self.out_blocks]
+
+    def tokens_after(
+        self, x: Tensor, blocks: Collection[int]
+    ) -> tuple[dict[int, Tensor], tuple[int, int]]:
+        """All tokens, in the form of `embed`, after each of `blocks`; rows and columns of patches.
+
+        Args:
+            x: see `forward`.
+            blocks: indices of blocks; the last one is the last that is computed.
+        """
         # Without a parameter that trains nothing is recorded for images that require a gradient.
         parts = (self.transformer, self.adapter)
         trains = any(p.requires_grad for part in parts for p in part.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             tokens, grid = self.embed(pad_to_patches(x, self.patch_size))
             rope = self.rotary_positions(grid)
-            maps = {}
-            for i in range(self.out_blocks[-1] + 1):
+            after = {}
+            for i in range(max(blocks) + 1):
                 tokens = self.run_block(i, tokens, rope)
-                if i in self.out_blocks:
-                    patches = self.patches(tokens)
-                    maps[i] = patches.transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
-        return [maps[i] for i in self.out_blocks]
+                if i in blocks:
+                    after[i] = tokens
+        return after, grid
+
+    def to_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The patch tokens among all tokens as a map (N, C, rows, columns)."""
+        patches = self.patches(tokens)
+        return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens before the first block, and rows and columns of patches.
@@ -194,20 +210,36 @@ class ViTBackbone(Backbone):
         rope = getattr(self.transformer, "rope", None)
         return None if rope is None else rope.get_embed(shape=size)
 
-    def run_block(self, index: int, tokens: Tensor, rope: Tensor | None) -> Tensor:
-        """Tokens after a block and the adapter behind it; in the form of `embed`."""
-        block = self.transformer.blocks[index]
-        if rope is None:
-            tokens = block(tokens)
-        else:
+    def run_block(
+        self,
+        index: int,
+        tokens: Tensor,
+        rope: Tensor | None,
+        attn_mask: Tensor | None = None,
+        num_queries: int = 0,
+    ) -> Tensor:
+        """Tokens after a block and the adapter behind it; in the form of `embed`.
+
+        Args:
+            index: of the block.
+            tokens: those before it.
+            rope: see `rotary_positions`.
+            attn_mask: bool, which token attends to which; None: all to all.
+            num_queries: number of tokens behind the patches, which the adapter does not see.
+        """
+        options: dict[str, Any] = {} if attn_mask is None else {"attn_mask": attn_mask}
+        if rope is not None:
             per_block = getattr(self.transformer, "rope_mixed", False)
-            tokens = block(tokens, rope=rope[index] if per_block else rope)
-        if not self.adapter.acts_on_tokens:
+            options["rope"] = rope[index] if per_block else rope
+        tokens = self.transformer.blocks[index](tokens, **options)
+        if not self.adapter.acts_on_tokens or index > self.out_blocks[-1]:
             return tokens
-        adapted = self.adapter.after_block(index, self.patches(tokens))
         if self._is_sam:
+            adapted = self.adapter.after_block(index, tokens.flatten(1, 2))
             return adapted.view_as(tokens)
-        return torch.cat((tokens[:, : self.num_prefix_tokens], adapted), dim=1)
+        first, end = self.num_prefix_tokens, tokens.shape[1] - num_queries
+        adapted = self.adapter.after_block(index, tokens[:, first:end])
+        return torch.cat((tokens[:, :first], adapted, tokens[:, end:]), dim=1)
 
     def patches(self, tokens: Tensor) -> Tensor:
         """The patch tokens (N, L, C) among all tokens."""
