@@ -70,11 +70,11 @@ def select(
         kept = {name: value for name, value in weights.items() if name.split(".")[0] in PARTS}
     else:
         from clouds.config import load_config
-        from clouds.engine.checkpoint import compare_tensors, rename_older_tensors
+        from clouds.engine.load_report import compare_tensors, rename_older_tensors
         from clouds.modeling.build import build_seeded
 
-        random_clip = ["MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.DEVICE", "cpu"]
-        model = build_seeded(load_config(config_file, [*opts, *random_clip]))
+        cfg = load_config(config_file, [*opts, "MODEL.DEVICE", "cpu"])
+        model = build_seeded(cfg, skip_pretrained=True)
         weights = rename_older_tensors(weights, model)
         report = compare_tensors("the input", weights, model)
         if report.missing or report.mismatched:

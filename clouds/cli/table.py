@@ -102,6 +102,15 @@ COMMANDS = {
             "clouds list-config --config-file warmup/gta_convnext_large SOLVER.MAX_ITER 1000",
         ),
     ),
+    "list-parameters": Command(
+        "clouds.cli.list_parameters",
+        "count the parameters that a config trains, without weights",
+        (
+            "clouds list-parameters --config-file warmup/gta_convnext_large",
+            "clouds list-parameters --config-file warmup/gta_convnext_large --json "
+            "MODEL.BACKBONE.NAME ViT MODEL.BACKBONE.ADAPTER.NAME rein",
+        ),
+    ),
     "convert": Command(
         "clouds.cli.convert",
         "convert a checkpoint to safetensors, or to a .pth of the published code",

@@ -8,6 +8,7 @@ from typing import Any
 
 from clouds.config.config import get_value
 from clouds.config.defaults import KEYS
+from clouds.config.defaults_model import WEIGHTS_KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode
 from clouds.data.datasets import (
@@ -110,16 +111,19 @@ def pixel_decoder_channels_are_divisible(channels: int, num_heads: int) -> str |
 
 
 PYRAMID = ("res2", "res3", "res4", "res5")
-"""Features of the CLIP backbone, at strides 4, 8, 16, 32."""
+"""Features of our backbones, at strides 4, 8, 16, 32."""
+
+BACKBONES = ("CLIP", "CLIPViT", "ViT")
+"""Names of backbones with these features; others may have other ones."""
 
 
 @cross_check("MODEL.SEM_SEG_HEAD.IN_FEATURES", "MODEL.BACKBONE.NAME")
 def features_exist(features: list[str], backbone: str) -> str | None:
-    """Names are checked for the CLIP backbone; other backbones may have other features."""
+    """Names are checked for our backbones; others may have other features."""
     if len(set(features)) < len(features):
         return "must not name a feature twice"
-    if backbone == "CLIP" and not set(features) <= set(PYRAMID):
-        return f"features of the CLIP backbone are {', '.join(PYRAMID)}"
+    if backbone in BACKBONES and not set(features) <= set(PYRAMID):
+        return f"features of the backbone {backbone} are {', '.join(PYRAMID)}"
     return None
 
 
@@ -136,7 +140,7 @@ def deformable_features_are_inputs(
         return "must not name a feature twice"
     if not set(deformable) <= set(features):
         return f"must be among MODEL.SEM_SEG_HEAD.IN_FEATURES, {features}"
-    if backbone != "CLIP" or not set(features) <= set(PYRAMID):
+    if backbone not in BACKBONES or not set(features) <= set(PYRAMID):
         return None
     finer = PYRAMID[: min(PYRAMID.index(name) for name in deformable)]
     others = set(features) - set(deformable)
@@ -152,6 +156,70 @@ def deformable_features_are_inputs(
 def size_divisibility_is_a_multiple_of_the_stride(divisibility: int) -> str | None:
     """The padded image has an integer number of positions at stride 32."""
     return "must be a multiple of 32, the stride of res5" if divisibility % 32 else None
+
+
+@cross_check("MODEL.BACKBONE.IMG_SIZE", "MODEL.BACKBONE.PATCH_SIZE")
+def image_has_whole_patches(img_size: int, patch_size: int) -> str | None:
+    """Positions are those of a grid of patches."""
+    if img_size % patch_size:
+        return f"must be a multiple of MODEL.BACKBONE.PATCH_SIZE, {patch_size}"
+    return None
+
+
+@cross_check("MODEL.BACKBONE.PYRAMID", "MODEL.BACKBONE.PATCH_SIZE")
+def learned_pyramid_has_patches_of_16(pyramid: str, patch_size: int) -> str | None:
+    """Its transposed convolutions have fixed factors."""
+    if pyramid == "learned" and patch_size != 16:
+        return f"needs MODEL.BACKBONE.PATCH_SIZE 16, which is {patch_size}; or use 'plain'"
+    return None
+
+
+FROZEN_ADAPTERS = ("lora", "rein", "soma", "recycle")
+
+
+@cross_check("MODEL.BACKBONE.ADAPTER.NAME", "MODEL.BACKBONE.FREEZE")
+def adapter_has_a_frozen_backbone(adapter: str, freeze: bool) -> str | None:
+    """Adapters of our own train instead of the backbone's weights."""
+    if adapter in FROZEN_ADAPTERS and not freeze:
+        return (
+            "adapts a frozen backbone, and MODEL.BACKBONE.FREEZE is False; set it to True, or use "
+            "the adapter 'full' or 'none'"
+        )
+    return None
+
+
+@cross_check(
+    "MODEL.BACKBONE.ADAPTER.REIN.NUM_TOKENS",
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    "MODEL.BACKBONE.ADAPTER.NAME",
+    "MODEL.BACKBONE.ADAPTER.REIN.LINK_QUERIES",
+)
+def tokens_are_queries(tokens: int, queries: int, adapter: str, link: bool) -> str | None:
+    """Each of Rein's tokens is an object query."""
+    if adapter == "rein" and link and tokens != queries:
+        return f"must be MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, {queries}, whose place they take"
+    return None
+
+
+@cross_check(
+    "SOLVER.CHECKPOINT_ADAPTERS_ONLY",
+    "MODEL.BACKBONE.ADAPTER.NAME",
+    "MODEL.BACKBONE.FREEZE",
+    "MODEL.BACKBONE.NAME",
+    *WEIGHTS_KEYS,
+)
+def left_out_weights_can_be_loaded(
+    adapters_only: bool, adapter: str, freeze: bool, backbone: str, *weights: str
+) -> str | None:
+    """A backbone that a checkpoint leaves out is frozen, and has weights to load it over."""
+    if not adapters_only:
+        return None
+    if adapter == "full" or not freeze:
+        return "leaves the frozen backbone out, and this one trains; set it to False"
+    for (key, backbones), value in zip(WEIGHTS_KEYS.items(), weights, strict=True):
+        if backbone in backbones and not value:
+            return f"leaves the backbone's own weights out, and {key} names none; name them there"
+    return None
 
 
 TEXT_HEADS = ("text", "MultiScaleMaskedTransformerDecoder")

@@ -238,6 +238,12 @@ KEYS: tuple[Key, ...] = (
         "Number of newest periodic checkpoints to keep, besides the final one; 0: all.",
         at_least(0),
     ),
+    Key(
+        "SOLVER.CHECKPOINT_ADAPTERS_ONLY",
+        False,
+        "Leave the frozen backbone out of checkpoints: they have what trains (adapter and head), "
+        "and are loaded over the backbone's own weights.",
+    ),
     # ------------------------------------------------------------- evaluation
     Key("TEST.EVAL_PERIOD", 4000, "Iterations between evaluations; 0: only the last.", at_least(0)),
     Key(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from clouds.config.defaults_adapter import ADAPTER_KEYS
 from clouds.config.key import (
     Key,
     above,
     at_least,
+    blocks,
+    no_or_three_numbers,
+    no_or_three_positive,
     not_empty,
     one_of,
-    three_numbers,
-    three_positive,
     within,
 )
+
+WEIGHTS_KEYS = {
+    "MODEL.BACKBONE.WEIGHTS": ("ViT",),
+    "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS": ("CLIP", "CLIPViT"),
+}
+"""Keys that name a backbone's own weights, and those backbones."""
 
 MODEL_KEYS: tuple[Key, ...] = (
     Key(
@@ -37,18 +45,94 @@ MODEL_KEYS: tuple[Key, ...] = (
     ),
     Key(
         "MODEL.PIXEL_MEAN",
-        [122.7709383, 116.7460125, 104.09373615],
-        "Subtracted from the image, RGB, 0-255 (CLIP's mean).",
-        three_numbers,
+        [],
+        "Subtracted from the image, RGB, 0-255; empty: the mean of the images that the backbone "
+        "was trained on.",
+        no_or_three_numbers,
+        element=123.675,
     ),
     Key(
         "MODEL.PIXEL_STD",
-        [68.5005327, 66.6321579, 70.32316305],
-        "Divides the image after the mean is subtracted, RGB, 0-255 (CLIP's).",
-        three_positive,
+        [],
+        "Divides the image after the mean is subtracted, RGB, 0-255; empty: the backbone's own.",
+        no_or_three_positive,
+        element=58.395,
     ),
-    Key("MODEL.BACKBONE.NAME", "CLIP", "Registered name of the backbone.", not_empty),
-    Key("MODEL.BACKBONE.FREEZE", True, "Do not train the backbone."),
+    Key(
+        "MODEL.BACKBONE.NAME",
+        "CLIP",
+        "Registered name of the backbone: 'CLIP' (ConvNeXt or ResNet of open_clip), 'ViT' (models "
+        "of timm), 'CLIPViT' (vision transformers of open_clip, with their text encoder).",
+        not_empty,
+    ),
+    Key(
+        "MODEL.BACKBONE.FREEZE",
+        True,
+        "Do not train the backbone's own weights; an adapter (MODEL.BACKBONE.ADAPTER) trains.",
+    ),
+    *ADAPTER_KEYS,
+    Key(
+        "MODEL.BACKBONE.TIMM_NAME",
+        "vit_large_patch14_dinov2.lvd142m",
+        "Model of the backbone ViT: timm's name, with or without the tag of its weights.",
+        not_empty,
+    ),
+    Key(
+        "MODEL.BACKBONE.WEIGHTS",
+        "pretrained",
+        "Weights of the backbone ViT: 'pretrained' (the tag in MODEL.BACKBONE.TIMM_NAME, or timm's "
+        "default), another tag of timm, or a file; empty: random weights.",
+        is_path=True,
+    ),
+    Key(
+        "MODEL.BACKBONE.PATCH_SIZE",
+        16,
+        "Patch size of a vision transformer, pixels; the kernel of its weights is resized to it.",
+        one_of(8, 16),
+    ),
+    Key(
+        "MODEL.BACKBONE.IMG_SIZE",
+        512,
+        "Side of the square image that the stored position embeddings of a vision transformer are "
+        "for, pixels; those of its weights are resized to it. SAM's encoder keeps its own.",
+        at_least(32),
+    ),
+    Key(
+        "MODEL.BACKBONE.RESIZE",
+        "bicubic",
+        "How patch kernel and positions in weights are resized: 'bicubic' without antialiasing, as "
+        "in the code of Rein, SoMA and others; 'timm': pseudo-inverse, and with antialiasing.",
+        one_of("bicubic", "timm"),
+    ),
+    Key(
+        "MODEL.BACKBONE.POSITIONS",
+        "bicubic",
+        "How stored positions are resized to an image of another size: 'bicubic' or 'bilinear' "
+        "without antialiasing, 'timm' (bicubic with it), or 'dinov2' (bicubic with the offset 0.1 "
+        "of DINOv2's and Rein's code).",
+        one_of("bicubic", "bilinear", "timm", "dinov2"),
+    ),
+    Key(
+        "MODEL.BACKBONE.PYRAMID",
+        "plain",
+        "Feature pyramid of a vision transformer: 'plain' (bilinear, nothing learned), 'learned' "
+        "(transposed convolutions, as in tqdm and VLTSeg) or 'neck' (a convolution before and "
+        "after bilinear resizing, as in Rein's CLIP baseline).",
+        one_of("plain", "learned", "neck"),
+    ),
+    Key(
+        "MODEL.BACKBONE.OUT_BLOCKS",
+        (),
+        "Blocks of a vision transformer, counted from 0, whose results become res2 to res5; empty: "
+        "7, 11, 15, 23 of 24 blocks, or a quarter apart.",
+        blocks,
+    ),
+    Key(
+        "MODEL.BACKBONE.DROP_PATH",
+        0.0,
+        "Largest rate of stochastic depth in the backbone ViT; none while it is frozen.",
+        within(0, 0.9),
+    ),
     Key("MODEL.SEM_SEG_HEAD.NAME", "CLOUDSHead", "Registered name of the head.", not_empty),
     Key(
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
@@ -180,7 +264,8 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.CLIP_MODEL_NAME",
         "convnext_large_d_320",
-        "Name of the CLIP model in open_clip, ConvNeXt or ResNet.",
+        "Name of the CLIP model in open_clip: ConvNeXt or ResNet (backbone CLIP), vision "
+        "transformer (backbone CLIPViT).",
         not_empty,
     ),
     Key(

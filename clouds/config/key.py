@@ -45,10 +45,16 @@ sizes = Rule(
     "pairs of height and width, both 0 or both above 0",
     lambda value: all(len(size) == 2 and (min(size) > 0 or size == (0, 0)) for size in value),
 )
-three_numbers = Rule("three numbers, red green blue", lambda value: len(value) == 3)
-three_positive = Rule(
-    "three numbers greater than 0, red green blue",
-    lambda value: len(value) == 3 and all(v > 0 for v in value),
+no_or_three_numbers = Rule(
+    "empty, or three numbers, red green blue", lambda value: len(value) in (0, 3)
+)
+no_or_three_positive = Rule(
+    "empty, or three numbers greater than 0, red green blue",
+    lambda value: len(value) in (0, 3) and all(v > 0 for v in value),
+)
+blocks = Rule(
+    "empty, or four indices in rising order",
+    lambda value: len(value) in (0, 4) and all(v >= 0 for v in value) and sorted(value) == [*value],
 )
 positive_pair = Rule(
     "two numbers greater than 0", lambda value: len(value) == 2 and all(v > 0 for v in value)

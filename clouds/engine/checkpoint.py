@@ -3,17 +3,16 @@
 A file is `{"model", "optimizer", "scheduler", "iteration", "clouds", ...}` as in Detectron2:
 `model` is the state dict, `iteration` the last completed one (counted from 0), `clouds` the
 versions and the config that wrote it, and any further checkpointable (a gradient scaler, an EMA
-teacher) has its own entry. Names are `model_0001999.pth` and `model_final.pth`; the text file
-`last_checkpoint` contains the name of the newest. Neither are weights saved that are not finite nor
-are such loaded.
+teacher) has its own entry. With SOLVER.CHECKPOINT_ADAPTERS_ONLY, `model` lacks the frozen backbone,
+and `frozen_backbone` identifies it. Names are `model_0001999.pth` and `model_final.pth`; the text
+file `last_checkpoint` contains the name of the newest. Neither are weights saved that are not
+finite nor are such loaded.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,15 @@ import torch
 from torch import nn
 
 from clouds.engine.config_changes import config_value
+from clouds.engine.frozen_backbone import ENTRY as FROZEN_BACKBONE
+from clouds.engine.frozen_backbone import (
+    adapter_tensors,
+    check_fingerprints,
+    fingerprints,
+    frozen_names,
+    start_adapter,
+)
+from clouds.engine.load_report import LoadReport, compare_tensors, rename_older_tensors
 from clouds.engine.newest_checkpoint import (
     TAG,
     numbered_checkpoints,
@@ -35,105 +43,12 @@ from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN = 6
-"""Maximum number of tensor names per section of a load report."""
-
-DERIVED = ("criterion.empty_weight",)
-"""Tensors that the config determines: they may be missing in a file, or have another shape."""
-
 FINITE_ENTRIES = ("optimizer", "teacher")
 """Entries, besides the model, whose tensors must be finite. Those of hooks may be anything."""
-
-OLDER_NAMES = (
-    (re.compile(r"^sem_seg_head\.(?!predictor\.|pixel_decoder\.)"), "sem_seg_head.pixel_decoder."),
-    (re.compile(r"^sem_seg_head\.predictor\.static_query\."), "sem_seg_head.predictor.query_feat."),
-)
-"""Names in checkpoints of MaskFormer and of early Mask2Former, and their replacements."""
 
 
 class NonFiniteWeightsError(NonFiniteLossError):
     """Weights, or what belongs to them, are not finite and were not saved."""
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """Comparison of the tensors of the file `path` with those of a model.
-
-    Attributes:
-        matched: number of tensors with the name and shape of a tensor of the model.
-        total: number of tensors of the model.
-        missing, unexpected: names that only the model, or only the file has.
-        mismatched: name, shape in the file, shape in the model.
-    """
-
-    path: str
-    matched: int
-    total: int
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether the file has every tensor of the model that the config does not determine."""
-        unmatched = {*self.missing, *(name for name, _, _ in self.mismatched)}
-        return unmatched <= set(DERIVED)
-
-    def __str__(self) -> str:
-        shapes = [
-            f"{name}: {in_file} in the file, {in_model} in the model{_comment(name)}"
-            for name, in_file, in_model in self.mismatched
-        ]
-        lines = [f"{self.path}: {self.matched} of the model's {self.total} tensors match."]
-        lines += _section("only in the model", [name + _comment(name) for name in self.missing])
-        lines += _section("with another shape", shapes)
-        lines += _section("only in the file", self.unexpected)
-        return "\n".join(lines)
-
-
-def _comment(name: str) -> str:
-    return " (built from the config instead)" if name in DERIVED else ""
-
-
-def _section(title: str, names: tuple[str, ...] | list[str]) -> list[str]:
-    """Lines of a report: the number of names, and at most NAMES_SHOWN of them."""
-    if not names:
-        return []
-    more = len(names) - NAMES_SHOWN
-    lines = [f"  {title} ({len(names)}):", *(f"    {name}" for name in names[:NAMES_SHOWN])]
-    return [*lines, f"    … and {more} more"] if more > 0 else lines
-
-
-def compare_tensors(path: str, weights: Mapping[str, torch.Tensor], model: nn.Module) -> LoadReport:
-    """Match the tensors of the file `path` with those of `model`, by name and shape."""
-    state = model.state_dict()
-    shapes = ((n, tuple(weights[n].shape), tuple(state[n].shape)) for n in state if n in weights)
-    mismatched = tuple(names for names in shapes if names[1] != names[2])
-    missing = tuple(name for name in state if name not in weights)
-    return LoadReport(
-        path=path,
-        matched=len(state) - len(missing) - len(mismatched),
-        total=len(state),
-        missing=missing,
-        unexpected=tuple(name for name in weights if name not in state),
-        mismatched=mismatched,
-    )
-
-
-def rename_older_tensors(
-    weights: Mapping[str, torch.Tensor], model: nn.Module
-) -> dict[str, torch.Tensor]:
-    """`weights` with the names in OLDER_NAMES replaced where the model has the new name."""
-    names = model.state_dict().keys()
-    renamed: dict[str, torch.Tensor] = {}
-    for name, value in weights.items():
-        replacements = (pattern.sub(new, name) for pattern, new in OLDER_NAMES)
-        usable = [new for new in replacements if new in names and new not in weights]
-        renamed[name if name in names or not usable else usable[0]] = value
-    count = len(renamed.keys() - weights.keys())
-    if count:
-        logger.info("%d tensors have older names in the file and were renamed", count)
-    return renamed
 
 
 class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
@@ -146,6 +61,10 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         provenance: entry `clouds` of saved files: text and numbers only.
         partial: load weights although some are missing or have another shape
             (MODEL.WEIGHTS_PARTIAL); not when resuming.
+        adapters_only: leave the frozen backbone out of saved files
+            (SOLVER.CHECKPOINT_ADAPTERS_ONLY).
+        load_backbone: called with the path of a file that leaves the frozen backbone out; gives the
+            model's backbone its own weights, or raises ValueError. None: it has them.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by entry;
             `add_checkpointable` adds more.
 
@@ -161,14 +80,19 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         save_to_disk: bool = True,
         provenance: Mapping[str, Any] | None = None,
         partial: bool = False,
+        adapters_only: bool = False,
+        load_backbone: Callable[[str], None] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
         self.provenance = dict(provenance or {})
         self.partial = partial
+        self.adapters_only = adapters_only
+        self.load_backbone = load_backbone
         self.saved_iteration = -1
         self._resumed_from = ""
+        self._fingerprints: dict[str, list[float]] | None = None
 
     def save(self, name: str, **entries: Any) -> None:
         """Write `{save_dir}/{name}.pth`, the newest checkpoint; entries include `iteration`.
@@ -179,7 +103,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         """
         self.check_finite()
         if self.save_dir and self.save_to_disk:
-            content = {"model": self.model.state_dict()}
+            content = self._weights()
             content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
             content |= {"clouds": self.provenance, **entries}
             path = Path(self.save_dir, f"{name}.pth")
@@ -189,6 +113,17 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             logger.info("saved %s", path)
         self.saved_iteration = int(entries.get("iteration", -1))
         self._resumed_from = ""
+
+    def _weights(self) -> dict[str, Any]:
+        """The entry `model`, and where it leaves the frozen backbone out the backbone's marks."""
+        state = self.model.state_dict()
+        if not self.adapters_only:
+            return {"model": state}
+        if self._fingerprints is None:
+            self._fingerprints = fingerprints(self.model)
+        frozen = frozen_names(self.model)
+        kept = {name: value for name, value in state.items() if name not in frozen}
+        return {"model": kept, FROZEN_BACKBONE: self._fingerprints}
 
     def check_finite(self) -> None:
         """Check that the weights, and the states in FINITE_ENTRIES, are finite.
@@ -255,7 +190,8 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         resuming: bool = False,
     ) -> dict[str, Any]:
         """`load` with the entries that were read from `path`."""
-        self.load_model(path, entries.pop("model"), resuming)
+        marks = entries.pop(FROZEN_BACKBONE, None)
+        self.load_model(path, entries.pop("model"), resuming, marks)
         for name in self.checkpointables if checkpointables is None else checkpointables:
             if name not in entries:
                 logger.warning(
@@ -322,13 +258,24 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             )
 
     def load_model(
-        self, path: str, weights: Mapping[str, torch.Tensor], resuming: bool = False
+        self,
+        path: str,
+        weights: Mapping[str, torch.Tensor],
+        resuming: bool = False,
+        marks: Any = None,
     ) -> None:
         """Load `weights`, which were read from `path`, into the model if they match it.
 
+        Args:
+            path: the file, for messages.
+            weights: its entry `model`.
+            resuming: the model must match as a whole.
+            marks: its entry `frozen_backbone`, where it leaves that out.
+
         Raises:
-            ValueError: they do not, in part only if `partial` and not `resuming`; or those that do
-                are not finite.
+            ValueError: they do not match, in part only if `partial` and not `resuming`; those that
+                do are not finite; they leave out the frozen backbone, which has no weights of its
+                own or others than at saving.
         """
         weights = rename_older_tensors(weights, self.model)
         report = compare_tensors(path, weights, self.model)
@@ -339,12 +286,33 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
                 hint = "To load the tensors that match, set MODEL.WEIGHTS_PARTIAL True."
             hint = _start_anew(path) if resuming else hint
             raise ValueError(f"these weights are of another model.\n{report}\n{hint}")
-        exact = report.matched == report.total and not report.unexpected
+        _refuse_other_adapter(report, partial)
+        if report.left_out and self.load_backbone is not None:
+            self.load_backbone(path)
+        present = report.matched + len(report.left_out)
+        exact = present == report.total and not report.unexpected
         logger.log(logging.INFO if exact else logging.WARNING, "%s", report)
         unusable = {name for name, _, _ in report.mismatched}.union(report.unexpected)
         usable = {name: value for name, value in weights.items() if name not in unusable}
         _refuse_nonfinite(path, nonfinite_tensors(usable, "", self._buffers()))
         self.model.load_state_dict(usable, strict=False)
+        if partial:
+            start_adapter(self.model, usable)
+        if report.left_out and marks is not None:
+            check_fingerprints(path, marks, self.model)
+
+
+def _refuse_other_adapter(report: LoadReport, partial: bool) -> None:
+    """Raise ValueError for tensors of an adapter that the model has not; its weights alone would
+    be those of another network.
+    """
+    names = adapter_tensors(report.unexpected)
+    if names and not partial:
+        raise ValueError(
+            f"these weights have an adapter that the model has not: {format_examples(names)}.\n"
+            f"{report}\nSet MODEL.BACKBONE.ADAPTER as in training, or merge the adapter "
+            "(`clouds convert --merge-adapters`)."
+        )
 
 
 def _refuse_nonfinite(path: str, names: list[str]) -> None:

@@ -1,7 +1,7 @@
-"""Building a model, and loading its weights, without fetching CLIP's weights in vain.
+"""Building a model, and loading its weights, without fetching the backbone's weights in vain.
 
-CLIP's weights are fetched by open_clip, which takes a network and minutes. They are not needed
-where a checkpoint brings them.
+They are fetched by open_clip or timm, which takes a network and minutes. They are not needed where
+a checkpoint brings them, and needed where it leaves the frozen backbone out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from clouds.config.config import get_value
+from clouds.config.defaults_model import WEIGHTS_KEYS
 from clouds.d2 import BACKBONE_REGISTRY, CfgNode
-from clouds.engine.checkpoint import Checkpointer, compare_tensors
+from clouds.engine.checkpoint import Checkpointer
+from clouds.engine.frozen_backbone import ENTRY
+from clouds.engine.load_report import compare_tensors, rename_older_tensors
 from clouds.modeling.build import build_seeded
 from clouds.weights_io import read_checkpoint
 
@@ -37,13 +41,15 @@ def build_and_load(cfg: CfgNode, path: str) -> nn.Module:
         FileNotFoundError, ValueError: see `Checkpointer.load`; CLIP's weights are needed and cannot
             be fetched.
     """
-    weights = read_checkpoint(path)["model"] if path else {}
+    entries = read_checkpoint(path) if path else {"model": {}}
+    weights = entries["model"]
     skip = has_backbone(weights)
     model = build_seeded(cfg, skip_pretrained=skip)
     if skip:
         fetch_what_is_missing(cfg, model, path)
     if path:
-        Checkpointer(model, partial=cfg.MODEL.WEIGHTS_PARTIAL).load_model(path, weights)
+        checkpointer = Checkpointer(model, partial=cfg.MODEL.WEIGHTS_PARTIAL)
+        checkpointer.load_model(path, weights, marks=entries.get(ENTRY))
     return model
 
 
@@ -59,17 +65,37 @@ def fetch_what_is_missing(cfg: CfgNode, model: nn.Module, path: str) -> None:
         cfg: the config of the model.
         model: was built by `build_seeded` with `skip_pretrained`, so that its CLIP is random.
         path: the checkpoint that is loaded next; empty: none. Without MODEL.WEIGHTS_PARTIAL nothing
-            is fetched for it, since loading it is an error if any tensor is missing.
+            is fetched for it unless it leaves the frozen backbone out, since loading it is an error
+            if any other tensor is missing.
     """
     if path:
-        if not cfg.MODEL.WEIGHTS_PARTIAL:
+        weights = rename_older_tensors(read_checkpoint(path, mmap=True)["model"], model)
+        report = compare_tensors(path, weights, model)
+        if report.left_out:
+            require_own_weights(cfg, path)
+        elif not cfg.MODEL.WEIGHTS_PARTIAL:
             return
-        report = compare_tensors(path, read_checkpoint(path, mmap=True)["model"], model)
-        unmatched = [*report.missing, *(name for name, _, _ in report.mismatched)]
+        unmatched = [*report.missing, *report.left_out, *(name for name, _, _ in report.mismatched)]
         missing = [name for name in unmatched if name.startswith(PREFIX)]
         if not missing:
             return
         logger.info("%s lacks %d tensors of the backbone", path, len(missing))
+    fetch_backbone(cfg, model)
+
+
+def fetch_backbone(cfg: CfgNode, model: nn.Module) -> None:
+    """Load the backbone's own weights, and what an adapter starts with, into `model`."""
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.SEED)  # as `build_seeded`, which builds the backbone first
         backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, None)
     model.get_submodule(PREFIX[:-1]).load_state_dict(backbone.state_dict())
+
+
+def require_own_weights(cfg: CfgNode, path: str) -> None:
+    """Raise ValueError if the config names no weights of the backbone, which `path` leaves out."""
+    for key, backbones in WEIGHTS_KEYS.items():
+        if cfg.MODEL.BACKBONE.NAME in backbones and not get_value(cfg, key):
+            raise ValueError(
+                f"checkpoint '{path}' leaves the frozen backbone out, and {key} names no weights: "
+                "the backbone would be random. Name there the weights that it was trained over."
+            )

@@ -9,6 +9,7 @@ an `nn.Embedding` and decays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -38,8 +39,9 @@ class TrainableGroups(Protocol):
     def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
         """Options of parameters by prefix of their names.
 
-        A prefix is the name of a module or parameter relative to the backbone; the longest one
-        that matches a parameter applies. Options are `lr_factor`, which multiplies the learning
+        A prefix is the name of a module or parameter relative to the backbone, or a pattern of
+        such names, `*` for any characters; the longest one that matches a parameter applies.
+        Options are `lr_factor`, which multiplies the learning
         rate of the backbone, and `weight_decay`, which replaces that of the config.
         """
 
@@ -109,7 +111,7 @@ def _backbone_options(model: nn.Module) -> Mapping[str, Mapping[str, float]]:
 
 def _longest_prefix(prefixes: Iterable[str], name: str) -> str | None:
     """The longest prefix of a dotted name that ends at a dot or at its end; None: none matches."""
-    matching = [prefix for prefix in prefixes if f"{name}.".startswith(f"{prefix}.")]
+    matching = [prefix for prefix in prefixes if fnmatchcase(f"{name}.", f"{prefix}.*")]
     return max(matching, key=len, default=None)
 
 

@@ -21,7 +21,12 @@ from clouds.device import autocast, resolve_device
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import changed_keys
 from clouds.engine.hooks import CheckpointHook, EMAHook, EvalHook, MetricsHook
-from clouds.engine.initial_weights import fetch_what_is_missing, has_backbone
+from clouds.engine.initial_weights import (
+    fetch_backbone,
+    fetch_what_is_missing,
+    has_backbone,
+    require_own_weights,
+)
 from clouds.engine.interrupt import Interrupted, StopRequest
 from clouds.engine.last_completed import LastCompleted, disk_full
 from clouds.engine.lr_scheduler import build_lr_scheduler
@@ -172,6 +177,8 @@ class Trainer(TrainerBase):
                 "processes": comm.get_world_size(),
             },
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
+            adapters_only=cfg.SOLVER.CHECKPOINT_ADAPTERS_ONLY,
+            load_backbone=self.load_backbone,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
@@ -303,6 +310,13 @@ class Trainer(TrainerBase):
                 "configs/warmup (model_final.pth)."
             )
         self.start_iter = 0
+
+    def load_backbone(self, path: str) -> None:
+        """Load the backbone's own weights, which the checkpoint `path` leaves out, if not done."""
+        require_own_weights(self.cfg, path)
+        if self._backbone_is_random:
+            fetch_backbone(self.cfg, self.model)
+            self._backbone_is_random = False
 
     def warn_config_changes(self, saved: dict[str, Any]) -> None:
         """Log where the resumed run starts, and how its config differs from the saved one."""

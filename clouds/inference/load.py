@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import clouds.modeling  # noqa: F401 - registers what configs name
 from clouds.config.defaults import KEYS
@@ -17,7 +17,10 @@ from clouds.config.values import Setting
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.device import resolve_device
-from clouds.engine.checkpoint import Checkpointer, compare_tensors, rename_older_tensors
+from clouds.engine.checkpoint import Checkpointer
+from clouds.engine.frozen_backbone import ENTRY
+from clouds.engine.initial_weights import fetch_backbone, require_own_weights
+from clouds.engine.load_report import compare_tensors, rename_older_tensors
 from clouds.files import expand_user
 from clouds.inference.classes import (
     label_space_of,
@@ -78,7 +81,7 @@ def load(
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only CLOUDS is supported."
         )
-    load_all_weights(model, str(path), entries["model"])
+    load_all_weights(cfg, model, str(path), entries)
     label_space = model.label_space or numbered_label_space(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if names is not None:
         label_space = _own_classes(cfg, model, names)
@@ -126,20 +129,27 @@ def _settings_for_inference(
     return [Setting(name, value, "inference") for name, value in changes.items()]
 
 
-def load_all_weights(model: nn.Module, path: str, weights: Mapping[str, Tensor]) -> None:
-    """Load `weights`, which were read from `path`; they must be complete and finite.
+def load_all_weights(cfg: CfgNode, model: nn.Module, path: str, entries: Mapping[str, Any]) -> None:
+    """Load the weights among the entries of `path`; they must be complete and finite.
+
+    A frozen backbone that they leave out gets its own weights.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or has values that are not finite.
+        ValueError: a tensor is missing, has another shape, or has values that are not finite; the
+            backbone is left out, and the config names no weights of it.
     """
-    report = compare_tensors(path, rename_older_tensors(weights, model), model)
+    weights = rename_older_tensors(entries["model"], model)
+    report = compare_tensors(path, weights, model)
     if not report.complete:
         raise ValueError(
             f"these weights are not complete, or of another model than the config's.\n{report}\n"
             "Name the config that they were trained with by config_file (--config-file); a "
             "checkpoint of another project must have every tensor (`clouds convert`)."
         )
-    Checkpointer(model).load_model(path, weights)
+    if report.left_out:
+        require_own_weights(cfg, path)
+        fetch_backbone(cfg, model)
+    Checkpointer(model).load_model(path, weights, marks=entries.get(ENTRY))
 
 
 def _own_classes(cfg: CfgNode, model: CLOUDS, names: Sequence[str]) -> LabelSpace:

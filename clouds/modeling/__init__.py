@@ -1,6 +1,9 @@
 """The networks. Importing this package registers them with the registries of `clouds.d2`."""
 
 from clouds.modeling.backbone.clip import CLIP
-from clouds.modeling.meta_arch.clouds import CLOUDS, CLOUDSHead
+from clouds.modeling.backbone.clip_vit import CLIPViT
+from clouds.modeling.backbone.timm_backbones import ViT
+from clouds.modeling.meta_arch.clouds import CLOUDS
+from clouds.modeling.meta_arch.head import CLOUDSHead
 
-__all__ = ["CLIP", "CLOUDS", "CLOUDSHead"]
+__all__ = ["CLIP", "CLOUDS", "CLIPViT", "CLOUDSHead", "ViT"]

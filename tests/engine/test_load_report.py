@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from clouds.engine.checkpoint import Checkpointer, compare_tensors, rename_older_tensors
+from clouds.engine.checkpoint import Checkpointer
+from clouds.engine.load_report import compare_tensors, rename_older_tensors
 
 
 def linear(value=0.0):

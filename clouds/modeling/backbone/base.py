@@ -1,19 +1,35 @@
 """What a backbone may offer beyond Detectron2's `Backbone`.
 
 A backbone is Detectron2's: images (N, 3, H, W) to a dict of named feature maps, `output_shape()`
-and `size_divisibility`. Two further abilities are optional: `TextEncoder`, which the text class
-head and the geometric ensemble need, and parameter groups for the optimizer
-(`clouds.engine.optimizer`).
+and `size_divisibility`. Further abilities are optional: `PixelStatistics`, the normalization of its
+images; `TextEncoder`, which the text class head and the geometric ensemble need; and parameter
+groups for the optimizer (`clouds.engine.optimizer`).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from clouds.d2 import CfgNode
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.1
+"""Difference of pixel statistics, on the 0-255 scale, that is rounding."""
+
+
+@runtime_checkable
+class PixelStatistics(Protocol):
+    """Ability of a backbone that tells how its images are normalized, RGB, 0-255."""
+
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
 
 
 @runtime_checkable
@@ -64,3 +80,33 @@ def pool_masks(features: Tensor, masks: Tensor) -> Tensor:
     weight = masks.to(features.dtype)
     weight = weight / (weight.sum((-1, -2), keepdim=True) + 1e-8)
     return torch.einsum("nchw,nqhw->nqc", features, weight)
+
+
+def pixel_statistics(cfg: CfgNode, backbone: object) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of images: those of the config, or if empty the backbone's own.
+
+    Values of the config that are not those of the backbone are told in a warning.
+
+    Raises:
+        ValueError: the config has none, and the backbone does not tell its own.
+    """
+    mean, std = tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD)
+    name = cfg.MODEL.BACKBONE.NAME
+    if isinstance(backbone, PixelStatistics):
+        for key, value, own in (
+            ("PIXEL_MEAN", mean, backbone.pixel_mean),
+            ("PIXEL_STD", std, backbone.pixel_std),
+        ):
+            if value and max(abs(a - b) for a, b in zip(value, own, strict=True)) > TOLERANCE:
+                logger.warning(
+                    "MODEL.%s is %s, and the backbone %s was trained with %s; leave the key empty "
+                    "to use that",
+                    *(key, value, name, tuple(round(v, 3) for v in own)),
+                )
+        return mean or backbone.pixel_mean, std or backbone.pixel_std
+    if not mean or not std:
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN or MODEL.PIXEL_STD is empty, and the backbone {name} does not tell "
+            "its own (attributes pixel_mean and pixel_std). Set both."
+        )
+    return mean, std

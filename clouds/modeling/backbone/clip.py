@@ -6,7 +6,8 @@ class of a mask are made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,46 +15,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import BACKBONE_REGISTRY, Backbone, CfgNode, ShapeSpec, configurable
+from clouds.modeling.backbone.adapters import (
+    AdaptedLayers,
+    Adapter,
+    MakeAdapter,
+    build_adapter,
+)
 from clouds.modeling.backbone.base import binary_masks_at, pool_masks
-from clouds.modeling.backbone.open_clip_models import create_clip, get_tokenizer
+from clouds.modeling.backbone.clip_text import CLIPText
+from clouds.modeling.backbone.open_clip_models import PIXEL_MEAN, PIXEL_STD, create_clip
 from clouds.ops import convnext
 
 STAGES = ("res2", "res3", "res4", "res5")
 
-TEXTS_AT_ONCE = 128
-"""Bounds the memory of the text encoder; the result does not depend on it."""
-
 
 @BACKBONE_REGISTRY.register()
-class CLIP(Backbone):
+class CLIP(CLIPText, Backbone):
     """CLIP ConvNeXt or ResNet from open_clip.
 
     Its features are `stem` (stride 4, ConvNeXt; 2, ResNet), `res2` to `res5` (strides 4 to 32) and
     `clip_vis_dense` (stride 32), the map that CLIP's own pooling reads.
 
-    A frozen one stays in evaluation mode and records no gradient. With `frozen=False` the layers
-    that make the features train (batch statistics of a ResNet stay as they are); the text encoder
-    and the projections never do.
+    A frozen one stays in evaluation mode, and records a gradient for its adapter alone. With
+    `frozen=False` the layers that make the features train (batch statistics of a ResNet stay as
+    they are); the text encoder and the projections never do.
     """
 
+    pixel_mean, pixel_std = PIXEL_MEAN, PIXEL_STD
+
     @configurable
-    def __init__(self, *, clip_model: nn.Module, model_name: str, frozen: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        clip_model: nn.Module,
+        model_name: str,
+        frozen: bool = True,
+        make_adapter: MakeAdapter | None = None,
+    ) -> None:
         super().__init__()
         self.model_name = model_name
-        self.frozen = frozen
-        self.clip_model: Any = clip_model
+        self.clip_model = clip_model
         visual = self.clip_model.visual
         self.is_convnext = hasattr(visual, "trunk") and hasattr(visual.trunk, "stages")
         if not self.is_convnext and not hasattr(visual, "layer4"):
             raise ValueError(
-                f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid"
+                f"CLIP {model_name} is neither a ConvNeXt nor a ResNet: it has no feature pyramid. "
+                "For a vision transformer set MODEL.BACKBONE.NAME CLIPViT."
             )
         names = self._out_features = ["stem", *STAGES, "clip_vis_dense"]
         strides = (4 if self.is_convnext else 2, 4, 8, 16, 32, 32)
         self._out_feature_strides = dict(zip(names, strides, strict=True))
         self._out_feature_channels = dict(zip(names, self._widths(), strict=True))
         clip_model.requires_grad_(False)
-        if frozen:  # pixels with all their channels, as its layers compute: nothing is turned round
+        self.adapter = Adapter() if make_adapter is None else make_adapter(self._adapted_layers())
+        self.frozen = frozen and not self.adapter.trains_backbone
+        if (
+            self.frozen
+        ):  # pixels with all their channels, as its layers compute: nothing is turned round
             visual.to(memory_format=torch.channels_last)
         else:
             for layer in self._feature_layers():
@@ -67,18 +85,8 @@ class CLIP(Backbone):
             "clip_model": create_clip(name, cfg.MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS),
             "model_name": name,
             "frozen": cfg.MODEL.BACKBONE.FREEZE,
+            "make_adapter": functools.partial(build_adapter, cfg),
         }
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of the space that images and texts share."""
-        return int(self.clip_model.text_projection.shape[1])
-
-    @property
-    def logit_scale(self) -> Tensor:
-        """CLIP's own factor on cosine similarities, at most 100, shape ()."""
-        scale: Tensor = self.clip_model.logit_scale.exp().clamp(max=100)
-        return scale
 
     @property
     def size_divisibility(self) -> int:
@@ -102,16 +110,9 @@ class CLIP(Backbone):
         if self.frozen:
             x = x.contiguous(memory_format=torch.channels_last)
         # Not inference mode: its tensors may take no part in what the head records.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        trains = any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self._convnext(x) if self.is_convnext else self._resnet(x)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings (T, embed_dim), not normalized, in float32 also under autocast."""
-        device = self.logit_scale.device
-        tokens = get_tokenizer(self.model_name)(list(texts)).to(device)
-        with torch.autocast(device.type, enabled=False):
-            chunks = [self.clip_model.encode_text(c) for c in torch.split(tokens, TEXTS_AT_ONCE)]
-        return torch.cat(chunks).float()
 
     def embed_masks(
         self, features: Mapping[str, Tensor], mask_logits: Tensor
@@ -128,6 +129,23 @@ class CLIP(Backbone):
         else:
             embeddings = self._attention_pool(dense, masks)
         return embeddings, masks.flatten(2).any(-1)
+
+    def _adapted_layers(self) -> AdaptedLayers:
+        visual = self.clip_model.visual
+        root = "clip_model.visual"
+        if self.is_convnext:
+            root += ".trunk"
+            stages = list(visual.trunk.stages)
+            names = [f"{root}.stages.{i}" for i in range(len(stages))]
+        else:
+            stages = self._resnet_layers()
+            names = [f"{root}.layer{i + 1}" for i in range(len(stages))]
+        widths = [self._out_feature_channels[name] for name in STAGES]
+        return AdaptedLayers(f"CLIP {self.model_name}", names, stages, widths, root, False)
+
+    def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
+        """Those of the adapter, see `clouds.engine.optimizer.TrainableGroups`."""
+        return self.adapter.param_group_options()
 
     def _widths(self) -> tuple[int, ...]:
         visual = self.clip_model.visual
@@ -152,8 +170,8 @@ class CLIP(Backbone):
         trunk = self.clip_model.visual.trunk
         x = trunk.stem(x)
         features = {"stem": x}
-        for name, stage in zip(STAGES, trunk.stages, strict=True):
-            x = features[name] = convnext.stage(stage, x)
+        for i, (name, stage) in enumerate(zip(STAGES, trunk.stages, strict=True)):
+            x = features[name] = self.adapter.after_stage(i, convnext.stage(stage, x))
         features["clip_vis_dense"] = trunk.norm_pre(x)
         return features
 
@@ -164,8 +182,9 @@ class CLIP(Backbone):
             x = act(norm(conv(x)))
         features = {"stem": x}
         x = visual.avgpool(x)
-        for name, layer in zip(STAGES, self._resnet_layers(), strict=True):
-            x = features[name] = layer(x)
+        stages = zip(STAGES, self._resnet_layers(), strict=True)
+        for number, (name, layer) in enumerate(stages):
+            x = features[name] = self.adapter.after_stage(number, layer(x))
         features["clip_vis_dense"] = x
         return features
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clouds.downloads import one_warning
 from clouds.messages import format_examples
+from clouds.modeling.backbone.pretrained import pretrained_weights_are_skipped
 from clouds.modeling.backbone.torchscript import is_torchscript, read_torchscript
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
@@ -24,19 +26,11 @@ logger = logging.getLogger(__name__)
 OWN_CONFIGS = Path(__file__).parent / "open_clip_configs"
 NO_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "position_ids")
 """Ends of names of tensors that weights files have besides weights; the model makes its own."""
+PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)
+PIXEL_STD = (68.5005327, 66.6321579, 70.32316305)
+"""Of the images that OpenAI's CLIP was trained on, RGB, 0-255; those of most others as well."""
+
 REASON_LENGTH = 300  # characters of another library's error: it may list every tensor
-
-_skipped = ContextVar("pretrained weights are skipped", default=False)
-
-
-@contextmanager
-def skip_pretrained_weights() -> Iterator[None]:
-    """Within it, `create_clip` leaves the weights random: the caller loads a checkpoint's."""
-    token = _skipped.set(True)
-    try:
-        yield
-    finally:
-        _skipped.reset(token)
 
 
 @cache
@@ -66,11 +60,13 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
     if name not in known:
         raise ValueError(
             f"MODEL.CLOUDS.CLIP_MODEL_NAME is {name!r}, which open_clip {open_clip.__version__} "
-            f"does not know. ConvNeXt and ResNet models it knows: "
+            f"does not know. Similar names are "
+            + ", ".join(difflib.get_close_matches(name, known, n=5, cutoff=0.4))
+            + ". ConvNeXt and ResNet models it knows: "
             + ", ".join(m for m in known if "convnext" in m or m.startswith("RN"))
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
-    if _skipped.get():
+    if pretrained_weights_are_skipped():
         with _quiet():  # open_clip warns of random weights, by way of the root logger
             return _create(open_clip, name, [pretrained] if pretrained in tags else tags)
     if not pretrained:
@@ -119,7 +115,10 @@ def _from_file(open_clip: Any, name: str, path: str, tags: Sequence[str]) -> nn.
     try:
         scale = weights["logit_scale"]  # (1,) in some files
         shape = model.get_parameter("logit_scale").shape
-        model.load_state_dict({**weights, "logit_scale": scale.reshape(shape)})
+        weights = {**weights, "logit_scale": scale.reshape(shape)}
+        if hasattr(model, "text"):  # names of the text encoder with the prefix `text.`
+            weights = open_clip.model.convert_to_custom_text_state_dict(weights)
+        model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
         raise _not_clip(name, path, _reason(error)) from error
     return model
@@ -172,6 +171,7 @@ def _create(open_clip: Any, name: str, tags: Sequence[str]) -> nn.Module:
         name,
         pretrained=None,
         precision="fp32",
+        device=torch.get_default_device(),
         force_quick_gelu=bool(configs) and all(c.get("quick_gelu", False) for c in configs),
     )
     return model
@@ -187,6 +187,26 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(level)
+
+
+def pixel_statistics(name: str, tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, RGB, 0-255, of the images of a model's weights.
+
+    Args:
+        name: open_clip's name of the model.
+        tag: of its weights; for others those of its first weights.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not tags:
+        return PIXEL_MEAN, PIXEL_STD
+    config = open_clip.get_pretrained_cfg(name, tag if tag in tags else tags[0])
+    mean, std = config.get("mean"), config.get("std")
+    return (
+        tuple(255 * v for v in mean) if mean else PIXEL_MEAN,
+        tuple(255 * v for v in std) if std else PIXEL_STD,
+    )
 
 
 def get_tokenizer(name: str) -> Any:

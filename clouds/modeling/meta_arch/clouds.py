@@ -17,18 +17,18 @@ from clouds.d2 import (
     Backbone,
     CfgNode,
     ImageList,
-    ShapeSpec,
     configurable,
 )
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import IGNORE, LabelSpace
 from clouds.data.structures import Domain, Targets, check_image, masks_from_label, union_of_masks
-from clouds.modeling.backbone.base import TextEncoder
+from clouds.modeling.backbone.adapters import adapter_of
+from clouds.modeling.backbone.base import TextEncoder, pixel_statistics
 from clouds.modeling.criterion import SetCriterion
-from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+from clouds.modeling.meta_arch.head import CLOUDSHead, Features
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
-from clouds.modeling.transformer_decoder.decoder import CLASS_HEADS, ClassHead, Predictions
+from clouds.modeling.transformer_decoder.decoder import Predictions
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel
 
@@ -36,16 +36,13 @@ Sample = Mapping[str, Any]
 """Detectron2's input: `image` uint8 (3, H, W) RGB, and the further keys of
 `clouds.data.structures`."""
 
-Features = Mapping[str, Tensor]
-"""Name -> (N, C, H / stride, W / stride), from the backbone."""
-
 Network = Mapping[str, nn.Module]
 """The parts `backbone`, `sem_seg_head`, `void_embedding`: the student's or the teacher's."""
 
 
 @META_ARCH_REGISTRY.register()
 class CLOUDS(nn.Module):
-    """A Mask2Former head on a frozen foundation model (paper section 3).
+    """A Mask2Former head on a foundation model (paper section 3).
 
     Args:
         backbone: Detectron2's; for a text class head or the geometric ensemble also a
@@ -123,22 +120,24 @@ class CLOUDS(nn.Module):
         backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, None)
         text_encoder = backbone if isinstance(backbone, TextEncoder) else None
         head = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(
-            cfg, backbone.output_shape(), text_encoder
+            cfg, backbone.output_shape(), text_encoder, adapter_of(backbone)
         )
         clouds = cfg.MODEL.CLOUDS
         ensembles = clouds.GEOMETRIC_ENSEMBLE, clouds.GEOMETRIC_ENSEMBLE_EMA
         if text_encoder is None and any(ensembles):
             raise ValueError(
                 "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE needs a text encoder, and MODEL.BACKBONE.NAME "
-                f"{cfg.MODEL.BACKBONE.NAME} has none. Set it to False, or use the backbone CLIP."
+                f"{cfg.MODEL.BACKBONE.NAME} has none. Set it to False, or use the backbone CLIP or "
+                "CLIPViT."
             )
         options = EnsembleOptions.from_config(cfg) if any(ensembles) else None
+        pixel_mean, pixel_std = pixel_statistics(cfg, backbone)
         return {
             "backbone": backbone,
             "sem_seg_head": head,
             "criterion": SetCriterion.from_config(cfg),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "pixel_mean": pixel_mean,
+            "pixel_std": pixel_std,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
             "label_space": Datasets.from_config(cfg).known_label_space,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
@@ -302,7 +301,8 @@ class CLOUDS(nn.Module):
         self, network: Network, features: Features, final_only: bool = False
     ) -> Predictions:
         text = self._text_embeddings(network) if self.sem_seg_head.needs_text else None
-        return self._call_head(network["sem_seg_head"], features, text, final_only)
+        queries = adapter_of(network["backbone"]).object_queries()
+        return self._call_head(network["sem_seg_head"], features, text, final_only, queries)
 
     def _semantic_maps(
         self,
@@ -352,83 +352,15 @@ class CLOUDS(nn.Module):
         return self.text_classifier.embeddings(encoder, no_object.weight)
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
-class CLOUDSHead(nn.Module):
-    """Mask2Former's head on CLIP features (paper section 3.1)."""
-
-    @configurable
-    def __init__(self, *, pixel_decoder: MSDeformAttnPixelDecoder, predictor: ClassHead) -> None:
-        super().__init__()
-        self.pixel_decoder = pixel_decoder
-        self.predictor = predictor
-
-    @classmethod
-    def from_config(
-        cls,
-        cfg: CfgNode,
-        input_shape: Mapping[str, ShapeSpec],
-        text_encoder: TextEncoder | None = None,
-    ) -> dict[str, Any]:
-        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        pixel_decoder = MSDeformAttnPixelDecoder(
-            {name: input_shape[name] for name in head.IN_FEATURES},
-            transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
-            conv_dim=head.CONVS_DIM,
-            mask_dim=head.MASK_DIM,
-            num_layers=head.TRANSFORMER_ENC_LAYERS,
-            num_heads=former.NHEADS,
-            dim_feedforward=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
-            dropout=former.DROPOUT,
-            implementation=head.DEFORMABLE_ATTENTION,
-        )
-        class_head = CLASS_HEADS[former.TRANSFORMER_DECODER_NAME]
-        if class_head.needs_text and text_encoder is None:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {former.TRANSFORMER_DECODER_NAME} "
-                f"needs a text encoder, and MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has "
-                "none. Use the class head 'linear' or 'pooled', or the backbone CLIP."
-            )
-        predictor = class_head(
-            in_channels=head.CONVS_DIM,
-            hidden_dim=former.HIDDEN_DIM,
-            mask_dim=head.MASK_DIM,
-            num_classes=head.NUM_CLASSES,
-            embed_dim=0 if text_encoder is None else text_encoder.embed_dim,
-            num_queries=former.NUM_OBJECT_QUERIES,
-            num_layers=former.DEC_LAYERS - 1,
-            num_heads=former.NHEADS,
-            dim_feedforward=former.DIM_FEEDFORWARD,
-            dropout=former.DROPOUT,
-            num_levels=len(head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES),
-        )
-        return {"pixel_decoder": pixel_decoder, "predictor": predictor}
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether `forward` needs text embeddings."""
-        return self.predictor.needs_text
-
-    def forward(
-        self,
-        features: Features,
-        text: TextEmbeddings | None = None,
-        final_only: bool = False,
-    ) -> Predictions:
-        """
-        Args:
-            text: text embeddings of the classes, where `needs_text`.
-            final_only: return the last prediction alone.
-        """
-        mask_features, maps = self.pixel_decoder(features)
-        predictions: Predictions = self.predictor(maps, mask_features, text, final_only)
-        return predictions
-
-
 def _call(
-    head: nn.Module, features: Features, text: TextEmbeddings | None, final_only: bool
+    head: nn.Module,
+    features: Features,
+    text: TextEmbeddings | None,
+    final_only: bool,
+    queries: Tensor | None,
 ) -> Predictions:
     """The student's head or the teacher's."""
-    predictions: Predictions = head(features, text, final_only=final_only)
+    predictions: Predictions = head(features, text, final_only=final_only, queries=queries)
     return predictions
 
 

@@ -192,6 +192,8 @@ class MaskedTransformerDecoder(nn.Module):
 
     Args:
         in_channels, hidden_dim, mask_dim: channels of multi-scale features, decoder, mask features.
+        num_queries: object queries that are learned here; 0: `forward` is given queries, whose
+            features are a linear function of them (as in Rein).
         num_levels: number of feature maps; layer i attends to map i modulo `num_levels`.
     """
 
@@ -220,8 +222,11 @@ class MaskedTransformerDecoder(nn.Module):
             FFNLayer(hidden_dim, dim_feedforward, dropout) for _ in range(num_layers)
         )
         self.decoder_norm = nn.LayerNorm(hidden_dim)
-        self.query_feat = nn.Embedding(num_queries, hidden_dim)
-        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        if num_queries > 0:
+            self.query_feat = nn.Embedding(num_queries, hidden_dim)
+            self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        else:
+            self.query_to_feat = nn.Linear(hidden_dim, hidden_dim)
         self.level_embed = nn.Embedding(num_levels, hidden_dim)
         self.input_proj = nn.ModuleList(
             nn.Identity() if in_channels == hidden_dim else nn.Conv2d(in_channels, hidden_dim, 1)
@@ -250,6 +255,7 @@ class MaskedTransformerDecoder(nn.Module):
         mask_features: Tensor,
         text: TextEmbeddings | None = None,
         final_only: bool = False,
+        queries: Tensor | None = None,
     ) -> Predictions:
         """
         Args:
@@ -257,14 +263,14 @@ class MaskedTransformerDecoder(nn.Module):
             mask_features: (N, mask_dim, H / 4, W / 4).
             text: the text classifier, for a subclass that needs it.
             final_only: return the last prediction only, where no loss needs the others.
+            queries: object queries (Q, C) where none are learned here.
         """
         n = mask_features.shape[0]
         memory = self._memory(maps)
         resized_features = [_resize_like(mask_features, m) for m in maps]
-        position = self.query_embed.weight.expand(n, -1, -1)
-        x = self.query_feat.weight.expand(n, -1, -1)
-        queries = [self.decoder_norm(x)]
-        embeddings = [self.mask_embed(queries[-1])]
+        position, x = (q.expand(n, -1, -1) for q in self._initial_queries(queries))
+        normalized = [self.decoder_norm(x)]
+        embeddings = [self.mask_embed(normalized[-1])]
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -277,11 +283,17 @@ class MaskedTransformerDecoder(nn.Module):
             mask_logits = predict_masks(embeddings[-1].detach(), resized_features[level])
             x = cross_attention(x, position, *memory[level], attention_mask(mask_logits))
             x = ffn(self_attention(x, position))
-            queries.append(self.decoder_norm(x))
-            embeddings.append(self.mask_embed(queries[-1]))
+            normalized.append(self.decoder_norm(x))
+            embeddings.append(self.mask_embed(normalized[-1]))
         if final_only:
-            queries, embeddings = queries[-1:], embeddings[-1:]
-        return self._predictions(queries, MaskSource(embeddings, mask_features), text)
+            normalized, embeddings = normalized[-1:], embeddings[-1:]
+        return self._predictions(normalized, MaskSource(embeddings, mask_features), text)
+
+    def _initial_queries(self, queries: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Positions and features of the object queries, (Q, C) each."""
+        if queries is None:
+            return self.query_embed.weight, self.query_feat.weight
+        return queries, self.query_to_feat(queries)
 
     def _memory(self, maps: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Keys (position encoding added) and values of every level, each (N, h * w, C)."""
