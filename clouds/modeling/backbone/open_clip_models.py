@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from clouds.downloads import one_warning
@@ -170,6 +171,7 @@ def _create(open_clip: Any, name: str, tags: Sequence[str]) -> nn.Module:
         name,
         pretrained=None,
         precision="fp32",
+        device=torch.empty(0).device,  # the CPU, or the meta device where only shapes are wanted
         force_quick_gelu=bool(configs) and all(c.get("quick_gelu", False) for c in configs),
     )
     return model
