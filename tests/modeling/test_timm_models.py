@@ -10,8 +10,9 @@ import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from test_clouds_model import sample, train_step
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from tiny_model import tiny_config
+from tiny_model import tiny_config, tiny_model
 from tiny_vit import images, tiny_transformer
 from torch.nn import functional as F
 
@@ -366,3 +367,36 @@ def test_a_backbone_that_does_not_tell_its_pixel_statistics_needs_them_in_the_co
     for mean, std in (([1.0] * 3, []), ([], [1.0] * 3), ([], [])):
         with pytest.raises(ValueError, match="is empty, and the backbone CLIP does not tell"):
             statistics(object(), mean, std)
+
+
+# ------------------------------------------------------------------ the whole model
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_whole_model_trains_and_predicts(frozen):
+    model = tiny_model(
+        MODEL__BACKBONE__NAME="ViT",
+        MODEL__BACKBONE__TIMM_NAME=TINY,
+        MODEL__BACKBONE__WEIGHTS="",
+        MODEL__BACKBONE__IMG_SIZE=64,
+        MODEL__BACKBONE__FREEZE=frozen,
+    ).train()
+    losses, gradients = train_step(model, [sample(0, 64, 96), sample(1, 70, 50)])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert set(gradients) == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert any(n.startswith("backbone.") for n in gradients) is not frozen
+    assert model.pixel_mean.flatten().tolist() == pytest.approx([127.5] * 3)
+    assert not hasattr(model, "void_embedding")
+    with torch.no_grad():
+        scores = model.eval()([sample(0, 33, 40)])[0]["sem_seg"]
+    assert scores.shape == (19, 33, 40) and scores.isfinite().all()
+
+
+def test_a_text_head_names_the_backbones_that_have_a_text_encoder():
+    with pytest.raises(ValueError, match=r"NAME ViT has none.*the backbone CLIP or CLIPViT"):
+        tiny_model(
+            MODEL__BACKBONE__NAME="ViT",
+            MODEL__BACKBONE__TIMM_NAME=TINY,
+            MODEL__BACKBONE__WEIGHTS="",
+            MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text",
+        )
