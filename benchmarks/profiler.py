@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
-from clouds.data.label_space import CITYSCAPES_19
 from clouds.data.structures import Domain, EvalSample
 from clouds.device import autocast
 from clouds.engine import Trainer
@@ -323,7 +322,7 @@ def measure_evaluation(
     """Measure the evaluation of single images, prepared in this process.
 
     Args:
-        cfg: TEST and SOLVER.AMP are used.
+        cfg: TEST, SOLVER.AMP and MODEL.SEM_SEG_HEAD.NUM_CLASSES are used.
         model: on its device; it is set to evaluation mode.
         make: number of an image -> the sample that the protocol has prepared.
         iterations: measured images, each once without and once with profiling.
@@ -334,7 +333,7 @@ def measure_evaluation(
     protocol = build_protocol(cfg)
     device = next(model.parameters()).device
     memory, synchronize = PeakMemory(device), synchronizer(device)
-    confusion = ConfusionMatrix(CITYSCAPES_19.num_classes)
+    confusion = ConfusionMatrix(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     model.eval()
     memory.reset()
     sizes: list[str] = []

@@ -12,15 +12,16 @@ import numpy.typing as npt
 from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader
 from clouds.data.dataset_mapper import EvaluationMapper, to_tensor
-from clouds.data.datasets import generated, get_dataset
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.datasets import Datasets, generated
+from clouds.data.label_space import IGNORE
 from clouds.data.structures import Domain, EvalSample, TrainInput, TrainSample
 from clouds.evaluation import build_protocol
 
 UInt8Array = npt.NDArray[np.uint8]
 
 RANDOM_CLASSES = 12
-"""Classes in a random label: about as many as in a training crop of a street scene."""
+"""Classes in a random label, or all if there are fewer: about as many as in a training crop of a
+street scene."""
 RANDOM_BLOCKS = 8
 """Blocks along the shorter side of a random image."""
 
@@ -39,12 +40,17 @@ def sample_maker(cfg: CfgNode) -> Callable[[], object]:
     return lambda: next(samples)
 
 
-def random_image(size: tuple[int, int], seed: int) -> tuple[UInt8Array, UInt8Array]:
-    """A random image (H, W, 3) and a label (H, W) of blocks: RANDOM_CLASSES classes and ignore."""
+def random_image(
+    size: tuple[int, int], seed: int, num_classes: int = 19
+) -> tuple[UInt8Array, UInt8Array]:
+    """A random image (H, W, 3) and a label (H, W) of blocks: RANDOM_CLASSES classes and ignore.
+
+    The classes are drawn from 0 to `num_classes` - 1.
+    """
     rng = np.random.default_rng(seed)
     height, width = size
     side = max(1, min(size) // RANDOM_BLOCKS)
-    classes = rng.choice(CITYSCAPES_19.num_classes, RANDOM_CLASSES, replace=False)
+    classes = rng.choice(num_classes, min(RANDOM_CLASSES, num_classes), replace=False)
     grid = rng.choice([*classes, IGNORE], (-(-height // side), -(-width // side)))
     label = grid.astype(np.uint8).repeat(side, 0).repeat(side, 1)[:height, :width]
     coarse = rng.integers(0, 256, (*grid.shape, 3), np.uint8)
@@ -52,9 +58,11 @@ def random_image(size: tuple[int, int], seed: int) -> tuple[UInt8Array, UInt8Arr
     return np.asarray(image, np.uint8), np.ascontiguousarray(label)
 
 
-def random_sample(size: tuple[int, int], seed: int, domain: Domain) -> TrainSample:
+def random_sample(
+    size: tuple[int, int], seed: int, domain: Domain, num_classes: int = 19
+) -> TrainSample:
     """A training sample of a random image of this size; `domain` is SOURCE or GENERATED."""
-    image, label = random_image(size, seed)
+    image, label = random_image(size, seed, num_classes)
     common: TrainInput = {
         "image": to_tensor(image),
         "height": size[0],
@@ -75,12 +83,12 @@ def random_batches(cfg: CfgNode, distinct: int = 2) -> Callable[[int], Iterable[
     If DATASETS.TRAIN has generated datasets, half of each batch (rounded down) is generated.
     """
     height, width = cfg.INPUT.CROP.SIZE
-    size = cfg.SOLVER.IMS_PER_BATCH
+    size, num_classes = cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     sources = size - size // 2 if generated(cfg.DATASETS.TRAIN) else size
     domains = [Domain.SOURCE] * sources + [Domain.GENERATED] * (size - sources)
     batches = [
         [
-            random_sample((int(height), int(width)), i * size + k, domain)
+            random_sample((int(height), int(width)), i * size + k, domain, num_classes)
             for k, domain in enumerate(domains)
         ]
         for i in range(distinct)
@@ -91,7 +99,7 @@ def random_batches(cfg: CfgNode, distinct: int = 2) -> Callable[[int], Iterable[
 def random_images(cfg: CfgNode, size: tuple[int, int]) -> Callable[[int], EvalSample]:
     """Number -> evaluation sample of a random image of `size`, prepared by TEST.PROTOCOL."""
     protocol = build_protocol(cfg)
-    image, label = random_image(size, 0)
+    image, label = random_image(size, 0, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
     def make(number: int) -> EvalSample:
         prepared, prepared_label = protocol.prepare(image, label, "random")
@@ -110,11 +118,11 @@ def random_images(cfg: CfgNode, size: tuple[int, int]) -> Callable[[int], EvalSa
 
 
 def dataset_images(cfg: CfgNode, name: str) -> Callable[[int], EvalSample]:
-    """Number -> evaluation sample of a dataset, read from disk; cyclic.
+    """Number -> evaluation sample of a dataset, in the training label space, from disk; cyclic.
 
     Raises:
-        FileNotFoundError, ValueError: as `DatasetSpec.records`.
+        FileNotFoundError, ValueError: as `Datasets.get` and `DatasetSpec.records`.
     """
-    records = get_dataset(name).records()
+    records = Datasets.from_config(cfg).get(name).records()
     mapper = EvaluationMapper(build_protocol(cfg).prepare)
     return lambda number: mapper(records[number % len(records)])

@@ -39,7 +39,7 @@ from torch.nn import functional as F
 import clouds.modeling  # noqa: F401 - registers what the config names
 from clouds.config import get_cfg
 from clouds.d2 import CfgNode
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.label_space import IGNORE
 from clouds.device import autocast
 from clouds.evaluation import ConfusionMatrix, build_protocol
 from clouds.modeling.build import build_seeded
@@ -55,14 +55,13 @@ from transformers_weights import randomize
 PIXEL_DECODER, MASK_DECODER = "pixel decoder", "mask decoder"
 PARTS = (INPUT, BACKBONE, PIXEL_DECODER, MASK_DECODER, CLASS_MAP, CONFUSION)
 PUBLISHED, OURS = "published", "ours"
-CLASSES = CITYSCAPES_19.num_classes
 CALIBRATED = 256
 """Side of the part of the image over which the mean of the mask features is set to zero, pixels."""
 GAINS = {"query": 10.0, "transformer": 0.1, "class_embed": 4.0}
 """Substring of a weight's name -> factor."""
 
 Evaluated = tuple[Tensor, npt.NDArray[np.int64]]
-"""Class map (H, W), and counts (CLASSES, CLASSES), row: label, column: prediction."""
+"""Class map (H, W), and counts (num_classes, num_classes), row: label, column: prediction."""
 
 Way = Callable[[Sample, PartClock], Evaluated]
 
@@ -77,7 +76,8 @@ class PublishedEvaluation:
 
     def __init__(self, cfg: CfgNode, model: Any) -> None:
         self.step = PublishedStep(cfg, model)
-        self.counts = np.zeros((CLASSES + 1, CLASSES + 1), np.int64)
+        self.num_classes: int = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.counts = np.zeros((self.num_classes + 1, self.num_classes + 1), np.int64)
 
     @torch.no_grad()
     def __call__(self, sample: Sample, clock: PartClock) -> Evaluated:
@@ -111,8 +111,8 @@ class PublishedEvaluation:
     def count(self, predicted: npt.NDArray[np.int64], label: npt.NDArray[np.uint8]) -> None:
         """Add the pixels of an image; row: prediction, column: label, the last one of IGNORE."""
         labelled = label.astype(np.int64)
-        labelled[labelled == IGNORE] = CLASSES
-        cells = (CLASSES + 1) * predicted.reshape(-1) + labelled.reshape(-1)
+        labelled[labelled == IGNORE] = self.num_classes
+        cells = (self.num_classes + 1) * predicted.reshape(-1) + labelled.reshape(-1)
         self.counts += np.bincount(cells, minlength=self.counts.size).reshape(self.counts.shape)
 
 
@@ -132,7 +132,7 @@ class OurEvaluation:
     def __call__(self, sample: Sample, clock: PartClock) -> Evaluated:
         """Class map and counts of one image."""
         unlabelled = {key: value for key, value in sample.items() if key != "label"}
-        confusion = ConfusionMatrix(CLASSES)
+        confusion = ConfusionMatrix(self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
         with autocast(self.cfg, self.model.device), profiled_inference(self.model, clock):
             with clock.part(INPUT):
                 classes = self.protocol.predict(self.model, unlabelled)

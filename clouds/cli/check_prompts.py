@@ -1,5 +1,7 @@
 """Check a prompt file: classes and topics it covers, near-duplicates, prompts too long for CLIP.
 
+The classes are the 19 of Cityscapes, or those that --label-space or --descriptions names.
+
 The exit code is 0; with --strict it is 1 if a class is named in too few prompts, or a prompt is
 repeated, nearly repeated, too long, or names no class. It is 2 for a file that cannot be read.
 """
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clouds.cli.command_line import finite_number, new_parser, path, user_errors_in_one_line
-from clouds.cli.prompt_reader import prompt_reader
+from clouds.cli.prompt_reader import add_class_options, label_space_of, prompt_reader
 
 if TYPE_CHECKING:
     from clouds.cli.prompt_reader import PromptReader
@@ -25,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from clouds.generation.prompts import read_prompts
 
         prompts = read_prompts(args.file)
-        reader = prompt_reader()
+        reader = prompt_reader(label_space_of(args))
     counts = reader.coverage(prompts)
     print(f"{args.file}: {len(prompts)} prompts\n")
     print(class_table(counts["class"], len(prompts)))
@@ -54,6 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="one prompt per line, or the name of prompts of the package",
     )
+    add_class_options(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a problem")
     parser.add_argument(
         "--similarity",

@@ -116,7 +116,7 @@ def default_name(images: Path, labels: Path) -> str:
 
 
 def value_sheet(draft: Draft) -> UInt8Array:
-    """A picture of each value: the image with most of it, its pixels outlined; (H, W, 3) RGB."""
+    """For each value the image with most of it, its pixels outlined; (H, W, 3) RGB."""
     import cv2
     import numpy as np
 

@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from clouds.cli.command_line import (
     finite_number,
@@ -19,7 +19,11 @@ from clouds.cli.command_line import (
     path_or_name,
     user_errors_in_one_line,
 )
-from clouds.cli.prompt_reader import prompt_reader
+from clouds.cli.prompt_reader import add_class_options, label_space_of, prompt_reader
+
+if TYPE_CHECKING:
+    from clouds.data.label_space import LabelSpace
+    from clouds.generation.prompt_writing import WritingOptions
 
 FAILED = 1
 
@@ -51,8 +55,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         metavar="K",
-        help="continue until K prompts of the file name each of the 19 classes (default: 0)",
+        help="continue until K prompts of the file name each class (default: 0)",
     )
+    add_class_options(parser)
     add(
         "--avoid",
         type=path,
@@ -100,28 +105,33 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--offline", action="store_true", help="use the local cache only")
 
 
-def write(args: argparse.Namespace) -> int:
-    """Load the model, write prompts, and print the number of dropped lines by reason."""
-    from tqdm import tqdm
+def options_of(args: argparse.Namespace, label_space: LabelSpace | None) -> WritingOptions:
+    """The options of the command line; ValueError if one is out of its range."""
+    from clouds.generation.class_words import request_of
+    from clouds.generation.prompt_writing import CLASS_DESCRIPTIONS, WritingOptions
 
-    from clouds.generation.language_model import load_language_model
-    from clouds.generation.prompt_writing import (
-        NothingUsableError,
-        Progress,
-        WritingOptions,
-        write_prompts,
-    )
-    from clouds.generation.prompts import read_prompts
-
-    named_classes = prompt_reader().named_classes
-    options = WritingOptions(
+    return WritingOptions(
         count=args.count,
         quota=args.quota,
         seed=args.seed,
         batch_size=args.batch_size,
         similarity=args.similarity,
         patience=args.patience,
+        classes=CLASS_DESCRIPTIONS if label_space is None else request_of(label_space),
     )
+
+
+def write(args: argparse.Namespace) -> int:
+    """Load the model, write prompts, and print the number of dropped lines by reason."""
+    from tqdm import tqdm
+
+    from clouds.generation.language_model import load_language_model
+    from clouds.generation.prompt_writing import NothingUsableError, Progress, write_prompts
+    from clouds.generation.prompts import read_prompts
+
+    label_space = label_space_of(args)
+    named_classes = prompt_reader(label_space).named_classes
+    options = options_of(args, label_space)
     avoid = [prompt.text for file in args.avoid for prompt in read_prompts(file)]
     model = load_language_model(
         args.model, args.dtype, args.device, args.offline, args.temperature, args.max_new_tokens

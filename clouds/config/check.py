@@ -210,6 +210,10 @@ def label_space_is_known(*values: Any) -> str | None:
         return None
     reason = _unknown_label_space(datasets)
     if reason is None:
+        try:
+            datasets.label_space  # noqa: B018
+        except ValueError as error:
+            return str(error)
         return _problem_of_mapping(datasets, datasets.labelled)
     if num_classes == 0:
         return (

@@ -114,7 +114,7 @@ def import_package() -> Any:
         import imagecorruptions
     except ImportError as error:
         raise ImportError(
-            f"corrupted images need the package {PACKAGE} (its module cannot be imported: "
-            f"{error}): {INSTALL}"
+            f"corrupted images need the package {PACKAGE}: install it by `{INSTALL}`. Importing it "
+            f"failed: {error}"
         ) from error
     return imagecorruptions

@@ -306,7 +306,7 @@ def description_text(
     draft: Draft,
     name: str,
     folder: Path,
-    pictures: str,
+    sheet: str,
     further: Mapping[str, tuple[Path, Path]],
 ) -> str:
     """The YAML text of the draft; the names of the classes are empty.
@@ -315,7 +315,7 @@ def description_text(
         draft: what the files tell.
         name: of the dataset.
         folder: folder of the file that is written; paths below it are relative to it.
-        pictures: file with a picture of each value.
+        sheet: image file that shows each value.
         further: folders of images and labels of further splits, by name.
     """
     ignored = [IGNORE] if draft.channel != "color" and IGNORE in draft.counts else []
@@ -329,7 +329,7 @@ def description_text(
     first = draft.namings[0]
     lines = [
         f"# Draft from {len(draft.pairs)} pairs, of which {len(draft.read)} labels were read.",
-        f"# To do: write a name for each class; {pictures} shows them. A class may have several",
+        f"# To do: write a name for each class; {sheet} shows them. A class may have several",
         "# ids; those of no class belong to ignore_ids.",
         f"name: {name}",
         *_folder_lines(draft, folder, further),

@@ -57,7 +57,7 @@ def _difference(saved: Any, present: Any) -> str:
     both = [_lines(saved), _lines(present)]
     if max(map(len, both)) < 2:
         return f"{saved!r} -> {present!r}"
-    return "; ".join(line for line in difflib.ndiff(*both) if line[:1] in "-+")
+    return "; ".join(line for line in difflib.ndiff(both[0], both[1]) if line[:1] in "-+")
 
 
 def _lines(value: Any) -> list[str]:

@@ -16,9 +16,8 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -34,8 +33,16 @@ LOCK = "run.lock"
 """Name of the file in OUTPUT_DIR."""
 
 HEARTBEAT_SECONDS = 30.0
-ATTEMPTS = 5
+ATTEMPTS = 40
 """Times that a lock left behind may be replaced by another process first."""
+
+GUARD = f".{LOCK}.replace"
+"""File that exists while a process deletes a lock that was left behind: only one does at a time."""
+
+GUARD_SECONDS = 60.0
+"""Age from which a GUARD was itself left behind; a process has it for milliseconds."""
+
+_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -179,16 +186,26 @@ class RunLock:
         return True
 
     def _remove(self, content: bytes) -> None:
-        """Delete the file with this content; a newer one of another process is put back."""
-        aside = self.path.with_name(f".{LOCK}.{uuid.uuid4().hex}")
+        """Delete the lock, which was left behind, unless another process has replaced it.
+
+        The content is compared while GUARD exists. So the lock that is deleted is no newer one: a
+        lock left behind is deleted by the process with GUARD alone.
+        """
+        guard = self.path.with_name(GUARD)
         try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return  # another process was first
-        if aside.read_bytes() != content and not self.path.exists():
-            aside.rename(self.path)
+            os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if time.time() - guard.stat().st_mtime > GUARD_SECONDS:
+                    guard.unlink()
+            time.sleep(_PAUSE)
             return
-        aside.unlink()
+        try:
+            with suppress(FileNotFoundError):
+                if self.path.read_bytes() == content:
+                    self.path.unlink()
+        finally:
+            guard.unlink(missing_ok=True)
 
     def _renew(self) -> None:
         """Renew the modification time until the lock is released."""

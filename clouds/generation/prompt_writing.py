@@ -25,6 +25,30 @@ NamedClasses = Callable[[str], frozenset[str]]
 """Prompt -> names of the classes that it names."""
 
 
+CLASS_DESCRIPTIONS: Mapping[str, str] = {
+    "road": "road",
+    "sidewalk": "sidewalk",
+    "building": "buildings",
+    "wall": "a free-standing wall",
+    "fence": "a fence or railing",
+    "pole": "lamp posts or utility poles",
+    "traffic light": "traffic lights",
+    "traffic sign": "traffic signs",
+    "vegetation": "trees or hedges",
+    "terrain": "grass, soil or fields",
+    "sky": "the sky",
+    "person": "pedestrians",
+    "rider": "a cyclist or motorcyclist riding",
+    "car": "cars",
+    "truck": "a truck",
+    "bus": "a bus",
+    "train": "a tram or train",
+    "motorcycle": "a motorcycle or scooter",
+    "bicycle": "bicycles",
+}
+"""Class of Cityscapes -> its description in an instruction."""
+
+
 class ChatModel(Protocol):
     """A language model that follows instructions."""
 
@@ -49,6 +73,7 @@ class WritingOptions:
         per_answer: prompts per instruction.
         similarity: Jaccard index of content words from which a prompt counts as repeated.
         patience: rounds without a valid prompt after which the run fails.
+        classes: name -> description in an instruction, of the classes that prompts are to name.
     """
 
     count: int
@@ -58,6 +83,7 @@ class WritingOptions:
     per_answer: int = 10
     similarity: float = 0.6
     patience: int = 20
+    classes: Mapping[str, str] = field(default_factory=lambda: CLASS_DESCRIPTIONS)
 
     def __post_init__(self) -> None:
         for name in ("count", "batch_size", "per_answer", "patience"):
@@ -144,34 +170,12 @@ def _settings(
         "batch_size": options.batch_size,
         "per_answer": options.per_answer,
         "similarity": options.similarity,
+        "classes": None if options.classes == CLASS_DESCRIPTIONS else dict(options.classes),
         "avoid": hashlib.sha256("\n".join(avoid).encode()).hexdigest()[:16] if avoid else None,
     }
 
 
 # ---------------------------------------------------------------------- instructions
-CLASS_DESCRIPTIONS: Mapping[str, str] = {
-    "road": "road",
-    "sidewalk": "sidewalk",
-    "building": "buildings",
-    "wall": "a free-standing wall",
-    "fence": "a fence or railing",
-    "pole": "lamp posts or utility poles",
-    "traffic light": "traffic lights",
-    "traffic sign": "traffic signs",
-    "vegetation": "trees or hedges",
-    "terrain": "grass, soil or fields",
-    "sky": "the sky",
-    "person": "pedestrians",
-    "rider": "a cyclist or motorcyclist riding",
-    "car": "cars",
-    "truck": "a truck",
-    "bus": "a bus",
-    "train": "a tram or train",
-    "motorcycle": "a motorcycle or scooter",
-    "bicycle": "bicycles",
-}
-"""Description of each class in an instruction."""
-
 _PLACE_DESCRIPTIONS = (
     "a city centre",
     "a narrow old-town street",
@@ -190,19 +194,25 @@ _WEATHERS = ("clear, sunny or starry", "overcast", "rain or wet streets", "fog o
 _TIMES = ("by day", "at dusk or dawn", "at night")
 
 
-def instruction(rng: np.random.Generator, per_answer: int, lacking: Mapping[str, int]) -> str:
+def instruction(
+    rng: np.random.Generator,
+    per_answer: int,
+    lacking: Mapping[str, int],
+    classes: Mapping[str, str] = CLASS_DESCRIPTIONS,
+) -> str:
     """The instruction for one answer.
 
     Args:
         rng: draws weather, time, place and region, and three of the lacking classes with
             probabilities proportional to the number of missing prompts.
         lacking: class -> number of missing prompts; if empty, all classes are equally likely.
+        classes: class -> its description.
     """
-    names = list(lacking or CLASS_DESCRIPTIONS)
+    names = list(lacking or classes)
     weights = np.array([lacking.get(name, 1) for name in names], dtype=np.float64)
     share = weights / weights.sum()
     chosen = rng.choice(len(names), size=min(3, len(names)), replace=False, p=share)
-    classes = "; ".join(CLASS_DESCRIPTIONS[names[i]] for i in chosen)
+    wanted = "; ".join(classes[names[i]] for i in chosen)
     weather = _WEATHERS[rng.integers(len(_WEATHERS))]
     time = _TIMES[rng.integers(len(_TIMES))]
     place = _PLACE_DESCRIPTIONS[rng.integers(len(_PLACE_DESCRIPTIONS))]
@@ -212,7 +222,7 @@ def instruction(rng: np.random.Generator, per_answer: int, lacking: Mapping[str,
         "street level. Each is one sentence of 15 to 35 words on a line of its own, in English. "
         "Name concrete things that are in the picture, never something that is absent. Vary the "
         "form of the sentences, the season and the viewpoint.\n"
-        f"Every description must show: {classes}.\n"
+        f"Every description must show: {wanted}.\n"
         f"Most of them: {place} in {region}, {time}, weather {weather}.\n"
         f"Answer with the {per_answer} lines only, without numbers, titles or comments."
     )
@@ -221,7 +231,8 @@ def instruction(rng: np.random.Generator, per_answer: int, lacking: Mapping[str,
 def _ask(model: ChatModel, options: WritingOptions, progress: Progress) -> list[str]:
     rng = np.random.default_rng([options.seed, progress.rounds])
     instructions = [
-        instruction(rng, options.per_answer, progress.lacking) for _ in range(options.batch_size)
+        instruction(rng, options.per_answer, progress.lacking, options.classes)
+        for _ in range(options.batch_size)
     ]
     answers = model.answer(instructions, seed=int(rng.integers(2**31)))
     assert len(answers) == len(instructions)
@@ -249,16 +260,24 @@ def parse_answer(answer: str) -> list[str]:
     return lines
 
 
-def rejection_reason(line: str, named_classes: NamedClasses) -> str | None:
-    """Why a line of an answer is not a valid prompt; None if it is valid."""
+def rejection_reason(
+    line: str, named_classes: NamedClasses, min_classes: int = MIN_CLASSES
+) -> str | None:
+    """Why a line of an answer is not a valid prompt; None if it is valid.
+
+    Args:
+        line: without number and quotes.
+        named_classes: the classes that it names.
+        min_classes: smallest number of classes of a valid prompt.
+    """
     if line.endswith(":"):
         return "heading"
     if not line.isprintable() or sum(c.isascii() and c.isalpha() for c in line) < 0.6 * len(line):
         return "not plain English"
     if len(line.split()) < MIN_WORDS:
         return "too short"
-    if len(named_classes(line)) < MIN_CLASSES:
-        return "no street scene"
+    if len(named_classes(line)) < min_classes:
+        return "too few classes"
     # A token has at least one byte: a text of up to 75 bytes always fits.
     if len(line.encode()) > 75 and cut_by_clip(line):
         return "too long"
@@ -266,13 +285,13 @@ def rejection_reason(line: str, named_classes: NamedClasses) -> str | None:
 
 
 def _candidates(
-    answers: Sequence[str], named_classes: NamedClasses
+    answers: Sequence[str], named_classes: NamedClasses, min_classes: int
 ) -> Iterator[tuple[str, str | None]]:
     """Each line of the answers with the reason to reject it, or None."""
     for answer in answers:
         lines = parse_answer(answer)
         for i, line in enumerate(lines):
-            reason = rejection_reason(line, named_classes)
+            reason = rejection_reason(line, named_classes, min_classes)
             if reason is None and i == len(lines) - 1 and not line.endswith(_SENTENCE_ENDS):
                 reason = "unfinished"  # the answer reached max_new_tokens
             yield line, reason
@@ -301,7 +320,8 @@ class _State:
     def take(self, answers: Sequence[str]) -> tuple[list[str], bool]:
         """Returns the prompts to keep, and whether all that is needed has been written."""
         kept: list[str] = []
-        for line, reason in _candidates(answers, self.named_classes):
+        min_classes = min(MIN_CLASSES, len(self.options.classes))
+        for line, reason in _candidates(answers, self.named_classes, min_classes):
             if self.done():
                 return kept, True
             words = content_words(line)
@@ -330,7 +350,7 @@ class _State:
 
     def _update_lacking(self) -> None:
         missing = {
-            name: self.options.quota - self.class_counts[name] for name in CLASS_DESCRIPTIONS
+            name: self.options.quota - self.class_counts[name] for name in self.options.classes
         }
         self.progress.lacking = {name: lack for name, lack in missing.items() if lack > 0}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from engine_toy import restored_loggers
 from tiny_model import tiny_config, tiny_model
 from torch import nn
 
+from clouds.config import load_config
 from clouds.config.defaults import KEYS
 from clouds.data.structures import Domain
 from clouds.engine import Trainer
@@ -385,6 +387,26 @@ def test_random_batches_of_a_config():
     assert [sample["domain"].value for sample in batch] == ["source", "source", "generated"]
     assert ["sem_seg" in sample for sample in batch] == [True, True, False]
     assert batch[2]["clean_image"].shape == (3, 32, 64)
+
+
+def test_other_label_spaces(tmp_path, monkeypatch):
+    """Random labels, counts and images of a dataset have the classes of the config."""
+    overrides = ["DATASETS.TRAIN", "('camvid11_train',)", "DATASETS.TEST", "('camvid_val',)"]
+    cfg = load_config(None, [*overrides, "TEST.SHORT_SIDE", "0", "INPUT.CROP.SIZE", "(96, 96)"])
+    classes = {
+        int(c)
+        for batch in itertools.islice(profiler_data.random_batches(cfg)(0), 2)
+        for sample in batch
+        for c in sample["sem_seg"].unique()
+    }
+    assert classes == {*range(11), 255}
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    _, ids = dataset_files.write(tmp_path, "camvid_val", 0)  # train ids of Cityscapes
+    label = profiler_data.dataset_images(cfg, "camvid_val")(0)["label"].numpy()
+    # road, building, sky and car by the names in both label spaces, in the order of camvid_11
+    same = {0: 3, 2: 1, 10: 0, 13: 8}
+    for theirs, ours in same.items():
+        assert np.array_equal(label == ours, ids == theirs)
 
 
 # ---------------------------------------------------------------- the tool

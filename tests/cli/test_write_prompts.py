@@ -64,6 +64,30 @@ def test_tool_writes_with_an_obedient_model(folders, tmp_path, capsys, monkeypat
     assert "started with seed 0 (now 4)" in capsys.readouterr().err
 
 
+def test_tool_asks_for_the_words_of_a_description(folders, tmp_path, capsys, monkeypatch):
+    """The model writes what it is asked for, so the quota is reached."""
+    classes = "[{name: path, ids: [0], words: [path, gravel walk]}, {name: bench, ids: [1]}]"
+    own = tmp_path / "campus.yaml"
+    own.write_text(f"name: campus\nimages: a\nlabels: b\nclasses: {classes}\n")
+    asked = []
+
+    def answer(self, instructions, seed):
+        asked.extend(instructions)
+        noise = [" ".join(f"{a}{b}{len(asked)}x" for a in "bdfg") for b in "aeiou"]
+        lines = [f"Beside a gravel walk stands one bench {words}." for words in noise]
+        return ["\n".join(lines)] * len(instructions)
+
+    monkeypatch.setattr(language_model.LanguageModel, "answer", answer)
+    path = tmp_path / "p.txt"
+    options = [*arguments(folders["plain"], path), "--quota", "3"]
+    assert exit_code([*options, "--descriptions", str(own)]) == 0
+    assert len(read_prompts(path)) == 3
+    assert any("path or gravel walk" in text for text in asked)
+    assert not any("buildings" in text for text in asked)
+    assert exit_code([*options, "--label-space", "camvid_11"]) == 2
+    assert "was started with classes" in capsys.readouterr().err
+
+
 def test_interrupted_tool_says_how_to_resume(folders, tmp_path, capsys, monkeypatch):
     writer = ObedientModel(interrupt_after=1)
     monkeypatch.setattr(

@@ -176,7 +176,7 @@ def test_a_corruption_that_does_not_exist(name, severity):
 def test_a_missing_package_is_reported_before_the_evaluation(tmp_path, monkeypatch):
     without_package(monkeypatch)
     write(tmp_path, "cityscapes_val", 0, SIZE)
-    with pytest.raises(ValueError, match="imagecorruptions-imaug") as error:
+    with pytest.raises(ImportError, match="need the package imagecorruptions-imaug") as error:
         get_dataset(NAME, tmp_path).records()
     assert 'pip install "clouds-dgss[corruptions]"' in str(error.value)
     get_dataset("cityscapes_val", tmp_path).records()

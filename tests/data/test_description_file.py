@@ -187,6 +187,13 @@ def test_the_label_space_is_named_or_that_of_all_sources(campus):
         datasets(campus, both, label_space="coco").label_space  # noqa: B018
 
 
+def test_a_label_space_that_does_not_exist_is_a_problem_of_the_config():
+    for train in ("()", "('gta5',)", "('sd_x',)"):
+        words = ["DATASETS.TRAIN", train, "DATASETS.LABEL_SPACE", "coco", "DATASETS.TEST", "()"]
+        with pytest.raises(ConfigError, match="LABEL_SPACE is 'coco'; allowed are cityscapes_19"):
+            load_config(None, words)
+
+
 def test_classes_are_mapped_by_name_and_by_the_class_map(campus):
     """GTA's ids of road (7), vegetation (21) and car (26) in the classes of campus."""
     keys = {"label_space": "campus", "class_map": ("gta*: vegetation=tree, car=TUK-TUK",)}

@@ -172,6 +172,17 @@ def test_the_config_follows_and_compares_the_classes(register):
         load_config(None, ["DATASETS.TRAIN", "('mine', 'gta5')", "DATASETS.TEST", "()"])
 
 
+def test_the_same_dataset_in_two_label_spaces(register, tmp_path):
+    """A listing in one label space is not used in another."""
+    label = save(tmp_path / "a_label.png", np.array([[0, 1, 255]], np.uint8))
+    image = save(tmp_path / "a.png", random_image(0, (1, 3)))
+    register("mine", [{"file_name": image, "sem_seg_file_name": label}], stuff_classes=["x", "y"])
+    register("other", [], stuff_classes=["y", "x"])
+    for train, expected in (("mine", [[0, 1, 255]]), ("other", [[1, 0, 255]])):
+        dataset = Datasets((train,)).get("mine")
+        assert dataset.read_label(dataset.records()[0]).tolist() == expected
+
+
 def test_a_name_of_this_project_cannot_be_registered(register):
     register_all()
     check_names_are_free(("gta5", "sd_x", "mine"))

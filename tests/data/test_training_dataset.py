@@ -220,6 +220,13 @@ def test_messages_of_generated_datasets(cfg, caplog):
     cfg.DATASETS.TRAIN = ("gta5", "synthia")
     with caplog.at_level(logging.INFO, logger="clouds.data.build"):
         build_train_loader(cfg)
+    assert caplog.messages == [
+        "an epoch has 7 samples: gta5 5 (71.4%) from 5 images, synthia 2 (28.6%) from 2 images"
+    ]
+    caplog.clear()
+    cfg.DATASETS.TRAIN = ("gta5",)
+    with caplog.at_level(logging.INFO, logger="clouds.data.build"):
+        build_train_loader(cfg)
     assert caplog.messages == []
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.engine.run_lock import LOCK, RunLock, locked
+from clouds.engine.run_lock import GUARD, LOCK, RunLock, locked
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
@@ -141,6 +141,12 @@ def test_a_live_run_renews_the_time(tmp_path, monkeypatch):
             time.sleep(0.01)
 
 
+def wait_for(path):
+    end = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("left_behind", [False, True])
 def test_one_of_many_gets_it(tmp_path, left_behind):
     """Eight processes try at the same time, also to replace the same lock; one wins."""
@@ -149,20 +155,50 @@ def test_one_of_many_gets_it(tmp_path, left_behind):
             content = (tmp_path / LOCK).read_text()
         (tmp_path / LOCK).write_text(content)
         change(tmp_path, start="1")
-    begin = time.monotonic() + 0.2
     pids = []
     for _ in range(8):
         pid = os.fork()
         if pid == 0:
-            status = 1
             with contextlib.suppress(BaseException):
-                time.sleep(max(0, begin - time.monotonic()))
+                wait_for(tmp_path / "begin")
                 RunLock(tmp_path).acquire()
                 (tmp_path / f"won{os.getpid()}").touch()
-                status = 0
-                time.sleep(1.0)
-            os._exit(status)
+                wait_for(tmp_path / "end")  # a run that has ended may be replaced
+            (tmp_path / f"ended{os.getpid()}").touch()
+            os._exit(0)
         pids.append(pid)
-    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
-    assert len(list(tmp_path.glob("won*"))) == 1
-    assert sorted(map(bool, statuses)) == [False] + [True] * 7
+    (tmp_path / "begin").touch()
+    end = time.monotonic() + 60
+    while len([*tmp_path.glob("won*"), *tmp_path.glob("ended*")]) < 8 and time.monotonic() < end:
+        time.sleep(0.01)
+    won, ended = len([*tmp_path.glob("won*")]), len([*tmp_path.glob("ended*")])
+    (tmp_path / "end").touch()
+    for pid in pids:
+        os.waitpid(pid, 0)
+    assert (won, ended) == (1, 7)
+
+
+def test_a_lock_that_was_replaced_meanwhile_is_not_deleted(tmp_path, monkeypatch):
+    """Between reading the lock left behind and deleting it, another process has replaced it."""
+    with locked(tmp_path):
+        content = (tmp_path / LOCK).read_text()
+    (tmp_path / LOCK).write_text(content)
+    change(tmp_path, start="1")
+    left_behind = (tmp_path / LOCK).read_bytes()
+    change(tmp_path, host="elsewhere")
+    newer = (tmp_path / LOCK).read_bytes()
+    RunLock(tmp_path)._remove(left_behind)
+    assert (tmp_path / LOCK).read_bytes() == newer
+    RunLock(tmp_path)._remove(newer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_guard_is_waited_for_unless_it_was_left_behind(tmp_path, monkeypatch):
+    (tmp_path / LOCK).write_bytes(b"old")
+    (tmp_path / GUARD).touch()
+    RunLock(tmp_path)._remove(b"old")
+    assert (tmp_path / LOCK).read_bytes() == b"old" and (tmp_path / GUARD).exists()
+    os.utime(tmp_path / GUARD, (0, 0))
+    RunLock(tmp_path)._remove(b"old")  # of the guard
+    RunLock(tmp_path)._remove(b"old")
+    assert list(tmp_path.iterdir()) == []

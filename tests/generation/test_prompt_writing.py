@@ -69,7 +69,7 @@ def test_numbers_bullets_quotes_and_thinking_are_stripped():
     [
         ("A red bus waits beside a wall.", None),
         ("A bus and a car.", "too short"),
-        ("A bowl of soup on a wooden table at home.", "no street scene"),
+        ("A bowl of soup on a wooden table at home.", "too few classes"),
         ("Here are ten buses and cars for you all:", "heading"),
         ("一辆红色的公共汽车 a b c d e f g h", "not plain English"),
         ("A bus and a car " + "pass a wall " * 30, "too long"),

@@ -103,3 +103,29 @@ def test_classes_of_ones_own_with_each_head(tmp_path, head):
     assert "no image of mine has a label of: tuk-tuk" in out or "tuk-tuk" in out
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert list(results["datasets"]["mine"]["IoU"]) == ["ground", "sky", "tuk-tuk"]
+
+
+@pytest.mark.slow
+def test_joint_training_with_sam_and_ensembles(tmp_path):
+    """Every part of the loop with a number of classes other than 19."""
+    for seed in range(4):
+        image, label = scene(seed)
+        save(tmp_path / f"images/{seed}.png", image)
+        save(tmp_path / f"masks/{seed}.png", label)
+        save(tmp_path / f"datasets/stable_diffusion/mine/images/{seed}.png", scene(seed + 9)[0])
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nimages: images\nlabels: masks\nignore_ids: 9\n"
+        "classes: [{name: ground, ids: 40, words: [ground, road]}, {name: sky, ids: 300}]\n"
+    )
+    data = ["DATASETS.DESCRIPTIONS", "['mine.yaml']", "DATASETS.TRAIN", "['mine','sd_mine']"]
+    words = ["DATASETS.TEST", "['mine']", "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", "out"]
+    parts = [
+        *("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text", "MODEL.WEIGHTS", ""),
+        *("MODEL.CLOUDS.REFINER", "sam", "MODEL.CLOUDS.SAM.MODEL", "tiny"),
+        *("MODEL.CLOUDS.GEOMETRIC_ENSEMBLE", "True", "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_EMA", "True"),
+        *("TEST.GENERATED_IMAGES", "2", "TEST.VISUALIZED_IMAGES", "1"),
+    ]
+    run(tmp_path, "train", "--config-file", "demo/joint", *data, *words, *parts, *TINY)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert list(results["datasets"]["mine"]["IoU"]) == ["ground", "sky"]
+    assert results["pseudo-labels"]["sd_mine"]["images"] == 1  # a panel; there are no labels

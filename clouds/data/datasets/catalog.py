@@ -65,7 +65,10 @@ class DatasetSpec(DatasetDescription):
         Raises:
             FileNotFoundError: the root, or the folder of images or labels, does not exist.
             ValueError: there is no image, or one of a pair is missing.
+            ImportError: the package that corrupts its images is missing.
         """
+        if self.corruption is not None:
+            import_package()
         if not self.root.is_dir():
             raise FileNotFoundError(
                 f"the dataset root {self.root.absolute()} does not exist. Set the environment "
@@ -184,7 +187,7 @@ class RegisteredSpec(DatasetSpec):
 
         function = DatasetCatalog[self.name]
         return list_registered(
-            self.name,
+            self,
             function,
             lambda: list_samples(self.name, function(), self.label_formats[0]),
         )

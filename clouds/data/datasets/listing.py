@@ -98,7 +98,7 @@ class Listing:
 
 
 _listings: dict[tuple[Path, str], tuple[DatasetDescription, _Fingerprint, Listing]] = {}
-_registered: dict[str, tuple[Callable[[], object], Listing]] = {}
+_registered: dict[str, tuple[DatasetDescription, Callable[[], object], Listing]] = {}
 
 
 def forget_listings() -> None:
@@ -108,12 +108,14 @@ def forget_listings() -> None:
 
 
 def list_registered(
-    name: str, function: Callable[[], object], make: Callable[[], Listing]
+    description: DatasetDescription, function: Callable[[], object], make: Callable[[], Listing]
 ) -> Listing:
-    """The listing of a registered dataset: `make()` at the first call with this `function`."""
-    if name not in _registered or _registered[name][0] is not function:
-        _registered[name] = function, make()
-    return _registered[name][1]
+    """The listing of a registered dataset: `make()` at the first call with these two."""
+    kept = _registered.get(description.name)
+    if kept is None or kept[0] != description or kept[1] is not function:
+        kept = description, function, make()
+        _registered[description.name] = kept
+    return kept[2]
 
 
 def list_dataset(description: DatasetDescription, root: Path) -> Listing:
