@@ -44,6 +44,8 @@ GOOD_TOGETHER = [
         *("INPUT.INITIAL_SIZES", "((1052, 1914), (0, 0), (0, 0))"),
     ],
     ["INPUT.SCALE_RANGE", "(1, 1)"],
+    ["MODEL.BACKBONE.OUT_BLOCKS", "(0, 0, 1, 2)"],
+    ["MODEL.PIXEL_MEAN", "[]", "MODEL.PIXEL_STD", "[1, 2, 3]"],
     ["SOLVER.STEPS", "(100000,)"],
     [NUM_CLASSES, "0"],
     [NUM_CLASSES, "19"],
@@ -69,6 +71,21 @@ BAD_TOGETHER = [
         ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res2, res3, res4, res5, stem]"],
         "res2, res3, res4, res5",
     ),
+    (
+        [
+            *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res2, res3, res4, res5, stem]"),
+            *("MODEL.BACKBONE.NAME", "ViT"),
+        ],
+        "features of the backbone ViT are res2, res3, res4, res5",
+    ),
+    (["MODEL.BACKBONE.IMG_SIZE", "500"], "multiple of MODEL.BACKBONE.PATCH_SIZE, 16"),
+    (
+        ["MODEL.BACKBONE.PYRAMID", "learned", "MODEL.BACKBONE.PATCH_SIZE", "8"],
+        "needs MODEL.BACKBONE.PATCH_SIZE 16, which is 8",
+    ),
+    (["MODEL.BACKBONE.OUT_BLOCKS", "(3, 2, 1, 0)"], "empty, or four indices in rising order"),
+    (["MODEL.PIXEL_MEAN", "[1, 2]"], "empty, or three numbers, red green blue"),
+    (["MODEL.PIXEL_STD", "[1, 2, 0]"], "empty, or three numbers greater than 0"),
     (["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res3','res4','res5']"], r"finer.*\['res2'\].*\[\]"),
     (["MODEL.SEM_SEG_HEAD.IN_FEATURES", "['res2','res2','res3','res4','res5']"], "twice"),
     (

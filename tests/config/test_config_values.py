@@ -165,6 +165,7 @@ def test_a_merge_key_is_merged(tmp_path):
 PATHS = (
     "OUTPUT_DIR",
     "MODEL.WEIGHTS",
+    "MODEL.BACKBONE.WEIGHTS",
     "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
     "MODEL.CLOUDS.SAM.WEIGHTS",
     "MODEL.CLOUDS.SAM.CACHE_DIR",

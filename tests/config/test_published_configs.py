@@ -23,6 +23,7 @@ from clouds.config.compat import (
     TRANSLATED,
 )
 from clouds.config.config import get_value
+from clouds.modeling import CLIP
 
 FILE = REFERENCE / "published_configs.json"
 FILES = json.loads(FILE.read_text()) if FILE.is_file() else {}
@@ -300,7 +301,12 @@ DUMP = Path(__file__).with_name("earlier_version.yaml")
 
 
 def test_a_dumped_config_of_an_earlier_version_loads(caplog):
-    assert load_config(DUMP) == load_config(None)
+    """Its pixel statistics are written out, and are those of CLIP."""
+    statistics = [
+        *("MODEL.PIXEL_MEAN", list(CLIP.pixel_mean)),
+        *("MODEL.PIXEL_STD", list(CLIP.pixel_std)),
+    ]
+    assert load_config(DUMP) == load_config(None, statistics)
     (record,) = caplog.records
     keys = re.findall(r"MODEL[.\w]+(?=[,:])", record.getMessage())
     assert sorted(keys) == [

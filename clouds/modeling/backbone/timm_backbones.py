@@ -57,12 +57,16 @@ def create_transformer(cfg: CfgNode, name: str, **head: Any) -> nn.Module:
     import timm
 
     options = cfg.MODEL.BACKBONE
-    sizes = {"img_size": options.IMG_SIZE, "patch_size": options.PATCH_SIZE}
+    settings: dict[str, Any] = {
+        "patch_size": options.PATCH_SIZE,
+        "drop_path_rate": options.DROP_PATH,
+    }
     if family_of(name) == "vision_transformer_sam":
         # its relative positions are of its own size, and are resized to each image
-        del sizes["img_size"]
-        head = {"num_classes": 0}
-    model: nn.Module = timm.create_model(name, drop_path_rate=options.DROP_PATH, **sizes, **head)
+        settings["num_classes"] = 0
+    else:  # rotary positions of any image, not of one size
+        settings |= {"img_size": options.IMG_SIZE, "dynamic_img_size": True, **head}
+    model: nn.Module = timm.create_model(name, **settings)
     return model
 
 

@@ -70,6 +70,8 @@ def full_name(name: str, weights: str) -> str:
     known = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{architecture}.*")]
     if weights not in ("", DEFAULT_TAG) and not Path(weights).is_file():
         tag = weights
+    if not tag and weights == DEFAULT_TAG and known:
+        tag = timm.models.get_pretrained_cfg(architecture).tag
     if tag and tag not in known:
         key = "WEIGHTS" if tag == weights else "TIMM_NAME"
         raise ValueError(
@@ -77,6 +79,13 @@ def full_name(name: str, weights: str) -> str:
             f"a file nor one of timm's weights for {architecture} "
             f"({', '.join(known) or 'it has none'}). '{DEFAULT_TAG}' takes timm's default, and an "
             "empty MODEL.BACKBONE.WEIGHTS random weights."
+        )
+    quick = architecture.replace("_clip_", "_clip_quickgelu_")
+    if tag and quick != architecture and timm.list_pretrained(f"{quick}.{tag}"):
+        logger.warning(
+            "MODEL.BACKBONE.TIMM_NAME is %s, and its weights were trained with another activation "
+            "function; %s.%s has it",
+            *(name, quick, tag),
         )
     return f"{architecture}.{tag}" if tag else architecture
 
@@ -138,18 +147,17 @@ def _resized(key: str, tensor: Tensor, model: Any, weights: Mapping[str, Tensor]
     """The tensor `key` of a file; patch kernels and tables of positions resized to the model's."""
     last = key.rpartition("visual.")[2]
     if last.endswith("patch_embed.proj.weight") or last == "conv1.weight":
-        return (
-            resize_kernel(tensor, model.patch_embed.patch_size[0]) if tensor.dim() == 4 else tensor
-        )
+        return resize_kernel(tensor, model.patch_embed.patch_size[0])
     prefix = key.removesuffix("positional_embedding")
     is_table = key.endswith("pos_embed") or (prefix != key and f"{prefix}conv1.weight" in weights)
     if not is_table or model.pos_embed is None or tensor.dim() == 4:
+        return tensor  # SAM's table, of four dimensions, is resized to each image alone
+    if tensor.shape[-2] == model.pos_embed.shape[-2]:
         return tensor
     table = tensor if tensor.dim() == 3 else tensor[None]
     side = grid_of(table)[1]
-    return resize_positions(table, (side, side), model.patch_embed.grid_size).view(
-        *tensor.shape[:-2], -1, tensor.shape[-1]
-    )
+    resized = resize_positions(table, (side, side), model.patch_embed.grid_size)
+    return resized if tensor.dim() == 3 else resized[0]
 
 
 def load_converted(
