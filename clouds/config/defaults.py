@@ -174,11 +174,25 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", at_least(0)),
     Key("SOLVER.WEIGHT_DECAY_EMBED", 0.0, "Weight decay of embeddings.", at_least(0)),
     Key(
+        "SOLVER.WEIGHT_DECAY_SCHEDULE",
+        "constant",
+        "'constant', or 'cosine': the weight decay of every parameter group goes to "
+        "SOLVER.WEIGHT_DECAY_END, also from 0 (SoMA).",
+        one_of("constant", "cosine"),
+    ),
+    Key(
+        "SOLVER.WEIGHT_DECAY_END",
+        1e-5,
+        "Weight decay at SOLVER.MAX_ITER with SOLVER.WEIGHT_DECAY_SCHEDULE 'cosine'.",
+        at_least(0),
+    ),
+    Key(
         "SOLVER.LR_SCHEDULER_NAME",
         "WarmupMultiStepLR",
         "WarmupMultiStepLR (constant without SOLVER.STEPS below SOLVER.MAX_ITER), WarmupPolyLR, "
-        "WarmupCosineLR.",
-        one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR"),
+        "WarmupCosineLR, whose factor is multiplied by that of the warm-up; or PolyLR, which starts "
+        "after it, as in mmengine (Rein, SoMA).",
+        one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR", "PolyLR"),
     ),
     Key(
         "SOLVER.STEPS",
@@ -187,7 +201,7 @@ KEYS: tuple[Key, ...] = (
         element=30000,
     ),
     Key("SOLVER.GAMMA", 0.1, "Factor of the learning rate at each of SOLVER.STEPS.", above(0)),
-    Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR.", above(0)),
+    Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR and PolyLR.", above(0)),
     Key(
         "SOLVER.POLY_LR_CONSTANT_ENDING",
         0.0,

@@ -369,8 +369,13 @@ class Trainer(TrainerBase):
         assert self.batches is not None, "resume_or_load precedes training"
         self._iterator = iter(self.batches)
         groups = ", ".join(
-            f"{g['name']} {len(g['params'])} (lr {base:g}, weight decay {g['weight_decay']:g})"
-            for g, base in zip(self.optimizer.param_groups, self.scheduler.base_rates, strict=True)
+            f"{g['name']} {len(g['params'])} (lr {rate:g}, weight decay {decay:g})"
+            for g, rate, decay in zip(
+                self.optimizer.param_groups,
+                self.scheduler.base_rates,
+                self.scheduler.base_decays,
+                strict=True,
+            )
         )
         message = "iterations %d to %d in batches of %d; trainable parameter tensors: %s"
         logger.info(message, self.start_iter, self.max_iter, self.batch_size, groups)
