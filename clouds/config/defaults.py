@@ -190,8 +190,8 @@ KEYS: tuple[Key, ...] = (
         "SOLVER.LR_SCHEDULER_NAME",
         "WarmupMultiStepLR",
         "WarmupMultiStepLR (constant without SOLVER.STEPS below SOLVER.MAX_ITER), WarmupPolyLR, "
-        "WarmupCosineLR, whose factor is multiplied by that of the warm-up; or PolyLR, which starts "
-        "after it, as in mmengine (Rein, SoMA).",
+        "WarmupCosineLR, whose factors are multiplied by those of the warm-up; or PolyLR, which "
+        "starts after it, as in mmengine (Rein, SoMA).",
         one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR", "PolyLR"),
     ),
     Key(

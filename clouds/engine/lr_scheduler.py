@@ -158,5 +158,5 @@ class LRScheduler:
         return {"last_epoch": self.iteration, "base_lrs": list(self.base_rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the rates of the iteration of `state`; base rates and decays are those of the config."""
+        """Set what belongs to the iteration of `state`; base values are those of the config."""
         self.set(int(state["last_epoch"]))

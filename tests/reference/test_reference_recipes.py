@@ -65,7 +65,7 @@ REIN = {"512 (poly)": (1e-4, 40000, 0, 1.0), "1024 (warm-up 10000)": (6e-5, 4000
 
 @pytest.mark.parametrize("setting", REIN)
 def test_rates_of_rein(setting):
-    recorded = json.loads((PEFT / "checkpoints.json").read_text())["schedules"]
+    recorded = json.loads((PEFT / "checkpoints.json").read_text())["rein"]["schedules"]
     assert recorded.keys() == REIN.keys()
     scheduler = scheduler_of(*REIN[setting], decay="constant")
     assert {"0", "1000", "20000", "39999"} <= recorded[setting].keys()
