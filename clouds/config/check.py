@@ -362,6 +362,14 @@ def steps_increase(steps: tuple[int, ...]) -> str | None:
     return "must be iterations above 0 in increasing order"
 
 
+@cross_check("SOLVER.WEIGHT_AVERAGE.START_ITER", "SOLVER.WEIGHT_AVERAGE.ENABLED", "SOLVER.MAX_ITER")
+def averaging_begins_in_training(start: int, enabled: bool, iterations: int) -> str | None:
+    """Otherwise the average is a copy of the last weights."""
+    if not enabled or start < max(iterations, 1):
+        return None
+    return f"must be below SOLVER.MAX_ITER, {iterations}: the weights would never be averaged"
+
+
 @cross_check("MODEL.DEVICE")
 def device_exists(device: str) -> str | None:
     """The device is supported and this machine has it."""

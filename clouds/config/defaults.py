@@ -238,6 +238,25 @@ KEYS: tuple[Key, ...] = (
         above(0),
         allow_inf=True,
     ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.ENABLED",
+        False,
+        "Average the weights of all that trains over the iterations; the average is evaluated "
+        "beside the last weights, and saved as model_average.pth.",
+    ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.DECAY",
+        0.9998,
+        "Factor of the average in an update, one per iteration (0.9998: the momentum 0.0002 of "
+        "mmengine and SoMA).",
+        within(0, 1),
+    ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.START_ITER",
+        0,
+        "Iterations after which averaging begins; until then the average is a copy.",
+        at_least(0),
+    ),
     Key("SOLVER.AMP.ENABLED", False, "Train and evaluate under autocast."),
     Key(
         "SOLVER.AMP.DTYPE",

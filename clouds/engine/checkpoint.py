@@ -41,7 +41,7 @@ NAMES_SHOWN = 6
 DERIVED = ("criterion.empty_weight",)
 """Tensors that the config determines: they may be missing in a file, or have another shape."""
 
-FINITE_ENTRIES = ("optimizer", "teacher")
+FINITE_ENTRIES = ("optimizer", "teacher", "average")
 """Entries, besides the model, whose tensors must be finite. Those of hooks may be anything."""
 
 OLDER_NAMES = (
@@ -179,16 +179,30 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         """
         self.check_finite()
         if self.save_dir and self.save_to_disk:
-            content = {"model": self.model.state_dict()}
-            content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
-            content |= {"clouds": self.provenance, **entries}
-            path = Path(self.save_dir, f"{name}.pth")
-            with atomic_write(path) as file:
-                torch.save(content, file)
+            states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+            path = self._write(name, {**states, **entries})
             self.tag_last_checkpoint(path.name)
             logger.info("saved %s", path)
         self.saved_iteration = int(entries.get("iteration", -1))
         self._resumed_from = ""
+
+    def save_weights(self, name: str, **entries: Any) -> None:
+        """Write the present weights to `{save_dir}/{name}.pth`, which no run is resumed from.
+
+        Raises:
+            NonFiniteWeightsError, OSError: see `save`.
+        """
+        self.check_finite()
+        if self.save_dir and self.save_to_disk:
+            logger.info("saved %s", self._write(name, entries))
+
+    def _write(self, name: str, entries: Mapping[str, Any]) -> Path:
+        """Write the model, `entries` and the provenance; returns the file."""
+        content = {"model": self.model.state_dict(), **entries, "clouds": self.provenance}
+        path = Path(self.save_dir, f"{name}.pth")
+        with atomic_write(path) as file:
+            torch.save(content, file)
+        return path
 
     def check_finite(self) -> None:
         """Check that the weights, and the states in FINITE_ENTRIES, are finite.
