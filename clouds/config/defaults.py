@@ -161,6 +161,13 @@ KEYS: tuple[Key, ...] = (
     # ----------------------------------------------------------------- solver
     Key("SOLVER.OPTIMIZER", "ADAMW", "Optimizer.", one_of("ADAMW", "SGD")),
     Key("SOLVER.IMS_PER_BATCH", 8, "Images per iteration over all GPUs.", at_least(1)),
+    Key(
+        "SOLVER.ACCUMULATE",
+        1,
+        "Parts into which each process divides its images of SOLVER.IMS_PER_BATCH, one in memory "
+        "at a time; their gradients are added, which gives those of the whole batch.",
+        at_least(1),
+    ),
     Key("SOLVER.MAX_ITER", 40000, "Training iterations.", at_least(0)),
     Key("SOLVER.BASE_LR", 1e-5, "Learning rate of the head.", above(0)),
     Key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", within(0, 1)),

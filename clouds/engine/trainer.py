@@ -94,7 +94,7 @@ class Trainer(TrainerBase):
         self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         self.cfg = on_device(cfg, self.device)
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
-        check_batch_size(self.batch_size, comm.get_world_size())
+        check_batch_size(self.batch_size, comm.get_world_size(), int(cfg.SOLVER.ACCUMULATE))
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
         self.check_files(loader, evaluate)
@@ -153,6 +153,7 @@ class Trainer(TrainerBase):
             seed=int(self.cfg.SEED),
             stop_requested=lambda: self.stop_request.requested,
             after_backward=functools.partial(self.call_hooks, "after_backward"),
+            accumulate=int(self.cfg.SOLVER.ACCUMULATE),
         )
 
     def build_parallel(self) -> nn.Module:

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from clouds.modeling import CLOUDS
 from clouds.modeling.build import build_model
+from clouds.modeling.meta_arch.targets import labelled_targets
 
 HEADS = ("linear", "text", "pooled")
 
@@ -131,7 +132,7 @@ def test_padding_is_in_no_target():
     images = model._preprocess([item["image"] for item in batch])
     assert images.tensor.shape == (2, 3, 96, 96)
     for item in batch:
-        targets = model._labelled_targets(item).padded(96, 96)
+        targets = labelled_targets(item, "ignore", model.device).padded(96, 96)
         height, width = item["sem_seg"].shape
         assert targets.labels.tolist() == item["sem_seg"].unique().tolist()
         assert targets.masks.shape == (3, 96, 96)
@@ -216,7 +217,7 @@ def test_ignored_pixels_do_not_count():
     item = sample(0)
     label = item["sem_seg"].clone()
     label[:16] = 255
-    targets = model._labelled_targets(item | {"sem_seg": label})
+    targets = labelled_targets(item | {"sem_seg": label}, "ignore", model.device)
     covered = targets.masks.sum(0)
     assert not covered[:16].any()
     assert (covered[16:] == 1).all()

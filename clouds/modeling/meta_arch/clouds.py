@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,27 +17,20 @@ from clouds.d2 import (
     Backbone,
     CfgNode,
     ImageList,
-    ShapeSpec,
     configurable,
 )
 from clouds.data.datasets import Datasets
-from clouds.data.label_space import IGNORE, LabelSpace
-from clouds.data.structures import Domain, Targets, check_image, masks_from_label, union_of_masks
+from clouds.data.label_space import LabelSpace
+from clouds.data.structures import Targets, check_image
 from clouds.modeling.backbone.base import TextEncoder
-from clouds.modeling.criterion import SetCriterion
-from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+from clouds.modeling.criterion import BatchTotals, SetCriterion
+from clouds.modeling.meta_arch.head import CLOUDSHead, Features
+from clouds.modeling.meta_arch.targets import BatchPart, Sample, is_generated, labelled_targets
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
-from clouds.modeling.transformer_decoder.decoder import CLASS_HEADS, ClassHead, Predictions
+from clouds.modeling.transformer_decoder.decoder import Predictions
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel
-
-Sample = Mapping[str, Any]
-"""Detectron2's input: `image` uint8 (3, H, W) RGB, and the further keys of
-`clouds.data.structures`."""
-
-Features = Mapping[str, Tensor]
-"""Name -> (N, C, H / stride, W / stride), from the backbone."""
 
 Network = Mapping[str, nn.Module]
 """The parts `backbone`, `sem_seg_head`, `void_embedding`: the student's or the teacher's."""
@@ -149,7 +142,9 @@ class CLOUDS(nn.Module):
             "compiled": cfg.MODEL.COMPILE,
         }
 
-    def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, batch: Sequence[Sample], part: BatchPart | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """
         Args:
             batch: per image `image` uint8 (3, H, W) RGB (see `check_image`). In training also
@@ -157,6 +152,7 @@ class CLOUDS(nn.Module):
                 `clean_image`, the same image without color augmentation; and, for random points
                 that do not depend on torch's global generator, `seed`. In inference `height` and
                 `width` of the output (default: the image's own).
+            part: in training on a part of a batch: of `prepare_parts`.
 
         Returns:
             in training the weighted losses by name; in inference, per image, `sem_seg`: float32
@@ -167,21 +163,38 @@ class CLOUDS(nn.Module):
                 {"sem_seg": _resize(semantic_map.scores(), _output_size(sample))}
                 for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
-        generated = [sample for sample in batch if _is_generated(sample)]
         images = self._preprocess([sample["image"] for sample in batch])
-        clean = self._preprocess([s["clean_image"] for s in generated]) if generated else None
-        features, clean_features = self._extract_features(images, clean)
-        pseudo_targets = iter(self._pseudo_targets(generated, clean, clean_features))
-        targets = [
-            next(pseudo_targets) if _is_generated(sample) else self._labelled_targets(sample)
-            for sample in batch
-        ]
-        seeds = [sample["seed"] for sample in batch] if "seed" in batch[0] else None
-        size = images.tensor.shape[-2:]
+        if part is None:
+            clean = self._clean_images(batch)
+            features, clean_features = self._extract_features(images, clean)
+            targets: Sequence[Targets] = self._targets(batch, clean, clean_features)
+        else:
+            features, targets = self.backbone(images.tensor), part.targets
         losses: dict[str, Tensor] = self.criterion(
-            self._predict(self.network, features), [t.padded(*size) for t in targets], seeds
+            self._predict(self.network, features),
+            [target.padded(*images.tensor.shape[-2:]) for target in targets],
+            _seeds(batch),
+            None if part is None else part.normalizers,
         )
         return losses
+
+    @torch.no_grad()
+    def prepare_parts(self, parts: Sequence[Sequence[Sample]]) -> list[BatchPart]:
+        """What `forward` needs of a batch for the losses of its parts, whose sum is the batch's.
+
+        Parts with images of partly labelled datasets are predicted here, too: their normalizer of
+        the class loss depends on the predictions. Images are padded to the size of the largest of
+        their part. A collective operation.
+        """
+        targets = [self._targets(part, *self._clean_features(part)) for part in parts]
+        decoder = self.sem_seg_head.predictor
+        totals = self.criterion.totals_of_targets(
+            list(chain(*targets)), decoder.num_predictions, decoder.num_queries
+        )
+        if totals is None:
+            totals = self._predicted_totals(parts, targets)
+        normalizers = self.criterion.normalizers(totals)
+        return [BatchPart(part_targets, normalizers) for part_targets in targets]
 
     @torch.no_grad()
     def segment(self, batch: Sequence[Sample]) -> list[Tensor]:
@@ -260,17 +273,42 @@ class CLOUDS(nn.Module):
         count = len(images.tensor)
         return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
 
-    def _labelled_targets(self, sample: Sample) -> Targets:
-        label = sample["sem_seg"]
-        if label.shape != sample["image"].shape[-2:]:
-            raise ValueError(
-                f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
-                f"image {tuple(sample['image'].shape[-2:])}; they must have the same size"
-            )
-        targets = masks_from_label(label, IGNORE, self.device)
-        if self.unlabeled_classes == "absent" or not sample.get("partly_labelled", False):
-            return targets
-        return replace(targets, no_object_weight=union_of_masks(targets.masks).float())
+    def _clean_images(self, batch: Sequence[Sample]) -> ImageList | None:
+        clean = [sample["clean_image"] for sample in batch if is_generated(sample)]
+        return self._preprocess(clean) if clean else None
+
+    def _clean_features(self, batch: Sequence[Sample]) -> tuple[ImageList | None, Features | None]:
+        """Clean images, and their features for the teacher alone; None without generated images."""
+        clean = self._clean_images(batch)
+        if clean is None:
+            return None, None
+        return clean, self._require_pseudo_labeler().teacher_parts["backbone"](clean.tensor)
+
+    def _predicted_totals(
+        self, parts: Sequence[Sequence[Sample]], targets: Sequence[Sequence[Targets]]
+    ) -> BatchTotals:
+        """Totals of all parts, from predictions with the random numbers that training will have."""
+        totals = []
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for part, part_targets in zip(parts, targets, strict=True):
+                images = self._preprocess([sample["image"] for sample in part]).tensor
+                predictions = self._predict(self.network, self.backbone(images))
+                padded = [target.padded(*images.shape[-2:]) for target in part_targets]
+                totals.append(self.criterion.totals(predictions, padded, _seeds(part)))
+        return sum(totals[1:], totals[0])
+
+    def _targets(
+        self, batch: Sequence[Sample], clean: ImageList | None, clean_features: Features | None
+    ) -> list[Targets]:
+        """Targets of all samples; `clean` images are those of the generated ones."""
+        generated = [sample for sample in batch if is_generated(sample)]
+        pseudo_targets = iter(self._pseudo_targets(generated, clean, clean_features))
+        return [
+            next(pseudo_targets)
+            if is_generated(sample)
+            else labelled_targets(sample, self.unlabeled_classes, self.device)
+            for sample in batch
+        ]
 
     @torch.no_grad()
     def _pseudo_targets(
@@ -352,78 +390,6 @@ class CLOUDS(nn.Module):
         return self.text_classifier.embeddings(encoder, no_object.weight)
 
 
-@SEM_SEG_HEADS_REGISTRY.register()
-class CLOUDSHead(nn.Module):
-    """Mask2Former's head on CLIP features (paper section 3.1)."""
-
-    @configurable
-    def __init__(self, *, pixel_decoder: MSDeformAttnPixelDecoder, predictor: ClassHead) -> None:
-        super().__init__()
-        self.pixel_decoder = pixel_decoder
-        self.predictor = predictor
-
-    @classmethod
-    def from_config(
-        cls,
-        cfg: CfgNode,
-        input_shape: Mapping[str, ShapeSpec],
-        text_encoder: TextEncoder | None = None,
-    ) -> dict[str, Any]:
-        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
-        pixel_decoder = MSDeformAttnPixelDecoder(
-            {name: input_shape[name] for name in head.IN_FEATURES},
-            transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
-            conv_dim=head.CONVS_DIM,
-            mask_dim=head.MASK_DIM,
-            num_layers=head.TRANSFORMER_ENC_LAYERS,
-            num_heads=former.NHEADS,
-            dim_feedforward=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
-            dropout=former.DROPOUT,
-            implementation=head.DEFORMABLE_ATTENTION,
-        )
-        class_head = CLASS_HEADS[former.TRANSFORMER_DECODER_NAME]
-        if class_head.needs_text and text_encoder is None:
-            raise ValueError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {former.TRANSFORMER_DECODER_NAME} "
-                f"needs a text encoder, and MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has "
-                "none. Use the class head 'linear' or 'pooled', or the backbone CLIP."
-            )
-        predictor = class_head(
-            in_channels=head.CONVS_DIM,
-            hidden_dim=former.HIDDEN_DIM,
-            mask_dim=head.MASK_DIM,
-            num_classes=head.NUM_CLASSES,
-            embed_dim=0 if text_encoder is None else text_encoder.embed_dim,
-            num_queries=former.NUM_OBJECT_QUERIES,
-            num_layers=former.DEC_LAYERS - 1,
-            num_heads=former.NHEADS,
-            dim_feedforward=former.DIM_FEEDFORWARD,
-            dropout=former.DROPOUT,
-            num_levels=len(head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES),
-        )
-        return {"pixel_decoder": pixel_decoder, "predictor": predictor}
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether `forward` needs text embeddings."""
-        return self.predictor.needs_text
-
-    def forward(
-        self,
-        features: Features,
-        text: TextEmbeddings | None = None,
-        final_only: bool = False,
-    ) -> Predictions:
-        """
-        Args:
-            text: text embeddings of the classes, where `needs_text`.
-            final_only: return the last prediction alone.
-        """
-        mask_features, maps = self.pixel_decoder(features)
-        predictions: Predictions = self.predictor(maps, mask_features, text, final_only)
-        return predictions
-
-
 def _call(
     head: nn.Module, features: Features, text: TextEmbeddings | None, final_only: bool
 ) -> Predictions:
@@ -432,8 +398,8 @@ def _call(
     return predictions
 
 
-def _is_generated(sample: Sample) -> bool:
-    return sample.get("domain") == Domain.GENERATED
+def _seeds(batch: Sequence[Sample]) -> list[int] | None:
+    return [sample["seed"] for sample in batch] if "seed" in batch[0] else None
 
 
 def _output_size(sample: Sample) -> tuple[int, int]:
