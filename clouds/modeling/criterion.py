@@ -77,6 +77,21 @@ class Normalizers:
     classes: Tensor
 
 
+@dataclass(frozen=True)
+class BatchPart:
+    """What the losses of a part of a batch are computed from, beside its samples.
+
+    The losses of all parts, with the normalizers of the whole batch, add up to those of the batch.
+
+    Attributes:
+        targets: one per sample of the part.
+        normalizers: of the whole batch.
+    """
+
+    targets: Sequence[Targets]
+    normalizers: Normalizers
+
+
 class SetCriterion(nn.Module):
     """Hungarian matching of queries and targets, and class, mask and dice losses of the pairs.
 

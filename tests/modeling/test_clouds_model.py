@@ -5,9 +5,10 @@ import torch
 from tiny_model import CONVNEXT, RESNET, tiny_config, tiny_model
 from torch.nn import functional as F
 
+from clouds.data.structures import labelled_targets
 from clouds.modeling import CLOUDS
 from clouds.modeling.build import build_model
-from clouds.modeling.meta_arch.targets import labelled_targets
+from clouds.modeling.postprocessing import ensemble_probabilities
 
 HEADS = ("linear", "text", "pooled")
 
@@ -274,9 +275,9 @@ def test_the_ensemble_against_its_parts(clip):
         images = model._preprocess([sample(0, 64, 96)["image"]]).tensor
         predictions, features = model.predict(images)
         class_logits, mask_logits = predictions.final
-        found = model._ensemble(model.network, predictions, features, model.ensemble)
-        embeddings, _ = model.backbone.embed_masks(features, mask_logits)
         rows = model._text_embeddings(model.network)
+        found = ensemble_probabilities(model.backbone, features, predictions, rows, model.ensemble)
+        embeddings, _ = model.backbone.embed_masks(features, mask_logits)
         similarity = 54.5981 * F.normalize(embeddings, dim=-1) @ rows.rows.T  # exp(4)
         zero_shot = torch.stack(
             [s.amax(-1) for s in similarity[..., :-1].split(rows.counts, -1)], -1

@@ -26,9 +26,8 @@ from test_criterion import TwoRanks
 from tiny_model import tiny_model
 
 from clouds import comm
-from clouds.data.structures import Targets, masks_from_label
+from clouds.data.structures import Targets, labelled_targets, masks_from_label
 from clouds.modeling.criterion import mean_over_masks
-from clouds.modeling.meta_arch.targets import labelled_targets
 from clouds.modeling.transformer_decoder.decoder import Predictions
 
 SEEDS = [7, 8]

@@ -11,7 +11,7 @@ from transformers_weights import mask2former, randomize
 
 from clouds.config import get_cfg
 from clouds.d2 import ShapeSpec
-from clouds.modeling.meta_arch.head import CLOUDSHead
+from clouds.modeling.meta_arch.clouds import CLOUDSHead
 from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttn, pixel_centers
 from clouds.ops import deformable_attention as module
 from clouds.ops import deformable_attention_cpu as cpu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,20 +16,31 @@ from clouds.d2 import (
     Backbone,
     CfgNode,
     ImageList,
+    ShapeSpec,
     configurable,
 )
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import LabelSpace
-from clouds.data.structures import Targets, check_image
+from clouds.data.structures import (
+    Sample,
+    Targets,
+    check_image,
+    is_generated,
+    labelled_targets,
+    seeds_of,
+)
 from clouds.modeling.backbone.base import TextEncoder
-from clouds.modeling.criterion import BatchTotals, SetCriterion
-from clouds.modeling.meta_arch.head import CLOUDSHead, Features
-from clouds.modeling.meta_arch.targets import BatchPart, Sample, is_generated, labelled_targets
-from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
+from clouds.modeling.criterion import BatchPart, SetCriterion
+from clouds.modeling.meta_arch.accumulation import prepare_parts
+from clouds.modeling.pixel_decoder.msdeformattn import MSDeformAttnPixelDecoder
+from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, ensemble_probabilities
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
-from clouds.modeling.transformer_decoder.decoder import Predictions
+from clouds.modeling.transformer_decoder.decoder import CLASS_HEADS, ClassHead, Predictions
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel
+
+Features = Mapping[str, Tensor]
+"""Name -> (N, C, H / stride, W / stride), from the backbone."""
 
 Network = Mapping[str, nn.Module]
 """The parts `backbone`, `sem_seg_head`, `void_embedding`: the student's or the teacher's."""
@@ -163,38 +173,27 @@ class CLOUDS(nn.Module):
                 {"sem_seg": _resize(semantic_map.scores(), _output_size(sample))}
                 for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
-        images = self._preprocess([sample["image"] for sample in batch])
         if part is None:
+            images = self._preprocess([sample["image"] for sample in batch])
             clean = self._clean_images(batch)
             features, clean_features = self._extract_features(images, clean)
-            targets: Sequence[Targets] = self._targets(batch, clean, clean_features)
+            targets = self.targets(batch, clean, clean_features)
+            padded = [target.padded(*images.tensor.shape[-2:]) for target in targets]
+            predictions, normalizers = self._predict(self.network, features), None
         else:
-            features, targets = self.backbone(images.tensor), part.targets
+            predictions, padded = self.predict_targets(batch, part.targets)
+            normalizers = part.normalizers
         losses: dict[str, Tensor] = self.criterion(
-            self._predict(self.network, features),
-            [target.padded(*images.tensor.shape[-2:]) for target in targets],
-            _seeds(batch),
-            None if part is None else part.normalizers,
+            predictions, padded, seeds_of(batch), normalizers
         )
         return losses
 
-    @torch.no_grad()
     def prepare_parts(self, parts: Sequence[Sequence[Sample]]) -> list[BatchPart]:
         """What `forward` needs of a batch for the losses of its parts, whose sum is the batch's.
 
-        Parts with images of partly labelled datasets are predicted here, too: their normalizer of
-        the class loss depends on the predictions. Images are padded to the size of the largest of
-        their part. A collective operation.
+        Images are padded to the size of the largest of their part. A collective operation.
         """
-        targets = [self._targets(part, *self._clean_features(part)) for part in parts]
-        decoder = self.sem_seg_head.predictor
-        totals = self.criterion.totals_of_targets(
-            list(chain(*targets)), decoder.num_predictions, decoder.num_queries
-        )
-        if totals is None:
-            totals = self._predicted_totals(parts, targets)
-        normalizers = self.criterion.normalizers(totals)
-        return [BatchPart(part_targets, normalizers) for part_targets in targets]
+        return prepare_parts(self, parts)
 
     @torch.no_grad()
     def segment(self, batch: Sequence[Sample]) -> list[Tensor]:
@@ -277,32 +276,26 @@ class CLOUDS(nn.Module):
         clean = [sample["clean_image"] for sample in batch if is_generated(sample)]
         return self._preprocess(clean) if clean else None
 
-    def _clean_features(self, batch: Sequence[Sample]) -> tuple[ImageList | None, Features | None]:
-        """Clean images, and their features for the teacher alone; None without generated images."""
-        clean = self._clean_images(batch)
-        if clean is None:
-            return None, None
-        return clean, self._require_pseudo_labeler().teacher_parts["backbone"](clean.tensor)
-
-    def _predicted_totals(
-        self, parts: Sequence[Sequence[Sample]], targets: Sequence[Sequence[Targets]]
-    ) -> BatchTotals:
-        """Totals of all parts, from predictions with the random numbers that training will have."""
-        totals = []
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            for part, part_targets in zip(parts, targets, strict=True):
-                images = self._preprocess([sample["image"] for sample in part]).tensor
-                predictions = self._predict(self.network, self.backbone(images))
-                padded = [target.padded(*images.shape[-2:]) for target in part_targets]
-                totals.append(self.criterion.totals(predictions, padded, _seeds(part)))
-        return sum(totals[1:], totals[0])
-
-    def _targets(
-        self, batch: Sequence[Sample], clean: ImageList | None, clean_features: Features | None
+    @torch.no_grad()
+    def targets(
+        self,
+        batch: Sequence[Sample],
+        clean: ImageList | None = None,
+        features: Features | None = None,
     ) -> list[Targets]:
-        """Targets of all samples; `clean` images are those of the generated ones."""
+        """Targets of samples; of generated ones from the teacher's scores of their clean views.
+
+        `clean` and `features` are these views and the teacher's features; None: computed here.
+        """
         generated = [sample for sample in batch if is_generated(sample)]
-        pseudo_targets = iter(self._pseudo_targets(generated, clean, clean_features))
+        pseudo_targets: Iterator[Targets] = iter(())
+        clean = clean or self._clean_images(batch)
+        if clean is not None:
+            labeler = self._require_pseudo_labeler()
+            features = features or labeler.teacher_parts["backbone"](clean.tensor)
+            images = [sample["clean_image"] for sample in generated]
+            seeds = [int(sample.get("seed", 0)) for sample in generated]
+            pseudo_targets = iter(labeler(images, self._teacher_scores(features, clean), seeds))
         return [
             next(pseudo_targets)
             if is_generated(sample)
@@ -310,16 +303,13 @@ class CLOUDS(nn.Module):
             for sample in batch
         ]
 
-    @torch.no_grad()
-    def _pseudo_targets(
-        self, generated: Sequence[Sample], clean: ImageList | None, features: Features | None
-    ) -> list[Targets]:
-        """Targets of generated images, from the teacher's scores of their clean views."""
-        if clean is None or features is None:
-            return []
-        images = [sample["clean_image"] for sample in generated]
-        seeds = [int(sample.get("seed", 0)) for sample in generated]
-        return self._require_pseudo_labeler()(images, self._teacher_scores(features, clean), seeds)
+    def predict_targets(
+        self, batch: Sequence[Sample], targets: Sequence[Targets]
+    ) -> tuple[Predictions, list[Targets]]:
+        """All predictions of samples, and their targets on the padded image."""
+        images = self._preprocess([sample["image"] for sample in batch]).tensor
+        predictions = self._predict(self.network, self.backbone(images))
+        return predictions, [target.padded(*images.shape[-2:]) for target in targets]
 
     def _require_pseudo_labeler(self) -> PseudoLabeler:
         if self.pseudo_labeler is None:
@@ -355,39 +345,90 @@ class CLOUDS(nn.Module):
         if ensemble is None:
             probabilities = class_logits.float().softmax(-1)
         else:
-            probabilities = self._ensemble(network, predictions, features, ensemble)
+            encoder, text = network["backbone"], self._text_embeddings(network)
+            probabilities = ensemble_probabilities(encoder, features, predictions, text, ensemble)
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         for i, size in enumerate(images.image_sizes):
             yield SemanticMap(
                 probabilities[i, :, :-1], mask_logits[i], padded, size, self.masks_at_once
             )
 
-    def _ensemble(
-        self,
-        network: Network,
-        predictions: Predictions,
-        features: Features,
-        ensemble: EnsembleOptions,
-    ) -> Tensor:
-        """Class probabilities (N, Q, C + 1), averaged with zero-shot ones, no-object last."""
-        class_logits, mask_logits = predictions.final
-        encoder = network["backbone"]
-        assert isinstance(encoder, TextEncoder), "checked when the model is built"
-        embeddings, has_pixels = encoder.embed_masks(features, mask_logits)
-        zero_shot = self._text_embeddings(network).logits(embeddings, encoder.logit_scale)
-        return geometric_ensemble(
-            class_logits.float(),
-            zero_shot.float(),
-            torch.tensor(ensemble.seen, device=class_logits.device),
-            ensemble.alpha,
-            ensemble.beta,
-            has_pixels if ensemble.valid_masks_only else None,
-        )
-
     def _text_embeddings(self, network: Network) -> TextEmbeddings:
         encoder, no_object = network["backbone"], network["void_embedding"]
         assert isinstance(encoder, TextEncoder) and isinstance(no_object, nn.Embedding)
         return self.text_classifier.embeddings(encoder, no_object.weight)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class CLOUDSHead(nn.Module):
+    """Mask2Former's head on CLIP features (paper section 3.1)."""
+
+    @configurable
+    def __init__(self, *, pixel_decoder: MSDeformAttnPixelDecoder, predictor: ClassHead) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.predictor = predictor
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        input_shape: Mapping[str, ShapeSpec],
+        text_encoder: TextEncoder | None = None,
+    ) -> dict[str, Any]:
+        head, former = cfg.MODEL.SEM_SEG_HEAD, cfg.MODEL.MASK_FORMER
+        pixel_decoder = MSDeformAttnPixelDecoder(
+            {name: input_shape[name] for name in head.IN_FEATURES},
+            transformer_in_features=head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            conv_dim=head.CONVS_DIM,
+            mask_dim=head.MASK_DIM,
+            num_layers=head.TRANSFORMER_ENC_LAYERS,
+            num_heads=former.NHEADS,
+            dim_feedforward=head.TRANSFORMER_ENC_DIM_FEEDFORWARD,
+            dropout=former.DROPOUT,
+            implementation=head.DEFORMABLE_ATTENTION,
+        )
+        class_head = CLASS_HEADS[former.TRANSFORMER_DECODER_NAME]
+        if class_head.needs_text and text_encoder is None:
+            raise ValueError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {former.TRANSFORMER_DECODER_NAME} "
+                f"needs a text encoder, and MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has "
+                "none. Use the class head 'linear' or 'pooled', or the backbone CLIP."
+            )
+        predictor = class_head(
+            in_channels=head.CONVS_DIM,
+            hidden_dim=former.HIDDEN_DIM,
+            mask_dim=head.MASK_DIM,
+            num_classes=head.NUM_CLASSES,
+            embed_dim=0 if text_encoder is None else text_encoder.embed_dim,
+            num_queries=former.NUM_OBJECT_QUERIES,
+            num_layers=former.DEC_LAYERS - 1,
+            num_heads=former.NHEADS,
+            dim_feedforward=former.DIM_FEEDFORWARD,
+            dropout=former.DROPOUT,
+            num_levels=len(head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES),
+        )
+        return {"pixel_decoder": pixel_decoder, "predictor": predictor}
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether `forward` needs text embeddings."""
+        return self.predictor.needs_text
+
+    def forward(
+        self,
+        features: Features,
+        text: TextEmbeddings | None = None,
+        final_only: bool = False,
+    ) -> Predictions:
+        """
+        Args:
+            text: text embeddings of the classes, where `needs_text`.
+            final_only: return the last prediction alone.
+        """
+        mask_features, maps = self.pixel_decoder(features)
+        predictions: Predictions = self.predictor(maps, mask_features, text, final_only)
+        return predictions
 
 
 def _call(
@@ -396,10 +437,6 @@ def _call(
     """The student's head or the teacher's."""
     predictions: Predictions = head(features, text, final_only=final_only)
     return predictions
-
-
-def _seeds(batch: Sequence[Sample]) -> list[int] | None:
-    return [sample["seed"] for sample in batch] if "seed" in batch[0] else None
 
 
 def _output_size(sample: Sample) -> tuple[int, int]:
