@@ -116,6 +116,21 @@ KEYS: tuple[Key, ...] = (
         "Minimum and maximum of the random scale factor of source images.",
         positive_pair,
     ),
+    Key(
+        "INPUT.SHORT_SIDES",
+        (),
+        "Short sides, pixels, of which one is drawn for each source image, which is resized to it "
+        "without antialiasing as in mmsegmentation; empty: INPUT.INITIAL_HEIGHT, INITIAL_WIDTH or "
+        "INITIAL_SIZES, and INPUT.SCALE_RANGE.",
+        all_positive,
+        element=512,
+    ),
+    Key(
+        "INPUT.LONG_SIDE_MAX",
+        0,
+        "Limit of the long side with INPUT.SHORT_SIDES, pixels; 0: none.",
+        at_least(0),
+    ),
     Key("INPUT.CROP.SIZE", (768, 768), "Training crop, height and width, pixels.", positive_pair),
     Key(
         "INPUT.CROP.POSITION",
@@ -124,8 +139,29 @@ KEYS: tuple[Key, ...] = (
         "(Detectron2's FixedSizeCrop).",
         one_of("uniform", "diagonal"),
     ),
+    Key(
+        "INPUT.CROP.CAT_MAX_RATIO",
+        1.0,
+        "Another crop is drawn, up to 10 times, while one class has this share of its labelled "
+        "pixels or more; 1: never.",
+        within(0.01, 1),
+    ),
+    Key(
+        "INPUT.CROP.PADDING",
+        "black",
+        "Where an image is smaller than INPUT.CROP.SIZE: 'black' before flip and color "
+        "augmentation (published), or 'mean': 0 after normalization, at the bottom and on the "
+        "right, as in mmsegmentation. No mask has these pixels.",
+        one_of("black", "mean"),
+    ),
     Key("INPUT.FLIP", True, "Flip training images horizontally with probability 0.5."),
     Key("INPUT.COLOR_AUG_SSD", True, "Jitter brightness, contrast, saturation and hue (SSD)."),
+    Key(
+        "INPUT.PHOTOMETRIC_DISTORTION",
+        False,
+        "The same with the ranges and the rounding of mmsegmentation's PhotoMetricDistortion, in "
+        "place of INPUT.COLOR_AUG_SSD.",
+    ),
     Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",

@@ -209,6 +209,20 @@ def seeds_of(batch: Sequence[Sample]) -> list[int] | None:
     return [sample["seed"] for sample in batch] if "seed" in batch[0] else None
 
 
+def output_size(sample: Sample) -> tuple[int, int]:
+    """Height and width of the prediction of a sample; default: those of its image."""
+    height, width = sample["image"].shape[-2:]
+    return int(sample.get("height", height)), int(sample.get("width", width))
+
+
+def pad_to(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(C, H, W), padded with 0 at the bottom and on the right where it is smaller than `size`."""
+    from torch.nn import functional as F
+
+    bottom, right = (max(0, n - m) for n, m in zip(size, image.shape[-2:], strict=True))
+    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
 def labelled_targets(sample: Sample, unlabeled_classes: str, device: torch.device) -> Targets:
     """Targets of a labelled image, on `device`.
 

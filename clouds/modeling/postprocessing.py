@@ -100,6 +100,10 @@ class SemanticMap:
                 scores[:, band][:, rows, columns] = piece
         return scores
 
+    def resized_scores(self, size: Size) -> Tensor:
+        """`scores`, resized bilinearly: float32 (C, height, width)."""
+        return resize_scores(self.scores(), size)
+
     def cpu(self) -> SemanticMap:
         """A copy in the host's memory, without the rest of the batch: Q x h x w mask logits."""
         logits = self._logits.to("cpu", copy=True)
@@ -210,6 +214,11 @@ def _interpolate_phase(
 
 def _length(indices: slice) -> int:
     return len(range(indices.start, indices.stop, indices.step))
+
+
+def resize_scores(scores: Tensor, size: Size) -> Tensor:
+    """Scores (C, h, w), resized bilinearly to `size`: (C, height, width)."""
+    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def class_map(scores: Tensor, size: Size) -> Tensor:

@@ -328,3 +328,21 @@ def test_a_label_of_another_size_than_its_image_is_refused():
     }
     with pytest.raises(ValueError, match=r"street\.png.*\(32, 64\).*\(64, 64\)"):
         model([sample])
+
+
+def test_small_training_images_are_padded_after_normalization():
+    """As if the image were as large as the crop, its padding of the mean color and unlabelled."""
+    size = {"INPUT__CROP__SIZE": (96, 64), "INPUT__CROP__PADDING": "mean"}
+    mean = [100.0, 80.0, 60.0]
+    model = tiny_model(MODEL__PIXEL_MEAN=mean, **size).train()
+    small = sample(0, 64, 48)
+    large = {**small, "image": torch.zeros(3, 96, 64), "sem_seg": torch.full((96, 64), 255)}
+    large["image"] += torch.tensor(mean).view(3, 1, 1)
+    large["image"][:, :64, :48] = small["image"]
+    large["sem_seg"][:64, :48] = small["sem_seg"]
+    losses, expected = model([small]), model([large])
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    plain = tiny_model(MODEL__PIXEL_MEAN=mean).train()
+    assert plain([small])["loss_ce"] != losses["loss_ce"]
+    assert model.eval()([small])[0]["sem_seg"].shape == (19, 64, 48)

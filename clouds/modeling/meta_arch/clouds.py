@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clouds.d2 import (
     BACKBONE_REGISTRY,
@@ -19,6 +18,7 @@ from clouds.d2 import (
     ShapeSpec,
     configurable,
 )
+from clouds.data.dataset_mapper import padded_crop_size
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import LabelSpace
 from clouds.data.structures import (
@@ -27,6 +27,8 @@ from clouds.data.structures import (
     check_image,
     is_generated,
     labelled_targets,
+    output_size,
+    pad_to,
     seeds_of,
 )
 from clouds.modeling.backbone.base import TextEncoder
@@ -57,6 +59,7 @@ class CLOUDS(nn.Module):
         criterion: the losses.
         pixel_mean, pixel_std: RGB, on the 0-255 scale.
         size_divisibility: images are padded to a multiple of it, pixels.
+        min_training_size: size to which smaller training images are padded.
         label_space: that of the training data, with the class names of the text classifier; None:
             not known, and there is no text classifier.
         masks_at_once: see `SemanticMap`.
@@ -86,6 +89,7 @@ class CLOUDS(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
+        min_training_size: tuple[int, int] = (0, 0),
         label_space: LabelSpace | None,
         masks_at_once: int,
         ensemble: EnsembleOptions | None = None,
@@ -107,7 +111,8 @@ class CLOUDS(nn.Module):
             self.network = {**self.network, "void_embedding": self.void_embedding}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.size_divisibility, self.masks_at_once = size_divisibility, masks_at_once
+        self.size_divisibility, self.min_training_size = size_divisibility, min_training_size
+        self.masks_at_once = masks_at_once
         self.ensemble, self.teacher_ensemble = ensemble, teacher_ensemble
         self.label_space, self.unlabeled_classes = label_space, unlabeled_classes
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
@@ -143,6 +148,7 @@ class CLOUDS(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "min_training_size": padded_crop_size(cfg),
             "label_space": Datasets.from_config(cfg).known_label_space,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": options if clouds.GEOMETRIC_ENSEMBLE else None,
@@ -170,11 +176,11 @@ class CLOUDS(nn.Module):
         """
         if not self.training:
             return [
-                {"sem_seg": _resize(semantic_map.scores(), _output_size(sample))}
+                {"sem_seg": semantic_map.resized_scores(output_size(sample))}
                 for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
         if part is None:
-            images = self._preprocess([sample["image"] for sample in batch])
+            images = self._preprocess([s["image"] for s in batch], self.min_training_size)
             clean = self._clean_images(batch)
             features, clean_features = self._extract_features(images, clean)
             targets = self.targets(batch, clean, clean_features)
@@ -202,7 +208,7 @@ class CLOUDS(nn.Module):
         `batch` is that of `forward` in inference. The model should be in evaluation mode.
         """
         return [
-            semantic_map.classes(_output_size(sample))
+            semantic_map.classes(output_size(sample))
             for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
         ]
 
@@ -245,12 +251,15 @@ class CLOUDS(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def _preprocess(self, images: Sequence[Tensor]) -> ImageList:
+    def _preprocess(
+        self, images: Sequence[Tensor], min_size: tuple[int, int] = (0, 0)
+    ) -> ImageList:
         """Check images (3, H, W), normalize them on the model's device, pad and batch them."""
         for image in images:
             check_image(image)
         on_device = [image.to(self.device, non_blocking=True) for image in images]
         normalized = [(image - self.pixel_mean) / self.pixel_std for image in on_device]
+        normalized = [pad_to(image, min_size) for image in normalized]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
     def _extract_features(
@@ -307,7 +316,7 @@ class CLOUDS(nn.Module):
         self, batch: Sequence[Sample], targets: Sequence[Targets]
     ) -> tuple[Predictions, list[Targets]]:
         """All predictions of samples, and their targets on the padded image."""
-        images = self._preprocess([sample["image"] for sample in batch]).tensor
+        images = self._preprocess([s["image"] for s in batch], self.min_training_size).tensor
         predictions = self._predict(self.network, self.backbone(images))
         return predictions, [target.padded(*images.shape[-2:]) for target in targets]
 
@@ -437,12 +446,3 @@ def _call(
     """The student's head or the teacher's."""
     predictions: Predictions = head(features, text, final_only=final_only)
     return predictions
-
-
-def _output_size(sample: Sample) -> tuple[int, int]:
-    height, width = sample["image"].shape[-2:]
-    return int(sample.get("height", height)), int(sample.get("width", width))
-
-
-def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
