@@ -188,15 +188,12 @@ def weights_to_evaluate(cfg: CfgNode, resume: bool) -> tuple[str, str]:
 
 def with_own_folder(cfg: CfgNode, weights: str) -> CfgNode:
     """A copy of the config whose OUTPUT_DIR is the folder of this evaluation in OUTPUT_DIR."""
+    from clouds.config.config import with_value
     from clouds.engine.run_folder import evaluation_folder
 
     folder = Path(cfg.OUTPUT_DIR)
     folder = evaluation_folder(folder, cfg.TEST.PROTOCOL, cfg.DATASETS.TEST, weights)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(folder)
-    cfg.freeze()
-    return cfg
+    return with_value(cfg, "OUTPUT_DIR", str(folder))
 
 
 def evaluate(cfg: CfgNode, weights: str) -> None:

@@ -426,12 +426,49 @@ def scale_range_is_ordered(scales: tuple[float, float]) -> str | None:
     return None if scales[0] <= scales[1] else "the first number must not exceed the second"
 
 
+@cross_check("INPUT.PHOTOMETRIC_DISTORTION", "INPUT.COLOR_AUG_SSD")
+def there_is_one_color_augmentation(distortion: bool, jitter: bool) -> str | None:
+    """Both do the same."""
+    return "set INPUT.COLOR_AUG_SSD False, which it replaces" if distortion and jitter else None
+
+
+@cross_check("INPUT.LONG_SIDE_MAX", "INPUT.SHORT_SIDES")
+def training_long_side_is_not_below_the_short_sides(
+    limit: int, sides: tuple[int, ...]
+) -> str | None:
+    """A limit below the largest short side would change images of any ratio."""
+    if limit == 0 or limit >= max(sides, default=0):
+        return None
+    return f"must be 0, or at least {max(sides)}, the largest of INPUT.SHORT_SIDES"
+
+
+@cross_check("INPUT.SHORT_SIDES", "INPUT.INITIAL_HEIGHT", "INPUT.INITIAL_SIZES")
+def there_is_one_working_size(
+    sides: tuple[int, ...], height: int, sizes: tuple[Any, ...]
+) -> str | None:
+    """Short sides replace the size before random scaling."""
+    if not sides or (height == 0 and not sizes):
+        return None
+    return (
+        "replaces INPUT.INITIAL_HEIGHT, INPUT.INITIAL_WIDTH and INPUT.INITIAL_SIZES; set those to "
+        "0, 0 and ()"
+    )
+
+
 @cross_check("SOLVER.STEPS")
 def steps_increase(steps: tuple[int, ...]) -> str | None:
     """Steps beyond the last iteration are allowed and have no effect."""
     if all(a < b for a, b in zip((0, *steps), steps, strict=False)):
         return None
     return "must be iterations above 0 in increasing order"
+
+
+@cross_check("SOLVER.WEIGHT_AVERAGE.START_ITER", "SOLVER.WEIGHT_AVERAGE.ENABLED", "SOLVER.MAX_ITER")
+def averaging_begins_in_training(start: int, enabled: bool, iterations: int) -> str | None:
+    """Otherwise the average is a copy of the last weights."""
+    if not enabled or start < max(iterations, 1):
+        return None
+    return f"must be below SOLVER.MAX_ITER, {iterations}: the weights would never be averaged"
 
 
 @cross_check("MODEL.DEVICE")

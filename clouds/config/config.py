@@ -28,6 +28,15 @@ def set_value(cfg: CfgNode, name: str, value: Any) -> None:
     node[leaf] = value
 
 
+def with_value(cfg: CfgNode, name: str, value: Any) -> CfgNode:
+    """A frozen copy of `cfg` in which the key with the dotted `name` has this value."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    set_value(cfg, name, value)
+    cfg.freeze()
+    return cfg
+
+
 def get_defaults() -> CfgNode:
     """A config of the table's defaults as they are, so with NUM_CLASSES 0."""
     cfg = CfgNode()

@@ -116,6 +116,21 @@ KEYS: tuple[Key, ...] = (
         "Minimum and maximum of the random scale factor of source images.",
         positive_pair,
     ),
+    Key(
+        "INPUT.SHORT_SIDES",
+        (),
+        "Short sides, pixels, of which one is drawn for each source image, which is resized to it "
+        "without antialiasing as in mmsegmentation; empty: INPUT.INITIAL_HEIGHT, INITIAL_WIDTH or "
+        "INITIAL_SIZES, and INPUT.SCALE_RANGE.",
+        all_positive,
+        element=512,
+    ),
+    Key(
+        "INPUT.LONG_SIDE_MAX",
+        0,
+        "Limit of the long side with INPUT.SHORT_SIDES, pixels; 0: none.",
+        at_least(0),
+    ),
     Key("INPUT.CROP.SIZE", (768, 768), "Training crop, height and width, pixels.", positive_pair),
     Key(
         "INPUT.CROP.POSITION",
@@ -124,8 +139,29 @@ KEYS: tuple[Key, ...] = (
         "(Detectron2's FixedSizeCrop).",
         one_of("uniform", "diagonal"),
     ),
+    Key(
+        "INPUT.CROP.CAT_MAX_RATIO",
+        1.0,
+        "Another crop is drawn, up to 10 times, while one class has this share of its labelled "
+        "pixels or more; 1: never.",
+        within(0.01, 1),
+    ),
+    Key(
+        "INPUT.CROP.PADDING",
+        "black",
+        "Where an image is smaller than INPUT.CROP.SIZE: 'black' before flip and color "
+        "augmentation (published), or 'mean': 0 after normalization, at the bottom and on the "
+        "right, as in mmsegmentation. No mask has these pixels.",
+        one_of("black", "mean"),
+    ),
     Key("INPUT.FLIP", True, "Flip training images horizontally with probability 0.5."),
     Key("INPUT.COLOR_AUG_SSD", True, "Jitter brightness, contrast, saturation and hue (SSD)."),
+    Key(
+        "INPUT.PHOTOMETRIC_DISTORTION",
+        False,
+        "The same with the ranges and the rounding of mmsegmentation's PhotoMetricDistortion, in "
+        "place of INPUT.COLOR_AUG_SSD.",
+    ),
     Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",
@@ -161,6 +197,13 @@ KEYS: tuple[Key, ...] = (
     # ----------------------------------------------------------------- solver
     Key("SOLVER.OPTIMIZER", "ADAMW", "Optimizer.", one_of("ADAMW", "SGD")),
     Key("SOLVER.IMS_PER_BATCH", 8, "Images per iteration over all GPUs.", at_least(1)),
+    Key(
+        "SOLVER.ACCUMULATE",
+        1,
+        "Parts into which each process divides its images of SOLVER.IMS_PER_BATCH, one in memory "
+        "at a time; their gradients are added, which gives those of the whole batch.",
+        at_least(1),
+    ),
     Key("SOLVER.MAX_ITER", 40000, "Training iterations.", at_least(0)),
     Key("SOLVER.BASE_LR", 1e-5, "Learning rate of the head.", above(0)),
     Key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", within(0, 1)),
@@ -174,11 +217,25 @@ KEYS: tuple[Key, ...] = (
     Key("SOLVER.WEIGHT_DECAY_NORM", 0.0, "Weight decay of norm layers.", at_least(0)),
     Key("SOLVER.WEIGHT_DECAY_EMBED", 0.0, "Weight decay of embeddings.", at_least(0)),
     Key(
+        "SOLVER.WEIGHT_DECAY_SCHEDULE",
+        "constant",
+        "'constant', or 'cosine': the weight decay of every parameter group goes to "
+        "SOLVER.WEIGHT_DECAY_END, also from 0 (SoMA).",
+        one_of("constant", "cosine"),
+    ),
+    Key(
+        "SOLVER.WEIGHT_DECAY_END",
+        1e-5,
+        "Weight decay at SOLVER.MAX_ITER with SOLVER.WEIGHT_DECAY_SCHEDULE 'cosine'.",
+        at_least(0),
+    ),
+    Key(
         "SOLVER.LR_SCHEDULER_NAME",
         "WarmupMultiStepLR",
         "WarmupMultiStepLR (constant without SOLVER.STEPS below SOLVER.MAX_ITER), WarmupPolyLR, "
-        "WarmupCosineLR.",
-        one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR"),
+        "WarmupCosineLR, whose factors are multiplied by those of the warm-up; or PolyLR, which "
+        "starts after it, as in mmengine (Rein, SoMA).",
+        one_of("WarmupMultiStepLR", "WarmupPolyLR", "WarmupCosineLR", "PolyLR"),
     ),
     Key(
         "SOLVER.STEPS",
@@ -187,7 +244,7 @@ KEYS: tuple[Key, ...] = (
         element=30000,
     ),
     Key("SOLVER.GAMMA", 0.1, "Factor of the learning rate at each of SOLVER.STEPS.", above(0)),
-    Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR.", above(0)),
+    Key("SOLVER.POLY_LR_POWER", 0.9, "Exponent of WarmupPolyLR and PolyLR.", above(0)),
     Key(
         "SOLVER.POLY_LR_CONSTANT_ENDING",
         0.0,
@@ -223,6 +280,25 @@ KEYS: tuple[Key, ...] = (
         "p of the p-norm by which SOLVER.CLIP_GRADIENTS.CLIP_TYPE 'full_model' and 'norm' clip.",
         above(0),
         allow_inf=True,
+    ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.ENABLED",
+        False,
+        "Average the weights of all that trains over the iterations; the average is evaluated "
+        "beside the last weights, and saved as model_average.pth.",
+    ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.DECAY",
+        0.9998,
+        "Factor of the average in an update, one per iteration (0.9998: the momentum 0.0002 of "
+        "mmengine and SoMA).",
+        within(0, 1),
+    ),
+    Key(
+        "SOLVER.WEIGHT_AVERAGE.START_ITER",
+        0,
+        "Iterations after which averaging begins; until then the average is a copy.",
+        at_least(0),
     ),
     Key("SOLVER.AMP.ENABLED", False, "Train and evaluate under autocast."),
     Key(

@@ -29,6 +29,9 @@ Size = tuple[int, int]
 
 CropPosition = Literal["uniform", "diagonal"]
 
+CROP_ATTEMPTS = 10
+"""Crops of which one class has too large a share before the next one is taken as it is."""
+
 _NUM_HUES = 180  # OpenCV stores hue in units of two degrees
 _MAX_SHIFT = 1 / 600
 """Largest displacement of a resized window against the whole image resized, in source pixels. On
@@ -48,6 +51,19 @@ class Augmentation(ABC):
         """Draw the transform of one sample, to be applied to `image`, from its own generator."""
 
 
+class LabelAugmentation(Augmentation):
+    """An augmentation whose random change depends on the label, too."""
+
+    @abstractmethod
+    def get_transform_with_label(
+        self, image: UInt8Array, label: UInt8Array, rng: np.random.Generator
+    ) -> Transform:
+        """As `get_transform`, for an image with its label, both as earlier augmentations left them.
+
+        `get_transform` is called where there is no label.
+        """
+
+
 @dataclass(frozen=True)
 class AugmentationList:
     """Augmentations, in the order in which they draw and are applied."""
@@ -55,12 +71,19 @@ class AugmentationList:
     augmentations: tuple[Augmentation, ...]
 
     def __call__(
-        self, image: UInt8Array, rng: np.random.Generator
+        self, image: UInt8Array, rng: np.random.Generator, label: UInt8Array | None = None
     ) -> tuple[UInt8Array, TransformList]:
-        """The augmented image, and the transforms to apply to its label; `image` is not changed."""
-        transforms = []
+        """The augmented image, and the transforms to apply to its label.
+
+        `image` and `label` are not changed; `label` is for augmentations that depend on it.
+        """
+        transforms: list[Transform] = []
         for augmentation in self.augmentations:
-            transform = augmentation.get_transform(image, rng)
+            if label is not None and isinstance(augmentation, LabelAugmentation):
+                present = TransformList(transforms).apply_segmentation(label)
+                transform = augmentation.get_transform_with_label(image, present, rng)
+            else:
+                transform = augmentation.get_transform(image, rng)
             image = transform.apply_image(image)
             transforms.append(transform)
         return image, TransformList(transforms)
@@ -77,10 +100,13 @@ def resize_image(image: UInt8Array, size: Size) -> UInt8Array:
     return np.asarray(resized, np.uint8)
 
 
-def resize_window(image: UInt8Array, size: Size, rows: slice, columns: slice) -> UInt8Array:
+def resize_window(
+    image: UInt8Array, size: Size, rows: slice, columns: slice, antialias: bool = True
+) -> UInt8Array:
     """`resize_image(image, size)[rows, columns]`, reading only the pixels near that window.
 
-    The window must not be empty. No value differs by more than one gray level.
+    The window must not be empty. No value differs by more than one gray level. Without `antialias`
+    shrinking is bilinear, too: from the four nearest pixels.
     """
     if image.shape[:2] == size:
         return image[rows, columns]
@@ -94,7 +120,7 @@ def resize_window(image: UInt8Array, size: Size, rows: slice, columns: slice) ->
         # OpenCV takes the sampling distance from these factors, not from the sizes of the window
         fy=size[0] / image.shape[0],
         fx=size[1] / image.shape[1],
-        interpolation=_interpolation(image, size),
+        interpolation=_interpolation(image, size) if antialias else cv2.INTER_LINEAR,
     )
     window = resized[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
     return np.asarray(window, np.uint8)
@@ -103,6 +129,22 @@ def resize_window(image: UInt8Array, size: Size, rows: slice, columns: slice) ->
 def _interpolation(image: UInt8Array, size: Size) -> int:
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
     return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+
+
+def short_side_size(
+    height: int, width: int, short_side: int, long_side_max: int = 0
+) -> tuple[int, int]:
+    """Height and width, at least 1, of an image resized to a short side of `short_side` pixels.
+
+    The ratio is kept. If the long side would exceed `long_side_max` (0: no limit), it gets that
+    length. With `short_side` 0 the size does not change.
+    """
+    if short_side == 0:
+        return height, width
+    scale = short_side / min(height, width)
+    if 0 < long_side_max < max(height, width) * scale - 0.5:
+        scale = long_side_max / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resize_range(source: int, target: int, start: int, stop: int) -> tuple[slice, int]:
@@ -160,6 +202,7 @@ class ResizeCropFlipTransform(Transform):  # type: ignore[misc]
         crop_size: size of the result. Where the image is smaller, it is padded at the bottom and
             on the right.
         flip: exchange left and right, after padding.
+        antialias: see `resize_window`.
     """
 
     source_size: Size
@@ -168,10 +211,11 @@ class ResizeCropFlipTransform(Transform):  # type: ignore[misc]
     left: int
     crop_size: Size
     flip: bool
+    antialias: bool = True
 
     def apply_image(self, image: UInt8Array) -> UInt8Array:
         """(H, W, 3) -> (crop_size, 3); padded with 0."""
-        window = resize_window(image, self.resized_size, *self._window())
+        window = resize_window(image, self.resized_size, *self._window(), self.antialias)
         return self._flip_and_pad(window, 0)
 
     def apply_segmentation(self, segmentation: UInt8Array) -> UInt8Array:
@@ -217,7 +261,7 @@ class ResizeCropFlipTransform(Transform):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class ResizeCropFlip(Augmentation):
+class ResizeCropFlip(LabelAugmentation):
     """Random scale, random crop and random horizontal flip.
 
     Attributes:
@@ -228,6 +272,12 @@ class ResizeCropFlip(Augmentation):
         position: 'uniform': anywhere; 'diagonal': one random number for both axes, so that crops
             lie on the diagonal of the image, as in the published code.
         flip: exchange left and right with probability 0.5.
+        short_sides: short sides of which one is drawn, instead of a scale, pixels; the image is
+            then resized without antialiasing, as in mmsegmentation. Empty: `scale_range`.
+        long_side_max: limit of the long side with `short_sides`, pixels; 0: none.
+        cat_max_ratio: another crop is drawn while one class has this share of the labelled pixels
+            or more, at most CROP_ATTEMPTS times; 1: never.
+        pad: pad to `crop_size` where the image is smaller.
     """
 
     working_size: Size
@@ -235,22 +285,69 @@ class ResizeCropFlip(Augmentation):
     crop_size: Size
     position: CropPosition
     flip: bool
+    short_sides: tuple[int, ...] = ()
+    long_side_max: int = 0
+    cat_max_ratio: float = 1.0
+    pad: bool = True
 
     def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> ResizeCropFlipTransform:
-        height, width = image.shape[:2]
+        return self._draw(image, None, rng)
+
+    def get_transform_with_label(
+        self, image: UInt8Array, label: UInt8Array, rng: np.random.Generator
+    ) -> ResizeCropFlipTransform:
+        return self._draw(image, label if self.cat_max_ratio < 1 else None, rng)
+
+    def _draw(
+        self, image: UInt8Array, label: UInt8Array | None, rng: np.random.Generator
+    ) -> ResizeCropFlipTransform:
+        size = (image.shape[0], image.shape[1])
+        resized = self._draw_size(size, rng)
+        crop = self.crop_size
+        if not self.pad:
+            crop = (min(crop[0], resized[0]), min(crop[1], resized[1]))
+        antialias = not self.short_sides
+
+        def crop_at(corner: tuple[int, int], flip: bool) -> ResizeCropFlipTransform:
+            return ResizeCropFlipTransform(size, resized, *corner, crop, flip, antialias)
+
+        corner = self._draw_corner(resized, rng)
+        if label is not None:
+            for _ in range(CROP_ATTEMPTS):
+                cropped = crop_at(corner, False).apply_segmentation(label)
+                if has_mixed_classes(cropped, self.cat_max_ratio):
+                    break
+                corner = self._draw_corner(resized, rng)
+        return crop_at(corner, self.flip and bool(rng.integers(2)))
+
+    def _draw_size(self, size: Size, rng: np.random.Generator) -> Size:
+        """The size to which an image of `size` is resized."""
+        height, width = size
+        if self.short_sides:
+            short_side = int(self.short_sides[rng.integers(len(self.short_sides))])
+            return short_side_size(height, width, short_side, self.long_side_max)
         factor = 1.0
         if self.working_size[0] and self.working_size[1]:
             factor = min(self.working_size[0] / height, self.working_size[1] / width)
         factor = factor * rng.uniform(*self.scale_range)
-        resized = (max(1, round(height * factor)), max(1, round(width * factor)))
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    def _draw_corner(self, resized: Size, rng: np.random.Generator) -> tuple[int, int]:
+        """Top and left of the crop in the resized image."""
         room = (max(0, resized[0] - self.crop_size[0]), max(0, resized[1] - self.crop_size[1]))
         if self.position == "diagonal":
             share = rng.random()
-            top, left = round(room[0] * share), round(room[1] * share)
-        else:
-            top, left = (int(rng.integers(0, r, endpoint=True)) for r in room)
-        flip = self.flip and bool(rng.integers(2))
-        return ResizeCropFlipTransform((height, width), resized, top, left, self.crop_size, flip)
+            return round(room[0] * share), round(room[1] * share)
+        top, left = (int(rng.integers(0, r, endpoint=True)) for r in room)
+        return top, left
+
+
+def has_mixed_classes(label: UInt8Array, max_ratio: float) -> bool:
+    """Whether a label has several classes, each with less than a share of the labelled pixels."""
+    counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
+    counts[IGNORE] = 0
+    several = np.count_nonzero(counts) > 1
+    return bool(several and counts.max() / counts.sum() < max_ratio)
 
 
 class RandomFlip(Augmentation):

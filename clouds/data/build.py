@@ -194,12 +194,19 @@ class TrainingDataset(SampleDataset):
         return str(self.records[index[0]].image)
 
 
-def check_batch_size(batch_size: int, world_size: int) -> None:
-    """Raise ValueError if `world_size` processes cannot share a batch evenly."""
+def check_batch_size(batch_size: int, world_size: int, accumulate: int = 1) -> None:
+    """Raise ValueError if processes, or the parts of SOLVER.ACCUMULATE, cannot share it evenly."""
     if batch_size % world_size:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {batch_size}, which {world_size} processes cannot share "
             f"evenly; choose a multiple of {world_size}"
+        )
+    share = batch_size // world_size
+    if share % accumulate:
+        raise ValueError(
+            f"SOLVER.ACCUMULATE is {accumulate}, but each process has {share} images of a batch "
+            f"(SOLVER.IMS_PER_BATCH {batch_size}), which is no multiple of it; choose a divisor of "
+            f"{share}"
         )
 
 

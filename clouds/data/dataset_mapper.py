@@ -27,6 +27,7 @@ from clouds.data.augmentation import (
     SSDColorJitter,
 )
 from clouds.data.labels import read_train_ids
+from clouds.data.photometric import PhotoMetricDistortion
 from clouds.data.reading import is_one_color, read_image
 from clouds.data.structures import (
     EvalSample,
@@ -43,7 +44,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def build_source_augmentations(cfg: CfgNode, dataset: str = "") -> AugmentationList:
-    """Augmentations of labelled source images, by INPUT: geometry, then color jitter.
+    """Augmentations of labelled source images, by INPUT: geometry, then color.
 
     Args:
         cfg: the config.
@@ -60,11 +61,25 @@ def build_source_augmentations(cfg: CfgNode, dataset: str = "") -> AugmentationL
             crop_size=tuple(keys.CROP.SIZE),
             position=keys.CROP.POSITION,
             flip=keys.FLIP,
+            short_sides=tuple(keys.SHORT_SIDES),
+            long_side_max=keys.LONG_SIDE_MAX,
+            cat_max_ratio=keys.CROP.CAT_MAX_RATIO,
+            pad=padded_crop_size(cfg) == (0, 0),
         )
     ]
-    if keys.COLOR_AUG_SSD:
-        augmentations.append(SSDColorJitter())
-    return AugmentationList(tuple(augmentations))
+    return AugmentationList((*augmentations, *_color_augmentations(cfg)))
+
+
+def padded_crop_size(cfg: CfgNode) -> Size:
+    """Size to which the model pads smaller training images; (0, 0): augmentation pads them."""
+    height, width = cfg.INPUT.CROP.SIZE
+    return (height, width) if cfg.INPUT.CROP.PADDING == "mean" else (0, 0)
+
+
+def _color_augmentations(cfg: CfgNode) -> tuple[Augmentation, ...]:
+    if cfg.INPUT.PHOTOMETRIC_DISTORTION:
+        return (PhotoMetricDistortion(),)
+    return (SSDColorJitter(),) if cfg.INPUT.COLOR_AUG_SSD else ()
 
 
 def _working_size(cfg: CfgNode, dataset: str) -> Size:
@@ -87,11 +102,11 @@ def build_generated_augmentations(cfg: CfgNode) -> AugmentationList:
 
 
 def build_student_augmentations(cfg: CfgNode) -> AugmentationList:
-    """Further augmentations of the student's view of a generated image, by INPUT: color jitter.
+    """Further augmentations of the student's view of a generated image, by INPUT: color.
 
     They must not move pixels, since the pseudo-label is that of the teacher's view.
     """
-    return AugmentationList((SSDColorJitter(),) if cfg.INPUT.COLOR_AUG_SSD else ())
+    return AugmentationList(_color_augmentations(cfg))
 
 
 def read_record_image(record: Record) -> UInt8Array:
@@ -181,7 +196,7 @@ class SourceMapper:
         augmentations = self.augmentations
         if not isinstance(augmentations, AugmentationList):
             augmentations = augmentations[record.dataset]
-        augmented, transforms = augmentations(image, np.random.default_rng(seed))
+        augmented, transforms = augmentations(image, np.random.default_rng(seed), label)
         return {
             **_model_input(record, to_tensor(augmented), label.shape),
             "sem_seg": to_tensor(transforms.apply_segmentation(label)),

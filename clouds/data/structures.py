@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from clouds.data.label_space import IGNORE
 
 if TYPE_CHECKING:
     import torch
@@ -190,6 +193,58 @@ def masks_from_label(
         sem_seg = sem_seg.to(device, non_blocking=True)
     masks = sem_seg == labels.to(sem_seg.dtype)[:, None, None]
     return Targets(labels, masks)
+
+
+Sample = Mapping[str, Any]
+"""Input of the model, Detectron2's: `image` uint8 (3, H, W) RGB, and the further keys above."""
+
+
+def is_generated(sample: Sample) -> bool:
+    """Whether a sample is a generated image."""
+    return sample.get("domain") == Domain.GENERATED
+
+
+def seeds_of(batch: Sequence[Sample]) -> list[int] | None:
+    """The seeds of the samples; None if they have none."""
+    return [sample["seed"] for sample in batch] if "seed" in batch[0] else None
+
+
+def output_size(sample: Sample) -> tuple[int, int]:
+    """Height and width of the prediction of a sample; default: those of its image."""
+    height, width = sample["image"].shape[-2:]
+    return int(sample.get("height", height)), int(sample.get("width", width))
+
+
+def pad_to(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(C, H, W), padded with 0 at the bottom and on the right where it is smaller than `size`."""
+    from torch.nn import functional as F
+
+    bottom, right = (max(0, n - m) for n, m in zip(size, image.shape[-2:], strict=True))
+    return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+
+
+def labelled_targets(sample: Sample, unlabeled_classes: str, device: torch.device) -> Targets:
+    """Targets of a labelled image, on `device`.
+
+    Args:
+        sample: has `image` (3, H, W) and `sem_seg` (H, W).
+        unlabeled_classes: of a partly labelled image: 'ignore': unmatched queries count by the
+            labelled pixels of their masks; 'absent': they count as everywhere.
+        device: of the targets.
+
+    Raises:
+        ValueError: image and label differ in size.
+    """
+    label = sample["sem_seg"]
+    if label.shape != sample["image"].shape[-2:]:
+        raise ValueError(
+            f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
+            f"image {tuple(sample['image'].shape[-2:])}; they must have the same size"
+        )
+    targets = masks_from_label(label, IGNORE, device)
+    if unlabeled_classes == "absent" or not sample.get("partly_labelled", False):
+        return targets
+    return replace(targets, no_object_weight=union_of_masks(targets.masks).float())
 
 
 def check_image(image: torch.Tensor) -> None:

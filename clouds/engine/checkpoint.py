@@ -43,7 +43,7 @@ from clouds.weights_io import nonfinite_tensors, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-FINITE_ENTRIES = ("optimizer", "teacher")
+FINITE_ENTRIES = ("optimizer", "teacher", "average")
 """Entries, besides the model, whose tensors must be finite. Those of hooks may be anything."""
 
 
@@ -103,16 +103,30 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         """
         self.check_finite()
         if self.save_dir and self.save_to_disk:
-            content = self._weights()
-            content |= {key: value.state_dict() for key, value in self.checkpointables.items()}
-            content |= {"clouds": self.provenance, **entries}
-            path = Path(self.save_dir, f"{name}.pth")
-            with atomic_write(path) as file:
-                torch.save(content, file)
+            states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+            path = self._write(name, {**states, **entries})
             self.tag_last_checkpoint(path.name)
             logger.info("saved %s", path)
         self.saved_iteration = int(entries.get("iteration", -1))
         self._resumed_from = ""
+
+    def save_weights(self, name: str, **entries: Any) -> None:
+        """Write the present weights to `{save_dir}/{name}.pth`, which no run is resumed from.
+
+        Raises:
+            NonFiniteWeightsError, OSError: see `save`.
+        """
+        self.check_finite()
+        if self.save_dir and self.save_to_disk:
+            logger.info("saved %s", self._write(name, entries))
+
+    def _write(self, name: str, entries: Mapping[str, Any]) -> Path:
+        """Write the model, `entries` and the provenance; returns the file."""
+        content = {**self._weights(), **entries, "clouds": self.provenance}
+        path = Path(self.save_dir, f"{name}.pth")
+        with atomic_write(path) as file:
+            torch.save(content, file)
+        return path
 
     def _weights(self) -> dict[str, Any]:
         """The entry `model`, and where it leaves the frozen backbone out the backbone's marks."""

@@ -21,6 +21,7 @@ from clouds.engine.metrics import (
     memory_gib,
 )
 from clouds.engine.train_loop import HookBase, StepResult
+from clouds.engine.weight_average import WeightAverage
 from clouds.evaluation import Results
 from clouds.files import partial_files
 from clouds.self_training.ema import EMATeacher
@@ -174,9 +175,12 @@ class EvalHook(HookBase):
         evaluate: runs the evaluation on all processes and leaves the model unchanged.
         metrics: its file and TensorBoard get the results.
         stop_request: a signal interrupts the evaluation.
+        average: weights that are evaluated, too, where they are no copy; their scores are
+            recorded as `average/<score>`.
 
     Attributes:
         results: of the last evaluation; None before.
+        average_results: those of the average; None if it was not evaluated.
     """
 
     def __init__(
@@ -185,12 +189,15 @@ class EvalHook(HookBase):
         evaluate: Callable[[], Results],
         metrics: MetricsHook,
         stop_request: StopRequest,
+        average: WeightAverage | None = None,
     ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.metrics = metrics
         self.stop_request = stop_request
+        self.average = average
         self.results: Results | None = None
+        self.average_results: Results | None = None
 
     def due(self, iteration: int) -> bool:
         """Whether an evaluation during training follows `iteration`."""
@@ -220,6 +227,7 @@ class EvalHook(HookBase):
         try:
             with self.stop_request.at_once():
                 self.results = self.evaluate()
+                self.average_results = self.evaluate_average(iteration)
         except Exception as error:
             # If the signal ended loader processes, the loader raises its own error.
             if self.stop_request.requested and not isinstance(error, Interrupted):
@@ -229,9 +237,20 @@ class EvalHook(HookBase):
             self.record(self.results, iteration)
         comm.synchronize()
 
+    def evaluate_average(self, iteration: int) -> Results | None:
+        """Evaluate the weight average after `iteration`; None if there is none, or it is a copy."""
+        if self.average is None or self.average.is_copy(iteration):
+            return None
+        logger.info("evaluation of the weight average")
+        with self.average.apply():
+            return self.evaluate()
+
     def record(self, results: Results, iteration: int) -> None:
         """Write the results to metrics.json and TensorBoard, with the images."""
         metrics = results.flat()
+        if self.average_results is not None:
+            averaged = self.average_results.flat()
+            metrics |= {f"average/{name}": value for name, value in averaged.items()}
         self.metrics.file.write_evaluation(iteration, metrics)
         self.metrics.tensorboard.scalars(
             {f"eval/{name}": value for name, value in metrics.items()}, iteration

@@ -19,6 +19,7 @@ FILES = (
     "metrics.old*.json",
     "faulty_files.json",
     "visualizations",
+    "average",
     "config.yaml",
     "log.txt",
     "log.txt.rank*",

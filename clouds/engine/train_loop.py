@@ -8,11 +8,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.engine.lr_scheduler import LRScheduler
@@ -21,6 +22,18 @@ from clouds.engine.optimizer import ClipGradients
 
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
+
+
+@runtime_checkable
+class PreparesParts(Protocol):
+    """A model whose losses of a batch are no mean over its images, for SOLVER.ACCUMULATE.
+
+    The losses of `model(part, prepared)` of all parts add up to those of the batch. Of other models
+    the mean over the parts is taken.
+    """
+
+    def prepare_parts(self, parts: Sequence[Batch]) -> Sequence[Any]:
+        """What the model is called with beside each part, from all parts."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -62,7 +75,7 @@ class HookBase:
         """Called before each iteration; again for one that failed, when a run resumes at it."""
 
     def after_backward(self) -> None:
-        """Called after each backward pass, before gradient clipping; gradients are unscaled."""
+        """Called when the batch's gradients are there, before clipping; they are unscaled."""
 
     def after_step(self) -> None:
         """Called after each iteration, when the optimizer has stepped."""
@@ -185,7 +198,9 @@ class TrainStep:
         autocast: creates the autocast context of the forward pass.
         seed: SEED.
         stop_requested: whether this process was asked to stop.
-        after_backward: called after each backward pass, before clipping.
+        after_backward: called after the backward passes of an iteration, before clipping.
+        accumulate: number of parts of equal size into which the process's images are divided; their
+            gradients are added (SOLVER.ACCUMULATE).
         stepping: the optimizer is changing the weights, or an error ended that.
     """
 
@@ -198,6 +213,7 @@ class TrainStep:
     seed: int
     stop_requested: Callable[[], bool]
     after_backward: Callable[[], None]
+    accumulate: int = 1
     stepping: bool = False
 
     def __call__(self, iteration: int, batch: Batch, started: float) -> StepResult:
@@ -212,11 +228,7 @@ class TrainStep:
         fetched = perf_counter()
         seed_iteration(self.seed, iteration, comm.get_rank())
         self.scheduler.set(iteration)
-        with self.autocast():
-            losses = self.model(batch)
-            total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        losses = self.add_gradients(batch) if self.accumulate > 1 else self.gradients(batch)
         self.scaler.unscale_(self.optimizer)
         self.after_backward()
         norm = self.clip()
@@ -240,6 +252,40 @@ class TrainStep:
             seconds=perf_counter() - started,
             stop=stop,
         )
+
+    def gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute the losses of the whole batch, and set the gradients."""
+        with self.autocast():
+            losses: dict[str, Tensor] = self.model(batch)
+            total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        return losses
+
+    def add_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """`gradients`, one part of the batch after the other; memory is that of a part."""
+        size = len(batch) // self.accumulate
+        parts = [batch[i * size : (i + 1) * size] for i in range(self.accumulate)]
+        parallel = self.model if isinstance(self.model, DistributedDataParallel) else None
+        network = self.model if parallel is None else parallel.module
+        arguments: list[tuple[Any, ...]] = [()] * len(parts)
+        factor = 1 / len(parts)
+        if isinstance(network, PreparesParts):
+            with self.autocast():
+                arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
+            factor = 1.0
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for number, (part, prepared) in enumerate(zip(parts, arguments, strict=True)):
+            last = number + 1 == len(parts)  # with which processes exchange their gradients
+            with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
+                with self.autocast():
+                    losses = self.model(part, *prepared)
+                    total = factor * torch.stack([v.float() for v in losses.values()]).sum()
+                self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + factor * loss.detach().float()
+        return sums
 
     def read_results(
         self, losses: Mapping[str, torch.Tensor], norm: torch.Tensor

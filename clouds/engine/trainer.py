@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
+from clouds.config.config import with_value
 from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
@@ -34,6 +35,7 @@ from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.run_folder import prepare
 from clouds.engine.run_lock import locked, on_main_process
 from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
+from clouds.engine.weight_average import FILE, FOLDER, WeightAverage
 from clouds.environment import check_writable, provenance
 from clouds.evaluation import Results, check_test_data
 from clouds.evaluation import evaluate as evaluate_model
@@ -76,6 +78,7 @@ class Trainer(TrainerBase):
         batch_size: images of an iteration over all processes.
         train_step: runs one iteration on a batch.
         checkpointer: saves and restores.
+        average: the average of the weights; None without SOLVER.WEIGHT_AVERAGE.ENABLED.
         batches: the training data from `start_iter` on; None before `resume_or_load`.
 
     Raises:
@@ -96,7 +99,7 @@ class Trainer(TrainerBase):
         self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         self.cfg = on_device(cfg, self.device)
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
-        check_batch_size(self.batch_size, comm.get_world_size())
+        check_batch_size(self.batch_size, comm.get_world_size(), int(cfg.SOLVER.ACCUMULATE))
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
         self.check_files(loader, evaluate)
@@ -115,6 +118,7 @@ class Trainer(TrainerBase):
         self.checkpointer = self.build_checkpointer(cfg)
         self.train_step = self.build_train_step()
         self.last_completed = LastCompleted(self.checkpointer, self.train_step)
+        self.average = WeightAverage.from_config(self.cfg, self.model, self.checkpointer)
         self.register_hooks(self.build_hooks(evaluate))
 
     def check_files(self, loader: Loader | None, evaluate: Callable[[], Results] | None) -> None:
@@ -154,6 +158,7 @@ class Trainer(TrainerBase):
             seed=int(self.cfg.SEED),
             stop_requested=lambda: self.stop_request.requested,
             after_backward=functools.partial(self.call_hooks, "after_backward"),
+            accumulate=int(self.cfg.SOLVER.ACCUMULATE),
         )
 
     def build_parallel(self) -> nn.Module:
@@ -197,10 +202,13 @@ class Trainer(TrainerBase):
         ]
         if self.pseudo_labeler is not None:
             hooks.append(EMAHook(self.pseudo_labeler.teacher))
+        if self.average is not None:
+            hooks.append(self.average)
         if evaluate is None and cfg.DATASETS.TEST:
             evaluate = self.evaluate
         if evaluate is not None:
-            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, metrics, self.stop_request))
+            period, average = cfg.TEST.EVAL_PERIOD, self.average
+            hooks.append(EvalHook(period, evaluate, metrics, self.stop_request, average))
         return hooks
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -237,16 +245,25 @@ class Trainer(TrainerBase):
         return hooks[-1].results if hooks else None
 
     def evaluate(self) -> Results:
-        """Evaluate the model on DATASETS.TEST, after `resume_or_load`."""
+        """Evaluate the model on DATASETS.TEST, after `resume_or_load`.
+
+        Results of the weight average, while it is applied, go to a folder of their own.
+        """
         if self._backbone_is_random:
             raise RuntimeError("call resume_or_load before evaluate: no weights are loaded yet")
         on_disk = self.checkpointer.saved_iteration == self.completed_iter
+        cfg, weights = self.cfg, self.checkpointer.get_checkpoint_file() if on_disk else ""
+        averaged = self.average is not None and self.average.applied
+        if averaged:
+            cfg = with_value(cfg, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR, FOLDER)))
+            complete = self.completed_iter + 1 == self.max_iter
+            weights = str(Path(self.cfg.OUTPUT_DIR, f"{FILE}.pth")) if complete else ""
         return evaluate_model(
-            self.cfg,
+            cfg,
             self.model,
-            weights=self.checkpointer.get_checkpoint_file() if on_disk else "",
+            weights=weights,
             iteration=self.completed_iter,
-            pseudo_labels=self.pseudo_labeler is not None,
+            pseudo_labels=self.pseudo_labeler is not None and not averaged,
         )
 
     def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> int:
@@ -383,8 +400,13 @@ class Trainer(TrainerBase):
         assert self.batches is not None, "resume_or_load precedes training"
         self._iterator = iter(self.batches)
         groups = ", ".join(
-            f"{g['name']} {len(g['params'])} (lr {base:g}, weight decay {g['weight_decay']:g})"
-            for g, base in zip(self.optimizer.param_groups, self.scheduler.base_rates, strict=True)
+            f"{g['name']} {len(g['params'])} (lr {rate:g}, weight decay {decay:g})"
+            for g, rate, decay in zip(
+                self.optimizer.param_groups,
+                self.scheduler.base_rates,
+                self.scheduler.base_decays,
+                strict=True,
+            )
         )
         message = "iterations %d to %d in batches of %d; trainable parameter tensors: %s"
         logger.info(message, self.start_iter, self.max_iter, self.batch_size, groups)
@@ -430,8 +452,4 @@ class Trainer(TrainerBase):
 
 def on_device(cfg: CfgNode, device: torch.device) -> CfgNode:
     """A copy of `cfg` with `device` in MODEL.DEVICE."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = str(device)
-    cfg.freeze()
-    return cfg
+    return with_value(cfg, "MODEL.DEVICE", str(device))

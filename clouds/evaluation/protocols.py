@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
-from clouds.data.augmentation import resize_label
+from clouds.data.augmentation import resize_label, short_side_size
 from clouds.modeling.postprocessing import ClassMapBuilder
 
 logger = logging.getLogger(__name__)
@@ -214,22 +214,6 @@ def _spans(length: int, crop: int, step: int) -> Iterator[slice]:
     for i in range(num_steps + 1):
         start = min(i * step, length - crop)
         yield slice(start, start + crop)
-
-
-def short_side_size(
-    height: int, width: int, short_side: int, long_side_max: int = 0
-) -> tuple[int, int]:
-    """Height and width, at least 1, of an image resized to a short side of `short_side` pixels.
-
-    The ratio is kept. If the long side would exceed `long_side_max` (0: no limit), it gets that
-    length. With `short_side` 0 the size does not change.
-    """
-    if short_side == 0:
-        return height, width
-    scale = short_side / min(height, width)
-    if 0 < long_side_max < max(height, width) * scale - 0.5:
-        scale = long_side_max / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 @cache

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clouds.comm import mean_over_ranks
 from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
-from clouds.modeling.matcher import CostWeights, Match, match, matching_costs
+from clouds.modeling.matcher import CostWeights, Match, MatchedPairs, match, matching_costs
 from clouds.modeling.points import (
     Generator,
     PointSampler,
@@ -26,50 +26,70 @@ from clouds.modeling.transformer_decoder.decoder import Predictions
 
 
 @dataclass(frozen=True)
-class MatchedPairs:
-    """The matched pairs of L predictions of N images with Q queries, image after image.
-
-    An image has m pairs in each prediction; M is the sum of m over the images.
+class MatchedBatch:
+    """Predictions of N images, matched with their targets.
 
     Attributes:
-        queries: (L, M), indices among the N * Q queries of a prediction.
-        targets: per image (L, m), indices among its own targets.
-        by_target: per image (L * m,), the order that sorts its pairs of all predictions by target.
-        counts: m of each image.
+        class_logits: (L, N, Q, C + 1), of the supervised predictions.
+        points: of each image.
+        masks: of each image's targets, (K, H, W), times the pixel weights.
+        pairs: the matched pairs.
+        no_object: (L, N * Q), `Targets.no_object_weight` of each query.
+        totals: of these images.
     """
 
-    queries: Tensor
-    targets: Sequence[Tensor]
-    by_target: Sequence[Tensor]
-    counts: list[int]
+    class_logits: Tensor
+    points: list[SampledPoints]
+    masks: list[Tensor]
+    pairs: MatchedPairs
+    no_object: Tensor
+    totals: BatchTotals
 
-    @classmethod
-    def from_matches(
-        cls, matches: Sequence[Sequence[Match]], num_queries: int, device: torch.device
-    ) -> MatchedPairs:
-        """From the matches of each prediction and image, all copied to the device together."""
-        images = [
-            (torch.stack([q for q, _ in image]), torch.stack([t for _, t in image]))
-            for image in zip(*matches, strict=True)
-        ]
-        sizes = [t.numel() for _, t in images]
-        orders = torch.cat([t.flatten().argsort(stable=True) for _, t in images])
-        on_host = torch.stack(
-            [
-                torch.cat([q + i * num_queries for i, (q, _) in enumerate(images)], dim=1),
-                torch.cat([t for _, t in images], dim=1),
-                orders.view(len(matches), sum(sizes) // len(matches)),
-            ]
-        )
-        queries, targets, orders = on_host.to(device, non_blocking=True)
-        counts = [t.shape[1] for _, t in images]
-        by_target = orders.flatten().split(sizes)
-        return cls(queries, targets.split(counts, dim=1), by_target, counts)
 
-    def queries_per_image(self, num_queries: int) -> list[Tensor]:
-        """Per image (L, m), indices among its own Q queries."""
-        images = torch.split(self.queries, self.counts, dim=1)
-        return [image - i * num_queries for i, image in enumerate(images)]
+@dataclass(frozen=True)
+class BatchTotals:
+    """What the normalizers of the losses of L predictions are computed from, for a set of images.
+
+    Totals of several sets add up to those of all their images.
+
+    Attributes:
+        matched: number of matched queries.
+        unmatched: (L,), number of unmatched queries, counted as `Targets.no_object_weight` says.
+    """
+
+    matched: int
+    unmatched: Tensor
+
+    def __add__(self, other: BatchTotals) -> BatchTotals:
+        return BatchTotals(self.matched + other.matched, self.unmatched + other.unmatched)
+
+
+@dataclass(frozen=True)
+class Normalizers:
+    """What sums of losses over a batch are divided by.
+
+    Attributes:
+        masks: (), of the losses of masks.
+        classes: (L,), of the class losses of each prediction.
+    """
+
+    masks: Tensor
+    classes: Tensor
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """What the losses of a part of a batch are computed from, beside its samples.
+
+    The losses of all parts, with the normalizers of the whole batch, add up to those of the batch.
+
+    Attributes:
+        targets: one per sample of the part.
+        normalizers: of the whole batch.
+    """
+
+    targets: Sequence[Targets]
+    normalizers: Normalizers
 
 
 class SetCriterion(nn.Module):
@@ -131,23 +151,76 @@ class SetCriterion(nn.Module):
         predictions: Predictions,
         targets: Sequence[Targets],
         seeds: Sequence[int] | None = None,
+        normalizers: Normalizers | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
             predictions: of N images; masks at any resolution.
             targets: of the same images; their masks have the size of the padded image.
             seeds: one per image, for sampling its points; None: torch's global generator.
+            normalizers: of a batch of which these images are a part, whose losses are summed; None:
+                these images are the batch.
 
         Returns:
             weighted losses, scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction,
             `loss_ce_0`, … of the earlier ones (0: of the initial queries).
         """
         with torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
-            return self._losses(predictions, targets, seeds)
+            return self._losses(predictions, targets, seeds, normalizers)
+
+    def totals(
+        self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
+    ) -> BatchTotals:
+        """What `forward` would compute the normalizers of these images from; no gradient flows."""
+        with torch.no_grad(), torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
+            return self._matched(predictions, targets, seeds).totals
+
+    def totals_of_targets(
+        self, targets: Sequence[Targets], num_predictions: int, num_queries: int
+    ) -> BatchTotals | None:
+        """`totals` of `num_predictions` predictions, without them.
+
+        None: `Targets.no_object_weight` has a value per pixel, so predictions are needed.
+        """
+        matched, unmatched = 0, 0.0
+        for target in targets:
+            if isinstance(target.no_object_weight, Tensor):
+                return None
+            count = min(len(target.labels), num_queries)
+            matched += count
+            unmatched += (num_queries - count) * target.no_object_weight
+        num_layers = len(self._supervised_layers(num_predictions))
+        return BatchTotals(matched, self.empty_weight.new_full((num_layers,), unmatched))
 
     def _losses(
-        self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
+        self,
+        predictions: Predictions,
+        targets: Sequence[Targets],
+        seeds: Sequence[int] | None,
+        normalizers: Normalizers | None,
     ) -> dict[str, Tensor]:
+        layers = self._supervised_layers(len(predictions.class_logits))
+        matched = self._matched(predictions, targets, seeds)
+        pairs = matched.pairs
+        normalizers = normalizers or self.normalizers(matched.totals)
+        entropy = self._class_losses(matched.class_logits, targets, pairs, matched.no_object)
+        cross_entropy = entropy / normalizers.classes
+        matched_mask_logits = predictions.matched_mask_logits(
+            list(layers.values()), pairs.queries_per_image(matched.class_logits.shape[2])
+        )
+        sums = self._mask_losses(matched_mask_logits, targets, matched.masks, pairs, matched.points)
+        bce, dice = sums / normalizers.masks
+        losses = {}
+        for i, suffix in enumerate(layers):
+            losses["loss_ce" + suffix] = self.weights.class_weight * cross_entropy[i]
+            losses["loss_mask" + suffix] = self.weights.mask_weight * bce[i]
+            losses["loss_dice" + suffix] = self.weights.dice_weight * dice[i]
+        return losses
+
+    def _matched(
+        self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
+    ) -> MatchedBatch:
+        """Sample points and match the supervised predictions with the targets."""
         layers = self._supervised_layers(len(predictions.class_logits))
         class_logits = torch.stack([predictions.class_logits[i].float() for i in layers.values()])
         mask_logits = [predictions.mask_logits[i].float() for i in layers.values()]
@@ -162,20 +235,8 @@ class SetCriterion(nn.Module):
         pairs = MatchedPairs.from_matches(matches, num_queries, device)
         no_object = _no_object_weights(targets, mask_logits)
         unmatched = no_object.scatter(1, pairs.queries, 0.0).sum(1)
-        mask_normalizer, class_normalizer = self._normalizers(sum(counts), unmatched)
-        entropy = self._class_losses(class_logits, targets, pairs, no_object)
-        cross_entropy = entropy / class_normalizer
-        matched_mask_logits = predictions.matched_mask_logits(
-            list(layers.values()), pairs.queries_per_image(num_queries)
-        )
-        sums = self._mask_losses(matched_mask_logits, targets, masks, pairs, points)
-        bce, dice = sums / mask_normalizer
-        losses = {}
-        for i, suffix in enumerate(layers):
-            losses["loss_ce" + suffix] = self.weights.class_weight * cross_entropy[i]
-            losses["loss_mask" + suffix] = self.weights.mask_weight * bce[i]
-            losses["loss_dice" + suffix] = self.weights.dice_weight * dice[i]
-        return losses
+        totals = BatchTotals(sum(counts), unmatched)
+        return MatchedBatch(class_logits, points, masks, pairs, no_object, totals)
 
     def _supervised_layers(self, num_predictions: int) -> dict[str, int]:
         """Loss suffix -> prediction, the last first: the order in which points are sampled."""
@@ -228,18 +289,17 @@ class SetCriterion(nn.Module):
         ]
         return match(torch.stack(costs), [len(t.labels) for t in targets])
 
-    def _normalizers(self, num_matched: int, unmatched: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of matched masks (), and total weight in the class loss (L,), means over ranks.
+    def normalizers(self, totals: BatchTotals) -> Normalizers:
+        """Number of matched masks, and total weights in the class losses, means over ranks.
 
         DistributedDataParallel averages gradients over ranks, so these averages make the sum over
-        all ranks a mean over the whole batch. `unmatched` (L,) is the number of unmatched queries
-        of each prediction, counted as `Targets.no_object_weight` says.
+        all ranks a mean over the whole batch. A collective operation.
         """
-        total = num_matched + unmatched * self.empty_weight[-1]
-        totals = torch.cat([total.new_full((1,), float(num_matched)), total])
-        averages = mean_over_ranks(totals)
-        class_normalizer = (averages if self.normalize_class_loss_over == "batch" else totals)[1:]
-        return averages[0].clamp(min=1), class_normalizer
+        weight = totals.matched + totals.unmatched * self.empty_weight[-1]
+        own = torch.cat([weight.new_full((1,), float(totals.matched)), weight])
+        averages = mean_over_ranks(own)
+        classes = (averages if self.normalize_class_loss_over == "batch" else own)[1:]
+        return Normalizers(averages[0].clamp(min=1), classes)
 
     def _class_losses(
         self,

@@ -89,3 +89,50 @@ def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
 def _assign(cost: Tensor) -> Match:
     queries, targets = linear_sum_assignment(cost.numpy())
     return torch.from_numpy(queries), torch.from_numpy(targets)
+
+
+@dataclass(frozen=True)
+class MatchedPairs:
+    """The matched pairs of L predictions of N images with Q queries, image after image.
+
+    An image has m pairs in each prediction; M is the sum of m over the images.
+
+    Attributes:
+        queries: (L, M), indices among the N * Q queries of a prediction.
+        targets: per image (L, m), indices among its own targets.
+        by_target: per image (L * m,), the order that sorts its pairs of all predictions by target.
+        counts: m of each image.
+    """
+
+    queries: Tensor
+    targets: Sequence[Tensor]
+    by_target: Sequence[Tensor]
+    counts: list[int]
+
+    @classmethod
+    def from_matches(
+        cls, matches: Sequence[Sequence[Match]], num_queries: int, device: torch.device
+    ) -> MatchedPairs:
+        """From the matches of each prediction and image, all copied to the device together."""
+        images = [
+            (torch.stack([q for q, _ in image]), torch.stack([t for _, t in image]))
+            for image in zip(*matches, strict=True)
+        ]
+        sizes = [t.numel() for _, t in images]
+        orders = torch.cat([t.flatten().argsort(stable=True) for _, t in images])
+        on_host = torch.stack(
+            [
+                torch.cat([q + i * num_queries for i, (q, _) in enumerate(images)], dim=1),
+                torch.cat([t for _, t in images], dim=1),
+                orders.view(len(matches), sum(sizes) // len(matches)),
+            ]
+        )
+        queries, targets, orders = on_host.to(device, non_blocking=True)
+        counts = [t.shape[1] for _, t in images]
+        by_target = orders.flatten().split(sizes)
+        return cls(queries, targets.split(counts, dim=1), by_target, counts)
+
+    def queries_per_image(self, num_queries: int) -> list[Tensor]:
+        """Per image (L, m), indices among its own Q queries."""
+        images = torch.split(self.queries, self.counts, dim=1)
+        return [image - i * num_queries for i, image in enumerate(images)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
 from clouds.data.datasets import Datasets
+from clouds.modeling.backbone.base import TextEncoder
+from clouds.modeling.text_classifier import TextEmbeddings
+from clouds.modeling.transformer_decoder.decoder import Predictions
 from clouds.self_training.pseudo_labeler import confidence_of
 
 Size = tuple[int, int]
@@ -96,6 +99,10 @@ class SemanticMap:
             for rows, columns, piece in pieces:
                 scores[:, band][:, rows, columns] = piece
         return scores
+
+    def resized_scores(self, size: Size) -> Tensor:
+        """`scores`, resized bilinearly: float32 (C, height, width)."""
+        return resize_scores(self.scores(), size)
 
     def cpu(self) -> SemanticMap:
         """A copy in the host's memory, without the rest of the batch: Q x h x w mask logits."""
@@ -207,6 +214,11 @@ def _interpolate_phase(
 
 def _length(indices: slice) -> int:
     return len(range(indices.start, indices.stop, indices.step))
+
+
+def resize_scores(scores: Tensor, size: Size) -> Tensor:
+    """Scores (C, h, w), resized bilinearly to `size`: (C, height, width)."""
+    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def class_map(scores: Tensor, size: Size) -> Tensor:
@@ -343,6 +355,36 @@ class EnsembleOptions:
         seen = tuple(c in present for c in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES))
         exponents = options.GEOMETRIC_ENSEMBLE_ALPHA, options.GEOMETRIC_ENSEMBLE_BETA
         return cls(seen, *exponents, options.ENSEMBLE_ON_VALID_MASK)
+
+
+def ensemble_probabilities(
+    encoder: nn.Module,
+    features: Mapping[str, Tensor],
+    predictions: Predictions,
+    text: TextEmbeddings,
+    options: EnsembleOptions,
+) -> Tensor:
+    """Class probabilities (N, Q, C + 1), averaged with zero-shot ones, no_object last.
+
+    Args:
+        encoder: the backbone, a `TextEncoder`.
+        features: its output.
+        predictions: the last one is used.
+        text: embeddings of the classes.
+        options: exponents, and which queries are averaged.
+    """
+    class_logits, mask_logits = predictions.final
+    assert isinstance(encoder, TextEncoder), "checked when the model is built"
+    embeddings, has_pixels = encoder.embed_masks(features, mask_logits)
+    zero_shot = text.logits(embeddings, encoder.logit_scale)
+    return geometric_ensemble(
+        class_logits.float(),
+        zero_shot.float(),
+        torch.tensor(options.seen, device=class_logits.device),
+        options.alpha,
+        options.beta,
+        has_pixels if options.valid_masks_only else None,
+    )
 
 
 def geometric_ensemble(

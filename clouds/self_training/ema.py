@@ -58,7 +58,6 @@ class EMATeacher:
     @torch.no_grad()
     def update(self) -> None:
         """teacher = momentum * teacher + (1 - momentum) * student; buffers are copied."""
-        average = get_ema_multi_avg_fn(self.momentum)  # type: ignore[no-untyped-call]
         for name, teacher in self._averaged_parts().items():
             student = self.student[name]
             pairs = [
@@ -66,7 +65,9 @@ class EMATeacher:
                 for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
                 if ours is not theirs
             ]
-            average([ours for ours, _ in pairs], [theirs for _, theirs in pairs], 0)
+            update_average(
+                [ours for ours, _ in pairs], [theirs for _, theirs in pairs], self.momentum
+            )
             for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
                 ours.copy_(theirs)
 
@@ -117,6 +118,12 @@ class EMATeacher:
         with torch.no_grad():
             for name, value in expected.items():
                 value.copy_(state[name])
+
+
+@torch.no_grad()
+def update_average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """averages = decay * averages + (1 - decay) * values, in place."""
+    get_ema_multi_avg_fn(decay)(averages, values, 0)  # type: ignore[no-untyped-call]
 
 
 def averaged_copy(part: nn.Module) -> nn.Module:

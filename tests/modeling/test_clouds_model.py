@@ -5,8 +5,10 @@ import torch
 from tiny_model import CONVNEXT, RESNET, tiny_config, tiny_model
 from torch.nn import functional as F
 
+from clouds.data.structures import labelled_targets
 from clouds.modeling import CLOUDS
 from clouds.modeling.build import build_model
+from clouds.modeling.postprocessing import ensemble_probabilities
 
 HEADS = ("linear", "text", "pooled")
 
@@ -131,7 +133,7 @@ def test_padding_is_in_no_target():
     images = model._preprocess([item["image"] for item in batch])
     assert images.tensor.shape == (2, 3, 96, 96)
     for item in batch:
-        targets = model._labelled_targets(item).padded(96, 96)
+        targets = labelled_targets(item, "ignore", model.device).padded(96, 96)
         height, width = item["sem_seg"].shape
         assert targets.labels.tolist() == item["sem_seg"].unique().tolist()
         assert targets.masks.shape == (3, 96, 96)
@@ -216,7 +218,7 @@ def test_ignored_pixels_do_not_count():
     item = sample(0)
     label = item["sem_seg"].clone()
     label[:16] = 255
-    targets = model._labelled_targets(item | {"sem_seg": label})
+    targets = labelled_targets(item | {"sem_seg": label}, "ignore", model.device)
     covered = targets.masks.sum(0)
     assert not covered[:16].any()
     assert (covered[16:] == 1).all()
@@ -273,9 +275,9 @@ def test_the_ensemble_against_its_parts(clip):
         images = model._preprocess([sample(0, 64, 96)["image"]]).tensor
         predictions, features = model.predict(images)
         class_logits, mask_logits = predictions.final
-        found = model._ensemble(model.network, predictions, features, model.ensemble)
-        embeddings, _ = model.backbone.embed_masks(features, mask_logits)
         rows = model._text_embeddings(model.network)
+        found = ensemble_probabilities(model.backbone, features, predictions, rows, model.ensemble)
+        embeddings, _ = model.backbone.embed_masks(features, mask_logits)
         similarity = 54.5981 * F.normalize(embeddings, dim=-1) @ rows.rows.T  # exp(4)
         zero_shot = torch.stack(
             [s.amax(-1) for s in similarity[..., :-1].split(rows.counts, -1)], -1
@@ -326,3 +328,21 @@ def test_a_label_of_another_size_than_its_image_is_refused():
     }
     with pytest.raises(ValueError, match=r"street\.png.*\(32, 64\).*\(64, 64\)"):
         model([sample])
+
+
+def test_small_training_images_are_padded_after_normalization():
+    """As if the image were as large as the crop, its padding of the mean color and unlabelled."""
+    size = {"INPUT__CROP__SIZE": (96, 64), "INPUT__CROP__PADDING": "mean"}
+    mean = [100.0, 80.0, 60.0]
+    model = tiny_model(MODEL__PIXEL_MEAN=mean, **size).train()
+    small = sample(0, 64, 48)
+    large = {**small, "image": torch.zeros(3, 96, 64), "sem_seg": torch.full((96, 64), 255)}
+    large["image"] += torch.tensor(mean).view(3, 1, 1)
+    large["image"][:, :64, :48] = small["image"]
+    large["sem_seg"][:64, :48] = small["sem_seg"]
+    losses, expected = model([small]), model([large])
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss)
+    plain = tiny_model(MODEL__PIXEL_MEAN=mean).train()
+    assert plain([small])["loss_ce"] != losses["loss_ce"]
+    assert model.eval()([small])[0]["sem_seg"].shape == (19, 64, 48)

@@ -30,8 +30,8 @@ from transformers_weights import mask2former, mask2former_config
 from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
-from clouds.modeling.criterion import MatchedPairs, SetCriterion
-from clouds.modeling.matcher import CostWeights
+from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.matcher import CostWeights, MatchedPairs
 from clouds.modeling.points import PointSampler
 from clouds.modeling.transformer_decoder.decoder import Predictions
 

@@ -26,7 +26,7 @@ from test_criterion import TwoRanks
 from tiny_model import tiny_model
 
 from clouds import comm
-from clouds.data.structures import Targets, masks_from_label
+from clouds.data.structures import Targets, labelled_targets, masks_from_label
 from clouds.modeling.criterion import mean_over_masks
 from clouds.modeling.transformer_decoder.decoder import Predictions
 
@@ -178,10 +178,13 @@ def sample(**more):
 def test_samples_that_are_partly_labelled():
     model = tiny_model().train()
     assert model.unlabeled_classes == "ignore"
-    plain = model._labelled_targets(sample())
+    plain = labelled_targets(sample(), "ignore", model.device)
     assert plain.no_object_weight == 1
-    assert model._labelled_targets(sample(partly_labelled=False)).no_object_weight == 1
-    target = model._labelled_targets(sample(partly_labelled=True))
+    assert (
+        labelled_targets(sample(partly_labelled=False), "ignore", model.device).no_object_weight
+        == 1
+    )
+    target = labelled_targets(sample(partly_labelled=True), "ignore", model.device)
     assert torch.equal(target.no_object_weight, left_half((64, 96)))
     losses, others = model([sample()]), model([sample(partly_labelled=True)])
     assert {name for name in losses if losses[name] != others[name]} == {

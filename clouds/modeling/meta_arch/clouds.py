@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clouds.d2 import (
     BACKBONE_REGISTRY,
@@ -19,22 +17,29 @@ from clouds.d2 import (
     ImageList,
     configurable,
 )
+from clouds.data.dataset_mapper import padded_crop_size
 from clouds.data.datasets import Datasets
-from clouds.data.label_space import IGNORE, LabelSpace
-from clouds.data.structures import Domain, Targets, check_image, masks_from_label, union_of_masks
+from clouds.data.label_space import LabelSpace
+from clouds.data.structures import (
+    Sample,
+    Targets,
+    check_image,
+    is_generated,
+    labelled_targets,
+    output_size,
+    pad_to,
+    seeds_of,
+)
 from clouds.modeling.backbone.adapters import adapter_of
 from clouds.modeling.backbone.base import TextEncoder, pixel_statistics
-from clouds.modeling.criterion import SetCriterion
+from clouds.modeling.criterion import BatchPart, SetCriterion
+from clouds.modeling.meta_arch.accumulation import prepare_parts
 from clouds.modeling.meta_arch.head import CLOUDSHead, Features
-from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, geometric_ensemble
+from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, ensemble_probabilities
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
 from clouds.modeling.transformer_decoder.decoder import Predictions
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel
-
-Sample = Mapping[str, Any]
-"""Detectron2's input: `image` uint8 (3, H, W) RGB, and the further keys of
-`clouds.data.structures`."""
 
 Network = Mapping[str, nn.Module]
 """The parts `backbone`, `sem_seg_head`, `void_embedding`: the student's or the teacher's."""
@@ -51,6 +56,7 @@ class CLOUDS(nn.Module):
         criterion: the losses.
         pixel_mean, pixel_std: RGB, on the 0-255 scale.
         size_divisibility: images are padded to a multiple of it, pixels.
+        min_training_size: size to which smaller training images are padded.
         label_space: that of the training data, with the class names of the text classifier; None:
             not known, and there is no text classifier.
         masks_at_once: see `SemanticMap`.
@@ -80,6 +86,7 @@ class CLOUDS(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
+        min_training_size: tuple[int, int] = (0, 0),
         label_space: LabelSpace | None,
         masks_at_once: int,
         ensemble: EnsembleOptions | None = None,
@@ -101,7 +108,8 @@ class CLOUDS(nn.Module):
             self.network = {**self.network, "void_embedding": self.void_embedding}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.size_divisibility, self.masks_at_once = size_divisibility, masks_at_once
+        self.size_divisibility, self.min_training_size = size_divisibility, min_training_size
+        self.masks_at_once = masks_at_once
         self.ensemble, self.teacher_ensemble = ensemble, teacher_ensemble
         self.label_space, self.unlabeled_classes = label_space, unlabeled_classes
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
@@ -139,6 +147,7 @@ class CLOUDS(nn.Module):
             "pixel_mean": pixel_mean,
             "pixel_std": pixel_std,
             "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "min_training_size": padded_crop_size(cfg),
             "label_space": Datasets.from_config(cfg).known_label_space,
             "masks_at_once": cfg.TEST.MASKS_AT_ONCE,
             "ensemble": options if clouds.GEOMETRIC_ENSEMBLE else None,
@@ -148,7 +157,9 @@ class CLOUDS(nn.Module):
             "compiled": cfg.MODEL.COMPILE,
         }
 
-    def forward(self, batch: Sequence[Sample]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def forward(
+        self, batch: Sequence[Sample], part: BatchPart | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """
         Args:
             batch: per image `image` uint8 (3, H, W) RGB (see `check_image`). In training also
@@ -156,6 +167,7 @@ class CLOUDS(nn.Module):
                 `clean_image`, the same image without color augmentation; and, for random points
                 that do not depend on torch's global generator, `seed`. In inference `height` and
                 `width` of the output (default: the image's own).
+            part: in training on a part of a batch: of `prepare_parts`.
 
         Returns:
             in training the weighted losses by name; in inference, per image, `sem_seg`: float32
@@ -163,24 +175,30 @@ class CLOUDS(nn.Module):
         """
         if not self.training:
             return [
-                {"sem_seg": _resize(semantic_map.scores(), _output_size(sample))}
+                {"sem_seg": semantic_map.resized_scores(output_size(sample))}
                 for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
-        generated = [sample for sample in batch if _is_generated(sample)]
-        images = self._preprocess([sample["image"] for sample in batch])
-        clean = self._preprocess([s["clean_image"] for s in generated]) if generated else None
-        features, clean_features = self._extract_features(images, clean)
-        pseudo_targets = iter(self._pseudo_targets(generated, clean, clean_features))
-        targets = [
-            next(pseudo_targets) if _is_generated(sample) else self._labelled_targets(sample)
-            for sample in batch
-        ]
-        seeds = [sample["seed"] for sample in batch] if "seed" in batch[0] else None
-        size = images.tensor.shape[-2:]
+        if part is None:
+            images = self._preprocess([s["image"] for s in batch], self.min_training_size)
+            clean = self._clean_images(batch)
+            features, clean_features = self._extract_features(images, clean)
+            targets = self.targets(batch, clean, clean_features)
+            padded = [target.padded(*images.tensor.shape[-2:]) for target in targets]
+            predictions, normalizers = self._predict(self.network, features), None
+        else:
+            predictions, padded = self.predict_targets(batch, part.targets)
+            normalizers = part.normalizers
         losses: dict[str, Tensor] = self.criterion(
-            self._predict(self.network, features), [t.padded(*size) for t in targets], seeds
+            predictions, padded, seeds_of(batch), normalizers
         )
         return losses
+
+    def prepare_parts(self, parts: Sequence[Sequence[Sample]]) -> list[BatchPart]:
+        """What `forward` needs of a batch for the losses of its parts, whose sum is the batch's.
+
+        Images are padded to the size of the largest of their part. A collective operation.
+        """
+        return prepare_parts(self, parts)
 
     @torch.no_grad()
     def segment(self, batch: Sequence[Sample]) -> list[Tensor]:
@@ -189,7 +207,7 @@ class CLOUDS(nn.Module):
         `batch` is that of `forward` in inference. The model should be in evaluation mode.
         """
         return [
-            semantic_map.classes(_output_size(sample))
+            semantic_map.classes(output_size(sample))
             for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
         ]
 
@@ -232,12 +250,15 @@ class CLOUDS(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def _preprocess(self, images: Sequence[Tensor]) -> ImageList:
+    def _preprocess(
+        self, images: Sequence[Tensor], min_size: tuple[int, int] = (0, 0)
+    ) -> ImageList:
         """Check images (3, H, W), normalize them on the model's device, pad and batch them."""
         for image in images:
             check_image(image)
         on_device = [image.to(self.device, non_blocking=True) for image in images]
         normalized = [(image - self.pixel_mean) / self.pixel_std for image in on_device]
+        normalized = [pad_to(image, min_size) for image in normalized]
         return ImageList.from_tensors(normalized, self.size_divisibility)
 
     def _extract_features(
@@ -259,28 +280,44 @@ class CLOUDS(nn.Module):
         count = len(images.tensor)
         return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
 
-    def _labelled_targets(self, sample: Sample) -> Targets:
-        label = sample["sem_seg"]
-        if label.shape != sample["image"].shape[-2:]:
-            raise ValueError(
-                f"{sample.get('file_name', 'a sample')}: its label is {tuple(label.shape)}, its "
-                f"image {tuple(sample['image'].shape[-2:])}; they must have the same size"
-            )
-        targets = masks_from_label(label, IGNORE, self.device)
-        if self.unlabeled_classes == "absent" or not sample.get("partly_labelled", False):
-            return targets
-        return replace(targets, no_object_weight=union_of_masks(targets.masks).float())
+    def _clean_images(self, batch: Sequence[Sample]) -> ImageList | None:
+        clean = [sample["clean_image"] for sample in batch if is_generated(sample)]
+        return self._preprocess(clean) if clean else None
 
     @torch.no_grad()
-    def _pseudo_targets(
-        self, generated: Sequence[Sample], clean: ImageList | None, features: Features | None
+    def targets(
+        self,
+        batch: Sequence[Sample],
+        clean: ImageList | None = None,
+        features: Features | None = None,
     ) -> list[Targets]:
-        """Targets of generated images, from the teacher's scores of their clean views."""
-        if clean is None or features is None:
-            return []
-        images = [sample["clean_image"] for sample in generated]
-        seeds = [int(sample.get("seed", 0)) for sample in generated]
-        return self._require_pseudo_labeler()(images, self._teacher_scores(features, clean), seeds)
+        """Targets of samples; of generated ones from the teacher's scores of their clean views.
+
+        `clean` and `features` are these views and the teacher's features; None: computed here.
+        """
+        generated = [sample for sample in batch if is_generated(sample)]
+        pseudo_targets: Iterator[Targets] = iter(())
+        clean = clean or self._clean_images(batch)
+        if clean is not None:
+            labeler = self._require_pseudo_labeler()
+            features = features or labeler.teacher_parts["backbone"](clean.tensor)
+            images = [sample["clean_image"] for sample in generated]
+            seeds = [int(sample.get("seed", 0)) for sample in generated]
+            pseudo_targets = iter(labeler(images, self._teacher_scores(features, clean), seeds))
+        return [
+            next(pseudo_targets)
+            if is_generated(sample)
+            else labelled_targets(sample, self.unlabeled_classes, self.device)
+            for sample in batch
+        ]
+
+    def predict_targets(
+        self, batch: Sequence[Sample], targets: Sequence[Targets]
+    ) -> tuple[Predictions, list[Targets]]:
+        """All predictions of samples, and their targets on the padded image."""
+        images = self._preprocess([s["image"] for s in batch], self.min_training_size).tensor
+        predictions = self._predict(self.network, self.backbone(images))
+        return predictions, [target.padded(*images.shape[-2:]) for target in targets]
 
     def _require_pseudo_labeler(self) -> PseudoLabeler:
         if self.pseudo_labeler is None:
@@ -317,34 +354,13 @@ class CLOUDS(nn.Module):
         if ensemble is None:
             probabilities = class_logits.float().softmax(-1)
         else:
-            probabilities = self._ensemble(network, predictions, features, ensemble)
+            encoder, text = network["backbone"], self._text_embeddings(network)
+            probabilities = ensemble_probabilities(encoder, features, predictions, text, ensemble)
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         for i, size in enumerate(images.image_sizes):
             yield SemanticMap(
                 probabilities[i, :, :-1], mask_logits[i], padded, size, self.masks_at_once
             )
-
-    def _ensemble(
-        self,
-        network: Network,
-        predictions: Predictions,
-        features: Features,
-        ensemble: EnsembleOptions,
-    ) -> Tensor:
-        """Class probabilities (N, Q, C + 1), averaged with zero-shot ones, no-object last."""
-        class_logits, mask_logits = predictions.final
-        encoder = network["backbone"]
-        assert isinstance(encoder, TextEncoder), "checked when the model is built"
-        embeddings, has_pixels = encoder.embed_masks(features, mask_logits)
-        zero_shot = self._text_embeddings(network).logits(embeddings, encoder.logit_scale)
-        return geometric_ensemble(
-            class_logits.float(),
-            zero_shot.float(),
-            torch.tensor(ensemble.seen, device=class_logits.device),
-            ensemble.alpha,
-            ensemble.beta,
-            has_pixels if ensemble.valid_masks_only else None,
-        )
 
     def _text_embeddings(self, network: Network) -> TextEmbeddings:
         encoder, no_object = network["backbone"], network["void_embedding"]
@@ -362,16 +378,3 @@ def _call(
     """The student's head or the teacher's."""
     predictions: Predictions = head(features, text, final_only=final_only, queries=queries)
     return predictions
-
-
-def _is_generated(sample: Sample) -> bool:
-    return sample.get("domain") == Domain.GENERATED
-
-
-def _output_size(sample: Sample) -> tuple[int, int]:
-    height, width = sample["image"].shape[-2:]
-    return int(sample.get("height", height)), int(sample.get("width", width))
-
-
-def _resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(scores[None], size, mode="bilinear", align_corners=False)[0]

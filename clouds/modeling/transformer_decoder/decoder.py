@@ -211,7 +211,8 @@ class MaskedTransformerDecoder(nn.Module):
         num_levels: int,
     ) -> None:
         super().__init__()
-        self.hidden_dim = hidden_dim
+        self.hidden_dim, self.num_queries = hidden_dim, num_queries
+        self.num_predictions = num_layers + 1
         self.transformer_self_attention_layers = nn.ModuleList(
             SelfAttentionLayer(hidden_dim, num_heads, dropout) for _ in range(num_layers)
         )
