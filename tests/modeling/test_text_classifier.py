@@ -7,7 +7,7 @@ from tiny_model import tiny_clip, tiny_model
 from torch.nn import functional as F
 
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.modeling.backbone import clip as clip_module
+from clouds.modeling.backbone import clip_text
 from clouds.modeling.text_classifier import TEMPLATES, TextClassifier, TextEmbeddings, prompts_for
 
 SYNONYMS = (("road", "railroad"), ("traffic light",), ("train", "trains", "locomotive"))
@@ -43,7 +43,7 @@ def test_against_a_loop_over_prompts(clip):
 
 def test_features_do_not_depend_on_how_prompts_are_grouped(clip, monkeypatch):
     expected = TextClassifier(SYNONYMS).synonym_embeddings(clip)
-    monkeypatch.setattr(clip_module, "TEXTS_AT_ONCE", 5)
+    monkeypatch.setattr(clip_text, "TEXTS_AT_ONCE", 5)
     features = TextClassifier(SYNONYMS).synonym_embeddings(clip)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
 

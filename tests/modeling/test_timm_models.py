@@ -20,7 +20,12 @@ from clouds.d2 import BACKBONE_REGISTRY
 from clouds.modeling.backbone.base import pixel_statistics
 from clouds.modeling.backbone.convnext import ConvNeXtBackbone
 from clouds.modeling.backbone.pretrained import skip_pretrained_weights
-from clouds.modeling.backbone.timm_models import convert, full_name, load_pretrained
+from clouds.modeling.backbone.timm_models import (
+    convert,
+    full_name,
+    load_converted,
+    load_pretrained,
+)
 
 TINY = "test_vit"  # timm's own, of width 64, 6 blocks, patches of 16 and images of 160 pixels
 
@@ -213,6 +218,31 @@ def test_official_dinov2_files_with_registers():
         converted["cls_token"], official["cls_token"] + positions[:, :1], rtol=0, atol=0
     )
     assert converted["pos_embed"].shape == (1, 16, 48)
+
+
+def test_eva02_files_of_its_authors():
+    """Names of EVA's own code, which Rein's has as well."""
+    model = tiny_transformer("eva02")
+    state = model.state_dict()
+    pairs = (
+        *(("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), ("mlp.fc2", "mlp.w3")),
+        *(("mlp.norm", "mlp.ffn_ln"), ("attn.norm", "attn.inner_attn_ln")),
+        *(("q_proj.bias", "q_bias"), ("v_proj.bias", "v_bias")),
+    )
+
+    def official(name):
+        for ours, theirs in pairs:
+            name = name.replace(ours, theirs)
+        return name
+
+    file = {official(name): value for name, value in state.items()}
+    assert file.keys() != state.keys()
+    file |= {"mask_token": torch.zeros(1, 1, 48), "blocks.0.attn.rope.freqs_cos": torch.zeros(4)}
+    converted = convert(file, model, "bicubic")
+    load_converted(model, converted, "the file")
+    names = {n for n in state if not n.startswith("norm.")}
+    assert names <= converted.keys()
+    assert all(torch.equal(converted[n], state[n]) for n in names)
 
 
 def test_sams_file_has_a_prefix():
