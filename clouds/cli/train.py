@@ -190,9 +190,10 @@ def with_own_folder(cfg: CfgNode, weights: str) -> CfgNode:
     """A copy of the config whose OUTPUT_DIR is the folder of this evaluation in OUTPUT_DIR."""
     from clouds.config.config import with_value
     from clouds.engine.run_folder import evaluation_folder
+    from clouds.evaluation.protocols import protocol_name
 
     folder = Path(cfg.OUTPUT_DIR)
-    folder = evaluation_folder(folder, cfg.TEST.PROTOCOL, cfg.DATASETS.TEST, weights)
+    folder = evaluation_folder(folder, protocol_name(cfg), cfg.DATASETS.TEST, weights)
     return with_value(cfg, "OUTPUT_DIR", str(folder))
 
 
