@@ -190,24 +190,26 @@ def with_own_folder(cfg: CfgNode, weights: str) -> CfgNode:
     """A copy of the config whose OUTPUT_DIR is the folder of this evaluation in OUTPUT_DIR."""
     from clouds.config.config import with_value
     from clouds.engine.run_folder import evaluation_folder
+    from clouds.evaluation.protocols import protocol_name
 
     folder = Path(cfg.OUTPUT_DIR)
-    folder = evaluation_folder(folder, cfg.TEST.PROTOCOL, cfg.DATASETS.TEST, weights)
+    folder = evaluation_folder(folder, protocol_name(cfg), cfg.DATASETS.TEST, weights)
     return with_value(cfg, "OUTPUT_DIR", str(folder))
 
 
 def evaluate(cfg: CfgNode, weights: str) -> None:
     """Evaluate the checkpoint `weights`; empty: random weights."""
     from clouds import comm
+    from clouds.config.config import with_value
     from clouds.device import resolve_device
     from clouds.engine.initial_weights import build_and_load
-    from clouds.engine.trainer import on_device
     from clouds.evaluation import check_test_data
     from clouds.evaluation import evaluate as evaluate_model
 
     with user_errors_in_one_line():
         check_test_data(cfg, cfg.DATASETS.TEST)
-        cfg = on_device(cfg, comm.device_of_process(resolve_device(cfg.MODEL.DEVICE)))
+        device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
+        cfg = with_value(cfg, "MODEL.DEVICE", str(device))
         model = build_and_load(cfg, weights)
         if not weights:
             log_once(

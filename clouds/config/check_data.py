@@ -1,4 +1,4 @@
-"""Conditions on the keys of datasets, label spaces and augmentation."""
+"""Conditions on the keys of datasets, label spaces, augmentation and evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from clouds.config.cross_checks import cross_check
+from clouds.config.cross_check import cross_check
 from clouds.data.datasets import (
     Datasets,
     UnknownDatasetError,
@@ -14,6 +14,7 @@ from clouds.data.datasets import (
     is_generated,
     read_descriptions,
 )
+from clouds.data.input_sizes import parse_sizes
 from clouds.data.label_space import LabelSpace
 from clouds.data.yaml_section import DescriptionError
 
@@ -213,6 +214,16 @@ def long_side_is_not_below_the_short_side(long_side: int, short: int, slide: int
         f"TEST.SHORT_SIDE is {short} and TEST.SLIDE.SHORT_SIDE {slide}; allowed are 0, without a "
         f"limit, and numbers from {max(short, slide)}"
     )
+
+
+@cross_check("TEST.INPUT_SIZES")
+def input_sizes_can_be_read(entries: tuple[str, ...]) -> str | None:
+    """A pattern of names, and two sides."""
+    try:
+        parse_sizes(entries)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @cross_check("INPUT.SCALE_RANGE")

@@ -1,8 +1,8 @@
-"""Conditions on the keys of the model."""
+"""Conditions on several keys of MODEL."""
 
 from __future__ import annotations
 
-from clouds.config.cross_checks import cross_check
+from clouds.config.cross_check import cross_check
 from clouds.config.defaults_model import WEIGHTS_KEYS
 
 
@@ -139,4 +139,12 @@ def left_out_weights_can_be_loaded(
     for (key, backbones), value in zip(WEIGHTS_KEYS.items(), weights, strict=True):
         if backbone in backbones and not value:
             return f"leaves the backbone's own weights out, and {key} names none; name them there"
+    return None
+
+
+@cross_check("MODEL.BACKBONE.ACTIVATION_CHECKPOINTING", "MODEL.BACKBONE.NAME")
+def blocks_can_be_computed_again(enabled: bool, backbone: str) -> str | None:
+    """Vision transformers run their blocks one by one; our other backbones do not."""
+    if enabled and backbone == "CLIP":
+        return "needs a vision transformer, MODEL.BACKBONE.NAME ViT or CLIPViT"
     return None

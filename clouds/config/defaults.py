@@ -15,8 +15,10 @@ from clouds.config.key import (
     one_of,
     positive_pair,
     sizes,
+    some_positive,
     within,
 )
+from clouds.data.input_sizes import PUBLISHED
 
 KEYS: tuple[Key, ...] = (
     Key("VERSION", 2, "Config version of Detectron2; it does not change.", one_of(2)),
@@ -327,9 +329,29 @@ KEYS: tuple[Key, ...] = (
         "native",
         "'native': whole image, short side TEST.SHORT_SIDE, prediction resized to the original "
         "label; 'clouds': the same input, BDD, Mapillary and ACDC labels resized with the image; "
-        "'slide': overlapping windows, their scores averaged (TEST.SLIDE).",
-        one_of("native", "clouds", "slide"),
+        "'slide': overlapping windows, their scores averaged (TEST.SLIDE); or windows and input "
+        "sizes of a paper's code: 'rein512', 'rein1024', 'soma512', 'soma1024', 'tqdm', 'vltseg'.",
+        one_of("native", "clouds", "slide", *PUBLISHED),
     ),
+    Key(
+        "TEST.INPUT_SIZES",
+        (),
+        "Long and short side, pixels, into which the images of a dataset are fitted, in place of "
+        "the protocol's, such as 'bdd_*: 1280x720'.",
+        element="",
+    ),
+    Key(
+        "TEST.AUG.ENABLED",
+        False,
+        "Test-time augmentation: scores of scaled and flipped inputs are averaged.",
+    ),
+    Key(
+        "TEST.AUG.SCALES",
+        (1.0,),
+        "Scales of the input with TEST.AUG.ENABLED.",
+        some_positive,
+    ),
+    Key("TEST.AUG.FLIP", True, "With TEST.AUG.ENABLED also flip each input horizontally."),
     Key("TEST.SHORT_SIDE", 1024, "Short side of the input, pixels; 0: its own.", at_least(0)),
     Key(
         "TEST.LONG_SIDE_MAX",

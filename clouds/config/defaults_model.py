@@ -133,6 +133,12 @@ MODEL_KEYS: tuple[Key, ...] = (
         "Largest rate of stochastic depth in the backbone ViT; none while it is frozen.",
         within(0, 0.9),
     ),
+    Key(
+        "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING",
+        False,
+        "Compute the blocks of a vision transformer again in the backward pass instead of keeping "
+        "their activations: less memory, more time, the same gradients.",
+    ),
     Key("MODEL.SEM_SEG_HEAD.NAME", "CLOUDSHead", "Registered name of the head.", not_empty),
     Key(
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES",

@@ -41,6 +41,9 @@ def within(low: float, high: float) -> Rule:
 
 
 all_positive = Rule("numbers greater than 0", lambda value: all(v > 0 for v in value))
+some_positive = Rule(
+    "one or more numbers greater than 0", lambda value: bool(value) and all(v > 0 for v in value)
+)
 sizes = Rule(
     "pairs of height and width, both 0 or both above 0",
     lambda value: all(len(size) == 2 and (min(size) > 0 or size == (0, 0)) for size in value),

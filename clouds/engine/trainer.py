@@ -97,7 +97,7 @@ class Trainer(TrainerBase):
     ) -> None:
         super().__init__(int(cfg.SOLVER.MAX_ITER))
         self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
-        self.cfg = on_device(cfg, self.device)
+        self.cfg = with_value(cfg, "MODEL.DEVICE", str(self.device))
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
         check_batch_size(self.batch_size, comm.get_world_size(), int(cfg.SOLVER.ACCUMULATE))
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
@@ -438,8 +438,3 @@ class Trainer(TrainerBase):
             f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
             "may help."
         )
-
-
-def on_device(cfg: CfgNode, device: torch.device) -> CfgNode:
-    """A copy of `cfg` with `device` in MODEL.DEVICE."""
-    return with_value(cfg, "MODEL.DEVICE", str(device))

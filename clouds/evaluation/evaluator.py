@@ -26,7 +26,7 @@ from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
-from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol
+from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol, protocol_name
 from clouds.evaluation.pseudo_labels import (
     PseudoLabelResult,
     evaluate_pseudo_labels,
@@ -86,7 +86,7 @@ def evaluate(
     if pseudo_labels:
         with _evaluation_mode(cfg, model) as segmenter:
             pseudo_label_results = evaluate_pseudo_labels(cfg, cast(CLOUDS, segmenter))
-    results = Results(cfg.TEST.PROTOCOL, datasets, pseudo_label_results)
+    results = Results(protocol_name(cfg), datasets, pseudo_label_results)
     if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
@@ -105,8 +105,9 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
     repeated = sorted({name for name in names if list(names).count(name) > 1})
     if repeated:
         raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
-    datasets = Datasets.from_config(cfg)
+    datasets, protocol = Datasets.from_config(cfg), build_protocol(cfg)
     for name in names:
+        protocol.check_dataset(name)
         dataset = datasets.get(name)
         _labeled_records(dataset)
         check_labels(dataset, need_class=False)

@@ -4,8 +4,12 @@ native   The image is resized to a given short side, the prediction to the size 
 clouds   The same input. The labels of BDD100K, Mapillary and ACDC are resized with the image and
          predictions are scored at that size, as in the published CLOUDS results.
 slide    Overlapping windows whose scores are averaged, as in the published results of Rein.
+rein512, rein1024, soma512, soma1024, tqdm, vltseg
+         Windows of these papers' code, with a size of the image for each dataset
+         (`clouds.data.input_sizes`), to which it is resized without antialiasing.
 
-Where an image is resized to a short side, TEST.LONG_SIDE_MAX limits its long side.
+Where an image is resized to a short side, TEST.LONG_SIDE_MAX limits its long side. TEST.INPUT_SIZES
+has sizes of other datasets, for every protocol; TEST.AUG adds test-time augmentation to each.
 
 Scores under different protocols are not comparable. The method `prepare` of a protocol runs in the
 worker processes of the data loader, on arrays; `predict` runs in the main process, on one sample.
@@ -16,20 +20,23 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 from typing import Protocol as Interface
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
 from clouds.data.augmentation import resize_label, short_side_size
-from clouds.modeling.postprocessing import ClassMapBuilder
+from clouds.data.input_sizes import PUBLISHED, InputSizes, WindowProtocol, fitted_size, parse_sizes
+from clouds.modeling.postprocessing import ClassMapBuilder, class_map, resize_scores
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +76,24 @@ class Protocol(ABC):
         """
 
     @abstractmethod
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the model's input for an image of `height` x `width` pixels."""
+    def input_size(self, height: int, width: int, dataset: str = "") -> tuple[int, int]:
+        """Height and width of the model's input for an image of `height` x `width` pixels.
+
+        Args:
+            height, width: of the image.
+            dataset: its name; empty: of none.
+
+        Raises:
+            ValueError: see `check_dataset`.
+        """
+
+    @abstractmethod
+    def check_dataset(self, dataset: str) -> None:
+        """Raise ValueError if the protocol is not defined for a dataset."""
+
+    @abstractmethod
+    def resize(self, image: UInt8Array, height: int, width: int) -> UInt8Array:
+        """Resize an image (H, W, 3) for the model's input."""
 
     @abstractmethod
     def warn_if_limited(self, height: int, width: int) -> None:
@@ -100,26 +123,60 @@ class Native(Protocol):
     Attributes:
         short_side: short side of the input, pixels; 0: the image is not resized.
         long_side_max: limit of the long side of a resized image, pixels; 0: none.
+        sizes: sizes into which images of some datasets are fitted instead.
+        sizes_required: there is no input for datasets without one of `sizes`.
+        antialias: resize with antialiasing where the image becomes smaller.
     """
 
     short_side: int
     long_side_max: int
+    sizes: InputSizes = field(default_factory=InputSizes, kw_only=True)
+    sizes_required: bool = field(default=False, kw_only=True)
+    antialias: bool = field(default=True, kw_only=True)
 
     def prepare(
         self, image: UInt8Array, label: UInt8Array | None, dataset: str
     ) -> tuple[UInt8Array, UInt8Array | None]:
-        height, width = self.input_size(image.shape[0], image.shape[1])
-        return resize_image(image, height, width), label
+        if self.sizes.is_halved(dataset):
+            image = _halve(image, Image.Resampling.BICUBIC)
+            label = None if label is None else _halve(label, Image.Resampling.NEAREST)
+        height, width = self.input_size(image.shape[0], image.shape[1], dataset)
+        return self.resize(image, height, width), label
 
-    def input_size(self, height: int, width: int) -> tuple[int, int]:
+    def input_size(self, height: int, width: int, dataset: str = "") -> tuple[int, int]:
+        self.check_dataset(dataset)
+        size = self.sizes.of(dataset)
+        if size is not None:
+            return fitted_size(height, width, size)
         return short_side_size(height, width, self.short_side, self.long_side_max)
+
+    def check_dataset(self, dataset: str) -> None:
+        if self.sizes_required and self.sizes.of(dataset) is None:
+            patterns = ", ".join(pattern for pattern, _ in self.sizes.sizes)
+            raise ValueError(
+                f"this TEST.PROTOCOL has no input size for the dataset {dataset!r}, only for "
+                f"{patterns}. Choose another protocol, or give the size: TEST.INPUT_SIZES "
+                f"\"('{dataset}: 2048x1024',)\""
+            )
+
+    def resize(self, image: UInt8Array, height: int, width: int) -> UInt8Array:
+        if self.antialias or image.shape[:2] == (height, width):
+            return resize_image(image, height, width)
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(resized, np.uint8)
+
+    def scores(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+        """Scores (C, h, w) of a sample at the size of its image (3, h, w)."""
+        height, width = sample["image"].shape[-2:]
+        return model([{**sample, "height": height, "width": width}])[0]["sem_seg"].float()
 
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
         return model.segment([sample])[0]
 
     def warn_if_limited(self, height: int, width: int) -> None:
-        if min(height, width) < self.short_side:
+        limited = max(height, width) == self.long_side_max > 0
+        if limited and min(height, width) < self.short_side:
             _warn_of_limit(self.short_side, self.long_side_max)
 
 
@@ -159,6 +216,9 @@ class Slide(Native):
         assert builder is not None, "an image has at least one window"
         return builder.result
 
+    def scores(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+        return torch.cat(list(self.mean_scores(model, sample)), dim=1)
+
     def mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
         """Mean scores (C, n, width) of the next n rows of the input, from top to bottom.
 
@@ -184,6 +244,73 @@ class Slide(Native):
             counts[:, columns] += 1
         assert sums is not None and counts is not None, "an image has at least one window"
         yield sums / counts
+
+
+@dataclass(frozen=True)
+class WithTTA(Protocol):
+    """Another protocol on scaled and flipped copies of its input, whose scores are averaged.
+
+    Attributes:
+        protocol: the other protocol; with windows, those of each copy.
+        scales: of the input.
+        flip: also flip each copy horizontally.
+    """
+
+    protocol: Native
+    scales: tuple[float, ...]
+    flip: bool
+
+    def prepare(
+        self, image: UInt8Array, label: UInt8Array | None, dataset: str
+    ) -> tuple[UInt8Array, UInt8Array | None]:
+        return self.protocol.prepare(image, label, dataset)
+
+    def input_size(self, height: int, width: int, dataset: str = "") -> tuple[int, int]:
+        return self.protocol.input_size(height, width, dataset)
+
+    def check_dataset(self, dataset: str) -> None:
+        self.protocol.check_dataset(dataset)
+
+    def resize(self, image: UInt8Array, height: int, width: int) -> UInt8Array:
+        return self.protocol.resize(image, height, width)
+
+    def warn_if_limited(self, height: int, width: int) -> None:
+        self.protocol.warn_if_limited(height, width)
+
+    def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+        self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
+        (scores,) = self.mean_scores(model, sample)
+        return class_map(scores, (int(sample["height"]), int(sample["width"])))
+
+    def mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
+        """Mean scores (C, h, w) at the size of the input (3, h, w), all rows at once."""
+        height, width = (int(n) for n in sample["image"].shape[-2:])
+        total: Tensor | None = None
+        for scale in self.scales:
+            size = max(1, round(height * scale)), max(1, round(width * scale))
+            scaled = _resize_tensor(sample["image"], size)
+            for flipped in (False, True) if self.flip else (False,):
+                copy = scaled.flip(-1) if flipped else scaled
+                scores = self.protocol.scores(model, {**sample, "image": copy})
+                scores = resize_scores(scores.flip(-1) if flipped else scores, (height, width))
+                total = scores if total is None else total + scores
+        assert total is not None, "there is at least one scale"
+        yield total / (len(self.scales) * (2 if self.flip else 1))
+
+
+def _resize_tensor(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a uint8 image (3, h, w) bilinearly, with antialiasing, rounded to uint8."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _halve(pixels: UInt8Array, resampling: Image.Resampling) -> UInt8Array:
+    """Image or label of half the size, rounded down, at least 1."""
+    height, width = pixels.shape[:2]
+    size = (max(1, width // 2), max(1, height // 2))
+    return np.asarray(Image.fromarray(pixels).resize(size, resampling))
 
 
 def _shift_up(values: Tensor, rows: int) -> Tensor:
@@ -237,26 +364,57 @@ def resize_image(image: UInt8Array, height: int, width: int) -> UInt8Array:
     return np.asarray(resized)
 
 
-PROTOCOLS: dict[str, Callable[[CfgNode], Protocol]] = {
-    "native": lambda cfg: Native(cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX),
-    "clouds": lambda cfg: Clouds(cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX),
+def _configured_sizes(cfg: CfgNode) -> InputSizes:
+    return InputSizes(parse_sizes(cfg.TEST.INPUT_SIZES))
+
+
+def _published(cfg: CfgNode, protocol: WindowProtocol) -> Slide:
+    """A protocol of `PUBLISHED`; sizes of the config come first."""
+    return Slide(
+        0,
+        0,
+        protocol.window,
+        protocol.step / protocol.window,
+        sizes=protocol.sizes.preceded_by(parse_sizes(cfg.TEST.INPUT_SIZES)),
+        sizes_required=True,
+        antialias=False,
+    )
+
+
+PROTOCOLS: dict[str, Callable[[CfgNode], Native]] = {
+    "native": lambda cfg: Native(
+        cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX, sizes=_configured_sizes(cfg)
+    ),
+    "clouds": lambda cfg: Clouds(
+        cfg.TEST.SHORT_SIDE, cfg.TEST.LONG_SIDE_MAX, sizes=_configured_sizes(cfg)
+    ),
     "slide": lambda cfg: Slide(
         cfg.TEST.SLIDE.SHORT_SIDE,
         cfg.TEST.LONG_SIDE_MAX,
         cfg.TEST.SLIDE.CROP_SIZE,
         cfg.TEST.SLIDE.STRIDE,
+        sizes=_configured_sizes(cfg),
     ),
+    **{name: partial(_published, protocol=protocol) for name, protocol in PUBLISHED.items()},
 }
 
 
 def build_protocol(cfg: CfgNode) -> Protocol:
-    """The protocol with the name TEST.PROTOCOL.
+    """The protocol with the name TEST.PROTOCOL, with the options of TEST.
 
     Raises:
-        ValueError: there is no such protocol.
+        ValueError: there is no such protocol, or TEST.INPUT_SIZES has an entry of another form.
     """
     if cfg.TEST.PROTOCOL not in PROTOCOLS:
         raise ValueError(
             f"TEST.PROTOCOL is {cfg.TEST.PROTOCOL!r}; known: {', '.join(sorted(PROTOCOLS))}"
         )
-    return PROTOCOLS[cfg.TEST.PROTOCOL](cfg)
+    protocol = PROTOCOLS[cfg.TEST.PROTOCOL](cfg)
+    if not cfg.TEST.AUG.ENABLED:
+        return protocol
+    return WithTTA(protocol, tuple(cfg.TEST.AUG.SCALES), cfg.TEST.AUG.FLIP)
+
+
+def protocol_name(cfg: CfgNode) -> str:
+    """The name of the protocol in results: TEST.PROTOCOL, with `+tta` if TEST.AUG is enabled."""
+    return str(cfg.TEST.PROTOCOL) + ("+tta" if cfg.TEST.AUG.ENABLED else "")

@@ -14,7 +14,7 @@ from torch import Tensor
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.device import autocast
-from clouds.evaluation.protocols import Slide, build_protocol, resize_image
+from clouds.evaluation.protocols import Slide, WithTTA, build_protocol
 from clouds.inference.images import ImageLike, to_rgb
 from clouds.inference.segmentation import Float32Array, Segmentation, WindowScores
 from clouds.inference.windows import Size, Window, windows
@@ -79,8 +79,8 @@ class Segmenter:
                 uint8 or floating point in [0, 1]; or a list of these.
             batch_size: neighbors in the list with the same input size that are predicted together.
             keep_scores: keep what `Segmentation.scores` is computed from, in the host's memory:
-                about a quarter of a byte per query and pixel of the input; under the protocol
-                'slide' 4 bytes per class and pixel.
+                about a quarter of a byte per query and pixel of the input; under
+                protocols with windows or TEST.AUG 4 bytes per class and pixel.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: see `to_rgb`.
@@ -142,7 +142,7 @@ class Segmenter:
             )
             pixels = np.ascontiguousarray(image[window.rows, window.columns])
             ((found, certainty, compute),) = self._run(
-                [resize_image(pixels, *scaled)], [window.size], keep
+                [self.protocol.resize(pixels, *scaled)], [window.size], keep
             )
             inside = window.kept_inside
             labels[window.kept_rows, window.kept_columns] = found[inside]
@@ -160,8 +160,8 @@ class Segmenter:
             for pixels, size in zip(inputs, sizes, strict=True)
         ]
         with torch.no_grad(), autocast(self.cfg, device):
-            if isinstance(self.protocol, Slide):
-                return [self._slide(self.protocol, sample, keep) for sample in batch]
+            if isinstance(self.protocol, Slide | WithTTA):
+                return [self._mean(self.protocol, sample, keep) for sample in batch]
             parts: list[Part] = []
             for semantic_map, size in zip(self.model.semantic_maps(batch), sizes, strict=True):
                 labels, confidence = semantic_map.classes_and_confidence(size)
@@ -169,8 +169,8 @@ class Segmenter:
                 parts.append((labels.cpu().numpy(), confidence.cpu().numpy(), compute))
             return parts
 
-    def _slide(self, protocol: Slide, sample: dict[str, Any], keep: bool) -> Part:
-        """Prediction of one input under the protocol 'slide'."""
+    def _mean(self, protocol: Slide | WithTTA, sample: dict[str, Any], keep: bool) -> Part:
+        """Prediction of one input under a protocol that averages scores."""
         source: Size = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
         size: Size = (sample["height"], sample["width"])
         confidence = torch.empty(size, device=self.model.device)

@@ -315,7 +315,9 @@ def test_slide_resizes_only_with_a_short_side():
 
 
 def test_an_unknown_protocol():
-    with pytest.raises(ValueError, match=r"'natvie'; known: clouds, native, slide"):
+    with pytest.raises(
+        ValueError, match=r"'natvie'; known: clouds, native, rein1024, rein512, slide"
+    ):
         protocol_of("natvie")
 
 

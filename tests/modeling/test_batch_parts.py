@@ -6,8 +6,10 @@ import pytest
 import torch
 from joint_samples import generated, joint_model, source
 from test_clouds_model import sample, train_step
+from tiny_adapter import vit_model_config
 from tiny_model import tiny_model
 
+from clouds.modeling.build import build_seeded
 from clouds.modeling.criterion import BatchTotals
 
 
@@ -113,3 +115,13 @@ def test_normalizers_by_hand():
         assert part.normalizers.classes.tolist() == pytest.approx([weight] * 4)
     half = BatchTotals(2, torch.tensor([3.0])) + BatchTotals(5, torch.tensor([0.5]))
     assert (half.matched, half.unmatched.tolist()) == (7, [3.5])
+
+
+@pytest.mark.parametrize("name", ["labelled", "partly labelled"])
+def test_queries_of_an_adapter_are_counted(name):
+    model = build_seeded(vit_model_config("rein")).train()
+    assert model.sem_seg_head.predictor.num_queries == 0
+    batch = BATCHES[name]
+    whole = train_step(model, batch)
+    assert any("adapter" in key for key in whole[1])
+    assert_equal(in_parts(model, [[one] for one in batch]), whole)

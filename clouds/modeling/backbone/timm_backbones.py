@@ -38,6 +38,11 @@ def ViT(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:  # noqa
     settings: dict[str, Any] = {"pixel_mean": mean, "pixel_std": std, "frozen": options.FREEZE}
     settings["make_adapter"] = functools.partial(build_adapter, cfg)
     if family_of(name) == "convnext":
+        if options.ACTIVATION_CHECKPOINTING:
+            raise ValueError(
+                f"MODEL.BACKBONE.ACTIVATION_CHECKPOINTING needs a vision transformer, and "
+                f"MODEL.BACKBONE.TIMM_NAME is {options.TIMM_NAME!r}. Set it to False."
+            )
         model = timm.create_model(name, num_classes=0, drop_path_rate=options.DROP_PATH)
         load_pretrained(model, name, options.WEIGHTS, options.RESIZE)
         return ConvNeXtBackbone(convnext=model, **settings)
@@ -77,4 +82,5 @@ def vit_options(cfg: CfgNode) -> dict[str, Any]:
         "out_blocks": options.OUT_BLOCKS,
         "pyramid": options.PYRAMID,
         "positions": options.POSITIONS,
+        "activation_checkpointing": options.ACTIVATION_CHECKPOINTING,
     }

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from clouds.d2 import Backbone
 from clouds.modeling.backbone.adapters import AdaptedLayers, Adapter, MakeAdapter
@@ -47,6 +48,8 @@ class ViTBackbone(Backbone):
         pyramid: 'plain', 'learned' or 'neck', see `build_pyramid`.
         positions: how position embeddings are resized to the image, see `resize_positions`.
         frozen: whether the transformer's own weights do not train.
+        activation_checkpointing: keep only the tokens between blocks for the backward pass, which
+            computes the blocks again.
         make_adapter: makes the adapter; None: nothing trains but what `frozen` says.
 
     Attributes:
@@ -65,9 +68,11 @@ class ViTBackbone(Backbone):
         pyramid: str = "plain",
         positions: str = "bicubic",
         frozen: bool = True,
+        activation_checkpointing: bool = False,
         make_adapter: MakeAdapter | None = None,
     ) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.transformer = transformer
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         depth = len(transformer.blocks)
@@ -160,7 +165,10 @@ class ViTBackbone(Backbone):
             rope = self.rotary_positions(grid)
             after = {}
             for i in range(max(blocks) + 1):
-                tokens = self.run_block(i, tokens, rope)
+                if self.activation_checkpointing and torch.is_grad_enabled():
+                    tokens = checkpoint(self.run_block, i, tokens, rope, use_reentrant=False)
+                else:
+                    tokens = self.run_block(i, tokens, rope)
                 if i in blocks:
                     after[i] = tokens
         return after, grid

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from clouds.data.structures import Sample, Targets, seeds_of
+from clouds.modeling.backbone.adapters import adapter_of
 from clouds.modeling.criterion import BatchPart, BatchTotals
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ def prepare_parts(model: CLOUDS, parts: Sequence[Sequence[Sample]]) -> list[Batc
     """
     targets = [model.targets(part) for part in parts]
     decoder = model.sem_seg_head.predictor
+    queries = adapter_of(model.backbone).object_queries()
+    num_queries = decoder.num_queries if queries is None else len(queries)
     totals = model.criterion.totals_of_targets(
-        list(chain(*targets)), decoder.num_predictions, decoder.num_queries
+        list(chain(*targets)), decoder.num_predictions, num_queries
     )
     if totals is None:
         totals = _predicted_totals(model, parts, targets)

@@ -1,4 +1,4 @@
-"""Conditions on several keys of a config: their list, and the decorator that adds one."""
+"""The list of conditions on several keys of a config."""
 
 from __future__ import annotations
 
