@@ -23,13 +23,12 @@ from torch import nn
 from clouds.engine.config_changes import config_value
 from clouds.engine.frozen_backbone import ENTRY as FROZEN_BACKBONE
 from clouds.engine.frozen_backbone import (
-    adapter_tensors,
     check_fingerprints,
     fingerprints,
     frozen_names,
     start_adapter,
 )
-from clouds.engine.load_report import LoadReport, compare_tensors, rename_older_tensors
+from clouds.engine.load_report import compare_tensors, refuse_other_adapter, rename_older_tensors
 from clouds.engine.newest_checkpoint import (
     TAG,
     numbered_checkpoints,
@@ -300,7 +299,8 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
                 hint = "To load the tensors that match, set MODEL.WEIGHTS_PARTIAL True."
             hint = _start_anew(path) if resuming else hint
             raise ValueError(f"these weights are of another model.\n{report}\n{hint}")
-        _refuse_other_adapter(report, partial)
+        if not partial:
+            refuse_other_adapter(report)
         if report.left_out and self.load_backbone is not None:
             self.load_backbone(path)
         present = report.matched + len(report.left_out)
@@ -314,19 +314,6 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             start_adapter(self.model, usable)
         if report.left_out and marks is not None:
             check_fingerprints(path, marks, self.model)
-
-
-def _refuse_other_adapter(report: LoadReport, partial: bool) -> None:
-    """Raise ValueError for tensors of an adapter that the model has not; its weights alone would
-    be those of another network.
-    """
-    names = adapter_tensors(report.unexpected)
-    if names and not partial:
-        raise ValueError(
-            f"these weights have an adapter that the model has not: {format_examples(names)}.\n"
-            f"{report}\nSet MODEL.BACKBONE.ADAPTER as in training, or merge the adapter "
-            "(`clouds convert --merge-adapters`)."
-        )
 
 
 def _refuse_nonfinite(path: str, names: list[str]) -> None:

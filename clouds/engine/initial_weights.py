@@ -7,7 +7,8 @@ a checkpoint brings them, and needed where it leaves the frozen backbone out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -99,3 +100,31 @@ def require_own_weights(cfg: CfgNode, path: str) -> None:
                 f"checkpoint '{path}' leaves the frozen backbone out, and {key} names no weights: "
                 "the backbone would be random. Name there the weights that it was trained over."
             )
+
+
+def load_complete(cfg: CfgNode, model: nn.Module, path: str, entries: Mapping[str, Any]) -> None:
+    """Load the weights among the entries of `path`; they must be complete and finite.
+
+    Args:
+        cfg: the config of the model.
+        model: was built by `build_seeded` with `skip_pretrained`: if the weights leave a frozen
+            backbone out, its own are loaded.
+        path: for messages.
+        entries: of the checkpoint.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape, or has values that are not finite; the
+            backbone is left out, and the config names no weights of it.
+    """
+    weights = rename_older_tensors(entries["model"], model)
+    report = compare_tensors(path, weights, model)
+    if not report.complete:
+        raise ValueError(
+            f"these weights are not complete, or of another model than the config's.\n{report}\n"
+            "Name the config that they were trained with by config_file (--config-file); a "
+            "checkpoint of another project must have every tensor (`clouds convert`)."
+        )
+    if report.left_out:
+        require_own_weights(cfg, path)
+        fetch_backbone(cfg, model)
+    Checkpointer(model).load_model(path, weights, marks=entries.get(ENTRY))

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from clouds.engine.frozen_backbone import is_left_out
+from clouds.engine.frozen_backbone import adapter_tensors, is_left_out
 from clouds.engine.mmseg_names import from_mmseg, is_mmseg
+from clouds.messages import format_examples
 
 logger = logging.getLogger(__name__)
 
@@ -120,3 +121,20 @@ def rename_older_tensors(
     if count:
         logger.info("%d tensors have older names in the file and were renamed", count)
     return renamed
+
+
+def refuse_other_adapter(report: LoadReport) -> None:
+    """Refuse tensors of an adapter that the model has not.
+
+    The other weights alone would be those of another network.
+
+    Raises:
+        ValueError: there are such tensors.
+    """
+    names = adapter_tensors(report.unexpected)
+    if names:
+        raise ValueError(
+            f"these weights have an adapter that the model has not: {format_examples(names)}.\n"
+            f"{report}\nSet MODEL.BACKBONE.ADAPTER as in training, or merge the adapter "
+            "(`clouds convert --merge-adapters`)."
+        )

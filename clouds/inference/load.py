@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import clouds.modeling  # noqa: F401 - registers what configs name
 from clouds.config.defaults import KEYS
@@ -17,10 +16,7 @@ from clouds.config.values import Setting
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.device import resolve_device
-from clouds.engine.checkpoint import Checkpointer
-from clouds.engine.frozen_backbone import ENTRY
-from clouds.engine.initial_weights import fetch_backbone, require_own_weights
-from clouds.engine.load_report import compare_tensors, rename_older_tensors
+from clouds.engine.initial_weights import load_complete
 from clouds.files import expand_user
 from clouds.inference.classes import (
     label_space_of,
@@ -29,6 +25,7 @@ from clouds.inference.classes import (
     use_label_space,
 )
 from clouds.inference.segmenter import Segmenter
+from clouds.modeling.backbone.adapters import merge_updates
 from clouds.modeling.build import build_seeded
 from clouds.modeling.meta_arch.clouds import CLOUDS
 from clouds.weights_io import read_checkpoint
@@ -43,12 +40,14 @@ def load(
     device: str | torch.device | None = None,
     classes: str | Sequence[str] | None = None,
     overrides: Sequence[Any] = (),
+    merge_adapters: bool = False,
 ) -> Segmenter:
     """Load a checkpoint for inference.
 
     Args:
         weights: the checkpoint, e.g. `model_final.pth`; it must have every tensor of the model.
-            CLIP's own weights are in it and are not downloaded.
+            The backbone's own weights are in it and are not downloaded, unless it leaves a frozen
+            backbone out.
         config_file: its config; None: the one that the checkpoint carries. Checkpoints of this
             project's trainer carry it, published and converted ones do not.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'; None: MODEL.DEVICE of the config if this machine
@@ -57,6 +56,8 @@ def load(
             a text class head; a class that the model was trained on keeps its words and its color.
             None: those of the training data.
         overrides: KEY, VALUE, KEY, VALUE, … that change the config, e.g. ["TEST.SHORT_SIDE", 512].
+        merge_adapters: fold low-rank adapters into the weights, which is faster; outputs differ by
+            rounding.
 
     Returns:
         The segmenter, with the model in evaluation mode.
@@ -81,7 +82,9 @@ def load(
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE}; only CLOUDS is supported."
         )
-    load_all_weights(cfg, model, str(path), entries)
+    load_complete(cfg, model, str(path), entries)
+    if merge_adapters:
+        logger.info("%d low-rank updates are merged into the weights", merge_updates(model))
     label_space = model.label_space or numbered_label_space(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if names is not None:
         label_space = _own_classes(cfg, model, names)
@@ -127,29 +130,6 @@ def _settings_for_inference(
         if values["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION"] == "triton":
             changes["MODEL.SEM_SEG_HEAD.DEFORMABLE_ATTENTION"] = "auto"
     return [Setting(name, value, "inference") for name, value in changes.items()]
-
-
-def load_all_weights(cfg: CfgNode, model: nn.Module, path: str, entries: Mapping[str, Any]) -> None:
-    """Load the weights among the entries of `path`; they must be complete and finite.
-
-    A frozen backbone that they leave out gets its own weights.
-
-    Raises:
-        ValueError: a tensor is missing, has another shape, or has values that are not finite; the
-            backbone is left out, and the config names no weights of it.
-    """
-    weights = rename_older_tensors(entries["model"], model)
-    report = compare_tensors(path, weights, model)
-    if not report.complete:
-        raise ValueError(
-            f"these weights are not complete, or of another model than the config's.\n{report}\n"
-            "Name the config that they were trained with by config_file (--config-file); a "
-            "checkpoint of another project must have every tensor (`clouds convert`)."
-        )
-    if report.left_out:
-        require_own_weights(cfg, path)
-        fetch_backbone(cfg, model)
-    Checkpointer(model).load_model(path, weights, marks=entries.get(ENTRY))
 
 
 def _own_classes(cfg: CfgNode, model: CLOUDS, names: Sequence[str]) -> LabelSpace:
