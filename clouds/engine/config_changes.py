@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from clouds.config.compat import NO_EFFECT, translate
 from clouds.config.values import Setting
 from clouds.d2 import CfgNode
 from clouds.yaml_core import BoundedLoader
+
+logger = logging.getLogger(__name__)
 
 HARMLESS_KEYS = (
     "DATALOADER.NUM_WORKERS",
@@ -51,6 +54,21 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
         if saved.get(key) != present.get(key)
         and not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS_KEYS)
     ]
+
+
+def warn_changes(saved_config: object, cfg: CfgNode) -> None:
+    """Log `changed_keys` as a warning, or why they are not known."""
+    try:
+        changes = changed_keys(saved_config, cfg)
+    except ValueError as error:
+        logger.warning("it is not known whether the config has changed: %s", error)
+        return
+    if changes:
+        logger.warning(
+            "the config differs from that of the checkpoint, so the result differs from that of an "
+            "uninterrupted run:\n  %s",
+            "\n  ".join(changes),
+        )
 
 
 def _difference(saved: Any, present: Any) -> str:

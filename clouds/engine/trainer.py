@@ -20,7 +20,7 @@ from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
 from clouds.engine.checkpoint import Checkpointer
-from clouds.engine.config_changes import changed_keys
+from clouds.engine.config_changes import warn_changes
 from clouds.engine.hooks import CheckpointHook, EMAHook, EvalHook, MetricsHook
 from clouds.engine.initial_weights import (
     fetch_backbone,
@@ -351,17 +351,7 @@ class Trainer(TrainerBase):
                 processes,
                 comm.get_world_size(),
             )
-        try:
-            changes = changed_keys(carried.get("config"), self.cfg)
-        except ValueError as error:
-            logger.warning("it is not known whether the config has changed: %s", error)
-            return
-        if changes:
-            logger.warning(
-                "the config differs from that of the checkpoint, so the result differs from that "
-                "of an uninterrupted run:\n  %s",
-                "\n  ".join(changes),
-            )
+        warn_changes(carried.get("config"), self.cfg)
 
     def train(self) -> Results | None:
         """Train to SOLVER.MAX_ITER, then save and evaluate; returns the results, if there are any.

@@ -233,9 +233,9 @@ def test_all_problems_are_reported_together(tmp_path):
         "SEED",
         "SOLVER.OPTIMIZER",
         "SOLVER.MAX_ITER",
+        "INPUT.INITIAL_HEIGHT",
         "MODEL.MASK_FORMER.HIDDEN_DIM",
         "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-        "INPUT.INITIAL_HEIGHT",
     ]
     text = str(error.value)
     assert text.startswith("7 problems in the configuration:\n  NOPE")

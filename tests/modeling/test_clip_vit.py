@@ -13,6 +13,7 @@ from tiny_vit import images
 
 from clouds.d2 import BACKBONE_REGISTRY
 from clouds.modeling.backbone import open_clip_models
+from clouds.modeling.backbone.adapters.base import Adapter
 from clouds.modeling.backbone.base import PixelStatistics, TextEncoder
 from clouds.modeling.backbone.clip_vit import attention_of_masks, with_unrotated
 from clouds.modeling.backbone.open_clip_models import create_clip
@@ -153,7 +154,9 @@ def test_empty_masks_have_finite_embeddings(pair):
 
 
 def test_an_adapter_sees_patches_alone(pair):
-    class Counting(torch.nn.Module):
+    class Counting(Adapter):
+        acts_on_tokens = True
+
         def after_block(self, index, patches):
             counts.append((index, patches.shape[1]))
             return patches

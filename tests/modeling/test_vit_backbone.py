@@ -10,6 +10,7 @@ from tiny_vit import ARCHITECTURES, images, tiny_vit
 from torch import nn
 from torch.nn import functional as F
 
+from clouds.modeling.backbone.adapters.base import Adapter
 from clouds.modeling.backbone.vit import pad_to_patches, proportional_blocks
 from clouds.modeling.backbone.vit_pyramid import build_pyramid
 from clouds.self_training.ema import EMATeacher
@@ -141,8 +142,10 @@ def test_a_learned_pyramid_trains_on_a_frozen_transformer(pyramid):
     assert with_gradient and all(n.startswith("pyramid.") for n in with_gradient)
 
 
-class Doubling(nn.Module):
+class Doubling(Adapter):
     """An adapter that doubles the patch tokens after block 1, and notes what it is called with."""
+
+    acts_on_tokens = True
 
     def __init__(self):
         super().__init__()
