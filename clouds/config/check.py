@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import clouds.config.check_data
-import clouds.config.check_model  # noqa: F401 - it adds to CROSS_CHECKS
+from clouds.config import check_data, check_model  # noqa: F401 - they add their conditions
 from clouds.config.config import get_value
-from clouds.config.cross_check import CROSS_CHECKS, cross_check
+from clouds.config.cross_checks import CROSS_CHECKS, cross_check
 from clouds.config.defaults import KEYS
 from clouds.config.values import coerce
 from clouds.d2 import CfgNode

@@ -1,4 +1,4 @@
-"""Conditions on the keys of datasets, label spaces, augmentation and evaluation."""
+"""Conditions on the keys of datasets, label spaces and augmentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from clouds.config.cross_check import cross_check
+from clouds.config.cross_checks import cross_check
 from clouds.data.datasets import (
     Datasets,
     UnknownDatasetError,

@@ -1,8 +1,8 @@
-"""Conditions on several keys of MODEL."""
+"""Conditions on the keys of the model."""
 
 from __future__ import annotations
 
-from clouds.config.cross_check import cross_check
+from clouds.config.cross_checks import cross_check
 from clouds.config.defaults_model import WEIGHTS_KEYS
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clouds.config import KEYS, ConfigError, get_cfg, load_config, problems, resolve
-from clouds.config.cross_check import CROSS_CHECKS
+from clouds.config.cross_checks import CROSS_CHECKS
 from clouds.data.datasets import Datasets, builtin
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.device import resolve_device

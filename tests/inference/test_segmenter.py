@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 import clouds
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.evaluation import protocols
+from clouds.evaluation.protocols import Slide
 from clouds.inference.images import to_rgb
 from clouds.inference.segmenter import Segmenter
 from clouds.inference.windows import windows
@@ -152,6 +154,25 @@ def test_scores_under_the_protocol_slide(checkpoint):
     assert (result.scores.argmax(0) != result.labels).mean() < 1e-3
     share = result.scores.max(0) / np.maximum(result.scores.sum(0), 1)
     np.testing.assert_allclose(result.confidence, share, atol=1e-5)
+
+
+@pytest.mark.parametrize("tta", [False, True])
+def test_scores_under_the_protocol_of_a_paper(checkpoint, tta):
+    """A whole image as one window; with its mirror image the mean of both."""
+    words = ["TEST.PROTOCOL", "rein512", "TEST.AUG.ENABLED", tta]
+    image = block_image(256, 512)
+    result = clouds.load(checkpoint[0], overrides=words)(image)
+    protocol = Slide(0, 0, 512, 341 / 512)
+    shown = cv2.resize(image, (1024, 512), interpolation=cv2.INTER_LINEAR)
+    tensor = torch.from_numpy(shown).permute(2, 0, 1)
+    with torch.no_grad():
+        scores = protocol.scores(checkpoint[1], {"image": tensor})
+        if tta:
+            mirrored = protocol.scores(checkpoint[1], {"image": tensor.flip(-1)})
+            scores = (scores + mirrored.flip(-1)) / 2
+    expected = F.interpolate(scores[None], (256, 512), mode="bilinear")[0].numpy()
+    np.testing.assert_allclose(result.scores, expected, atol=1e-4)
+    assert (result.scores.argmax(0) != result.labels).mean() < 1e-3
 
 
 def test_scores_that_were_not_kept(segmenter):

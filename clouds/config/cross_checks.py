@@ -1,4 +1,4 @@
-"""The list of conditions on several keys of a config."""
+"""Conditions on several keys of a config: their list, and the decorator that adds one."""
 
 from __future__ import annotations
 
