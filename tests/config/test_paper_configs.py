@@ -1,0 +1,66 @@
+"""The configs of published recipes, against the recipes' tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from clouds.config import load_config
+
+SHORT_SIDES = {
+    512: [256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024],
+    1024: [512, 614, 716, 819, 921, 1024, 1126, 1228, 1331, 1433, 1536, 1638, 1740, 1843, 1945, 2048],
+}  # fmt: skip
+"""mmsegmentation's RandomChoiceResize: k/10 of the size for k = 5..20, rounded down."""
+
+# name: adapter, backbone's factor, rate, batch, warm-up (iterations, factor), size, average from
+RECIPES = {
+    "rein_gta": ("rein", 1.0, 1e-4, 4, (0, None), 512, None, "rein512"),
+    "rein_cityscapes": ("rein", 1.0, 1e-4, 4, (0, None), 512, None, "rein512"),
+    "rein_cityscapes_1024": ("rein", 1.0, 6e-5, 8, (10_000, 1e-6), 1024, None, "rein1024"),
+    "soma_gta": ("soma", 0.5, 1e-4, 4, (0, None), 512, 12_000, "soma512"),
+    "soma_cityscapes": ("soma", 0.5, 1e-4, 8, (1500, 0.01), 512, 20_000, "soma512"),
+    "recycle_gta": ("recycle", 1.0, 1e-4, 4, (0, None), 512, None, "soma512"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name):
+    adapter, factor, rate, batch, (warmup, start), size, average, protocol = RECIPES[name]
+    cfg = load_config(f"papers/{name}")
+    solver = cfg.SOLVER
+    assert cfg.MODEL.BACKBONE.NAME == "ViT" and cfg.MODEL.BACKBONE.FREEZE
+    assert cfg.MODEL.BACKBONE.ADAPTER.NAME == adapter
+    assert cfg.MODEL.BACKBONE.IMG_SIZE == size
+    assert (solver.BACKBONE_MULTIPLIER, solver.BASE_LR, solver.IMS_PER_BATCH) == (
+        factor,
+        rate,
+        batch,
+    )
+    assert (solver.LR_SCHEDULER_NAME, solver.POLY_LR_POWER) == ("PolyLR", 0.9)
+    assert solver.WARMUP_ITERS == warmup and (start is None or solver.WARMUP_FACTOR == start)
+    assert solver.MAX_ITER == 40_000 and not solver.CLIP_GRADIENTS.ENABLED
+    assert solver.WEIGHT_DECAY == 0.05 and solver.WEIGHT_DECAY_NORM == 0
+    assert solver.WEIGHT_AVERAGE.ENABLED == (average is not None)
+    assert average is None or solver.WEIGHT_AVERAGE.START_ITER == average
+    assert solver.WEIGHT_DECAY_SCHEDULE == ("cosine" if adapter == "soma" else "constant")
+    inputs = cfg.INPUT
+    assert list(inputs.SHORT_SIDES) == SHORT_SIDES[size]
+    assert list(inputs.SHORT_SIDES) == [size * k // 10 for k in range(5, 21)]
+    assert inputs.LONG_SIDE_MAX == 4 * size and tuple(inputs.CROP.SIZE) == (size, size)
+    assert (inputs.CROP.CAT_MAX_RATIO, inputs.CROP.PADDING) == (0.75, "mean")
+    assert inputs.PHOTOMETRIC_DISTORTION and not inputs.COLOR_AUG_SSD and inputs.FLIP
+    assert cfg.TEST.PROTOCOL == protocol and cfg.SEED == 42
+    former = cfg.MODEL.MASK_FORMER
+    weights = former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT, former.NO_OBJECT_WEIGHT
+    assert weights == (2, 5, 5, 0.1) and former.NUM_OBJECT_QUERIES == 100
+
+
+@pytest.mark.parametrize("adapter", ["rein", "soma", "recycle"])
+def test_the_joint_recipes_differ_from_the_papers_in_the_loop_alone(adapter):
+    paper = load_config(f"papers/{adapter}_gta")
+    joint = load_config(f"joint_vit/{adapter}_gta_dinov2_large")
+    assert joint.MODEL.BACKBONE == paper.MODEL.BACKBONE
+    assert joint.SOLVER == paper.SOLVER and joint.INPUT == paper.INPUT
+    assert joint.MODEL.WEIGHTS == f"{paper.OUTPUT_DIR}/model_final.pth"
+    assert tuple(joint.DATASETS.TRAIN) == ("gta5", "sd_street_scenes")
+    assert joint.MODEL.CLOUDS.REFINER == "sam"
