@@ -8,7 +8,8 @@ from clouds.config import load_config
 
 SHORT_SIDES = {
     512: [256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024],
-    1024: [512, 614, 716, 819, 921, 1024, 1126, 1228, 1331, 1433, 1536, 1638, 1740, 1843, 1945, 2048],
+    1024: [512, 614, 716, 819, 921, 1024, 1126, 1228, 1331, 1433, 1536, 1638, 1740, 1843, 1945,
+           2048],
 }  # fmt: skip
 """mmsegmentation's RandomChoiceResize: k/10 of the size for k = 5..20, rounded down."""
 
@@ -29,27 +30,27 @@ def test_recipes(name):
     cfg = load_config(f"papers/{name}")
     solver = cfg.SOLVER
     assert cfg.MODEL.BACKBONE.NAME == "ViT" and cfg.MODEL.BACKBONE.FREEZE
-    assert cfg.MODEL.BACKBONE.ADAPTER.NAME == adapter
-    assert cfg.MODEL.BACKBONE.IMG_SIZE == size
-    assert (solver.BACKBONE_MULTIPLIER, solver.BASE_LR, solver.IMS_PER_BATCH) == (
+    assert adapter == cfg.MODEL.BACKBONE.ADAPTER.NAME
+    assert size == cfg.MODEL.BACKBONE.IMG_SIZE
+    assert (
         factor,
         rate,
         batch,
-    )
+    ) == (solver.BACKBONE_MULTIPLIER, solver.BASE_LR, solver.IMS_PER_BATCH)
     assert (solver.LR_SCHEDULER_NAME, solver.POLY_LR_POWER) == ("PolyLR", 0.9)
-    assert solver.WARMUP_ITERS == warmup and (start is None or solver.WARMUP_FACTOR == start)
+    assert warmup == solver.WARMUP_ITERS and (start is None or start == solver.WARMUP_FACTOR)
     assert solver.MAX_ITER == 40_000 and not solver.CLIP_GRADIENTS.ENABLED
     assert solver.WEIGHT_DECAY == 0.05 and solver.WEIGHT_DECAY_NORM == 0
-    assert solver.WEIGHT_AVERAGE.ENABLED == (average is not None)
-    assert average is None or solver.WEIGHT_AVERAGE.START_ITER == average
-    assert solver.WEIGHT_DECAY_SCHEDULE == ("cosine" if adapter == "soma" else "constant")
+    assert (average is not None) == solver.WEIGHT_AVERAGE.ENABLED
+    assert average is None or average == solver.WEIGHT_AVERAGE.START_ITER
+    assert ("cosine" if adapter == "soma" else "constant") == solver.WEIGHT_DECAY_SCHEDULE
     inputs = cfg.INPUT
     assert list(inputs.SHORT_SIDES) == SHORT_SIDES[size]
     assert list(inputs.SHORT_SIDES) == [size * k // 10 for k in range(5, 21)]
-    assert inputs.LONG_SIDE_MAX == 4 * size and tuple(inputs.CROP.SIZE) == (size, size)
+    assert 4 * size == inputs.LONG_SIDE_MAX and tuple(inputs.CROP.SIZE) == (size, size)
     assert (inputs.CROP.CAT_MAX_RATIO, inputs.CROP.PADDING) == (0.75, "mean")
     assert inputs.PHOTOMETRIC_DISTORTION and not inputs.COLOR_AUG_SSD and inputs.FLIP
-    assert cfg.TEST.PROTOCOL == protocol and cfg.SEED == 42
+    assert protocol == cfg.TEST.PROTOCOL and cfg.SEED == 42
     former = cfg.MODEL.MASK_FORMER
     weights = former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT, former.NO_OBJECT_WEIGHT
     assert weights == (2, 5, 5, 0.1) and former.NUM_OBJECT_QUERIES == 100
@@ -61,6 +62,6 @@ def test_the_joint_recipes_differ_from_the_papers_in_the_loop_alone(adapter):
     joint = load_config(f"joint_vit/{adapter}_gta_dinov2_large")
     assert joint.MODEL.BACKBONE == paper.MODEL.BACKBONE
     assert joint.SOLVER == paper.SOLVER and joint.INPUT == paper.INPUT
-    assert joint.MODEL.WEIGHTS == f"{paper.OUTPUT_DIR}/model_final.pth"
+    assert f"{paper.OUTPUT_DIR}/model_final.pth" == joint.MODEL.WEIGHTS
     assert tuple(joint.DATASETS.TRAIN) == ("gta5", "sd_street_scenes")
     assert joint.MODEL.CLOUDS.REFINER == "sam"
