@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from clouds.engine import Trainer
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.frozen_backbone import ENTRY, frozen_names
 from clouds.engine.initial_weights import build_and_load
+from clouds.engine.launch import launch
 from clouds.modeling.build import build_on_meta, build_seeded
 from clouds.weights_io import read_checkpoint
 
@@ -208,3 +210,22 @@ def test_an_adapter_starts_from_loaded_weights(tmp_path, adapter):
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-5)
     name = "transformer.blocks.3.mlp.fc1.weight"
     assert not torch.equal(model.backbone.state_dict()[name], plain.backbone.state_dict()[name])
+
+
+# --------------------------------------------------------------- two processes
+
+
+def train_in_a_process(folder, adapter):
+    """Three iterations; a parameter that trains and gets no gradient is an error in the second."""
+    torch.set_num_threads(1)
+    settings = {"SOLVER__IMS_PER_BATCH": 2, "SOLVER__MAX_ITER": 3}
+    cfg = config(Path(folder), adapter, OUTPUT_DIR=str(Path(folder, "run")), **settings)
+    trainer(cfg).train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [*FROZEN, "full"])
+def test_two_processes_have_no_unused_parameters(tmp_path, adapter):
+    backbone_file(tmp_path)
+    launch(train_in_a_process, (str(tmp_path), adapter), num_gpus=2, device="cpu")
+    assert saved(tmp_path / "run")["iteration"] == 2
