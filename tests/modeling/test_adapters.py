@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import timm
 import torch
+from joint_samples import MIXED, generated, source
 from reference_adapters import adapted
 from tiny_adapter import (
     FROZEN,
@@ -360,3 +361,45 @@ def test_a_backbone_without_a_place_for_adapters_has_none():
 
 def test_all_adapters_are_tested_here():
     assert {name for name, _ in ADAPTER_REGISTRY} == set(SMALL)
+
+
+# --------------------------------------------------------------- the whole model
+
+
+@pytest.mark.parametrize("name", ["rein", "soma"])
+def test_joint_training_labels_with_the_teachers_adapter(name):
+    cfg = vit_model_config(name, **MIXED)
+    model = build_seeded(cfg).train()
+    model.pseudo_labeler.teacher.reset()
+    clean = [generated(3, 64, 64)["clean_image"]]
+    before = model.predict_pseudo_labels(clean)[0].confidence
+    move_adapter(model)
+    assert torch.equal(model.predict_pseudo_labels(clean)[0].confidence, before)
+    losses = model([source(1, 64, 64), generated(2, 64, 64)])
+    assert len(losses) == 12 and all(torch.isfinite(loss) for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    model.pseudo_labeler.teacher.reset()
+    assert not torch.equal(model.predict_pseudo_labels(clean)[0].confidence, before)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_adapters_of_clips_vision_transformer(name):
+    """The text head and the ensemble go on working, and text encoder and projection stay frozen."""
+    settings = {
+        "MODEL__BACKBONE__NAME": "CLIPViT",
+        "MODEL__CLOUDS__CLIP_MODEL_NAME": "clouds_tiny_vit",
+        "MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME": "text",
+        "MODEL__CLOUDS__GEOMETRIC_ENSEMBLE": True,
+    }
+    cfg = vit_model_config(name, **settings)
+    model = build_seeded(cfg).train()
+    own = set(build_seeded(vit_model_config("none", **settings)).backbone.state_dict())
+    trained = trained_names(model.backbone)
+    assert trained and all(n.endswith("bias") for n in own & trained)
+    sum(model([source(1, 64, 64)]).values()).backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    scores = model.eval()([{"image": source(1, 64, 64)["image"]}])[0]["sem_seg"]
+    assert torch.isfinite(scores).all()
