@@ -500,3 +500,12 @@ def test_palettes_of_other_formats(tmp_path, suffix):
     palette = [(0, 0, 142), (128, 64, 128), (70, 70, 70)]
     path = palette_png(tmp_path / f"a.{suffix}", np.array([[0, 1, 2]]), palette)
     assert labels.read_label(path, mapillary).tolist() == [[55, 13, 17]]
+
+
+def test_a_palette_with_alpha(tmp_path):
+    """A TGA file of 2x1 pixels, written by hand; its palette has blue, green, red and alpha."""
+    mapillary = get_dataset("mapillary_val", tmp_path).label_formats[-1]
+    head = struct.pack("<3BHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+    palette = bytes([142, 0, 0, 255, 128, 64, 128, 255])
+    (tmp_path / "a.tga").write_bytes(head + palette + bytes([0, 1]))
+    assert labels.read_label(tmp_path / "a.tga", mapillary).tolist() == [[55, 13]]

@@ -107,6 +107,7 @@ def test_cmyk_jpeg(tmp_path, monkeypatch):
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
     with Image.open(path) as stored:
         assert stored.mode == "CMYK"
+        assert np.array_equal(read_image(path), np.array(stored.convert("RGB")))
     assert max_difference(read_image(path), smooth()) < 12
 
 
@@ -150,6 +151,15 @@ def test_exif_orientation_after_the_pixels(tmp_path):
     body = exif.tobytes().removeprefix(b"Exif\0\0")
     (tmp_path / "a.png").write_bytes(png((5, 7), 2, rows, after=[(b"eXIf", body)]))
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(stored, -1))
+
+
+def test_exif_orientation_before_many_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    stored = random_image(0, (200, 300))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert (tmp_path / "a.png").stat().st_size > 170_000  # of random bytes
+    assert np.array_equal(read_image(tmp_path / "a.png"), stored[::-1, ::-1])
 
 
 @pytest.mark.parametrize("color", [0, 2])
@@ -489,7 +499,7 @@ def test_damaged_jpeg_data_is_an_error_or_one_warning(tmp_path, mode, caplog, ca
         read_image(path, strict=True)
     assert read_image(path).shape == read_image(path).shape == (64, 96, 3)
     (message,) = caplog.messages
-    assert f"{mode}.jpg: its JPEG data is damaged" in message
+    assert f"{mode}.jpg: its JPEG data is damaged (Corrupt JPEG data" in message
     assert capfd.readouterr().err == ""
 
 
@@ -546,6 +556,20 @@ def test_jpegs_have_the_pixels_of_opencv(tmp_path, progressive, subsampling, mod
     image.save(path, quality=85, progressive=progressive, subsampling=subsampling)
     expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(read_image(path, strict=True), expected)
+
+
+@pytest.mark.parametrize("pixel", [None, (0, 0), (0, 1), (1, 0), (3, 4)])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_images_of_one_color(pixel, channel):
+    image = np.full((4, 5, 3), (9, 0, 255), np.uint8)
+    if pixel is not None:
+        image[pixel][channel] += 1
+    assert reading.is_one_color(image) == (pixel is None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
+def test_images_of_one_color_and_one_row_or_column(size):
+    assert reading.is_one_color(np.full((*size, 3), (9, 0, 255), np.uint8))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 262, 65535])
