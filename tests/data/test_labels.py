@@ -118,6 +118,7 @@ def test_lossy_label(tmp_path):
     [
         ("webp", {"lossless": True}),
         ("webp", {"lossless": True, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+        ("webp", {"lossless": True, "icc_profile": bytes(131)}),  # odd chunks end with a 0
         ("tiff", {"compression": "tiff_lzw"}),
         ("bmp", {}),
         ("ppm", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -255,7 +256,7 @@ def test_the_limit_of_pixels(tmp_path, monkeypatch, suffix):
         ValueError, match=rf"a\.{suffix}: the image has 40x30 = 1200 .* allowed are 11"
     ) as e:
         read_image(path)
-    assert "CLOUDS_MAX_IMAGE_PIXELS=1200 to read it" in str(e.value)
+    assert "CLOUDS_MAX_IMAGE_PIXELS=1200 to read it, which takes 1 MiB of memory" in str(e.value)
     assert "again" not in str(e.value)
     for wrong in ("many", "0", "-1"):
         monkeypatch.setenv("CLOUDS_MAX_IMAGE_PIXELS", wrong)
@@ -273,16 +274,16 @@ def test_formats_of_which_pillow_limits_the_pixels(tmp_path, monkeypatch):
         read_image(path)
 
 
-@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3), (6, 4)])
 def test_images_wider_than_opencv_reads(tmp_path, color, channels, capfd):
     width = (1 << 20) + 5
     row = np.resize(np.arange(250, dtype=np.uint8), width * channels)
     (tmp_path / "a.png").write_bytes(png((1, width), color, b"\0" + row.tobytes()))
-    expected = np.broadcast_to(row.reshape(1, width, channels), (1, width, 3))
+    stored = row.reshape(1, width, channels)
+    expected = np.repeat(stored, 3, axis=2) if color == 0 else stored[..., :3]
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
     assert read_size(tmp_path / "a.png") == (1, width)
-    if color == 0:
-        assert np.array_equal(read_label(tmp_path / "a.png"), row[None])
+    assert np.array_equal(read_label(tmp_path / "a.png", "red"), stored[..., 0])
     assert capfd.readouterr().err == ""
 
 
@@ -403,6 +404,33 @@ def test_damaged_png(tmp_path, reader):
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(ValueError, match=r"a\.png: cannot be read"):
         reader(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("color", [0, 2, 6])
+def test_a_whole_png_without_pixels(tmp_path, color):
+    """Its chunks match their CRC, but there is nothing in them."""
+    (tmp_path / "a.png").write_bytes(png((4, 4), color, b""))
+    for reader in (read_image, lambda path: read_label(path, "red")):
+        with pytest.raises(ValueError, match=r"/a\.png: cannot be read as an image: (?!None)"):
+            reader(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (12, "the PNG ends without its last chunk, after {} bytes"),
+        (5, "the PNG ends without its last chunk, after {} bytes"),
+        (4, "chunk b'IEND' at byte {} of the PNG is truncated"),
+        (1, "chunk b'IEND' at byte {} of the PNG is truncated"),
+    ],
+)
+def test_a_png_without_all_of_its_last_chunk(tmp_path, missing, reason):
+    """The last chunk has 12 bytes: 4 of its length, 4 of its name, no content, 4 of its CRC."""
+    data = png((1, 1), 0, b"\0\7")
+    (tmp_path / "a.png").write_bytes(data[:-missing])
+    number = len(data) - (missing if "after" in reason else 12)
+    with pytest.raises(ValueError, match=re.escape(reason.format(number))):
+        read_image(tmp_path / "a.png")
 
 
 def test_size_is_read_from_the_header_alone(tmp_path):
