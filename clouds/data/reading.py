@@ -114,16 +114,13 @@ def read_stored(path: Path) -> tuple[StoredPixels, UInt8Array | None]:
     if decoded is not None:
         return decoded, _palette(header)
     if header.mode in _ONE_CHANNEL:
-        try:
-            return _unscaled(np.array(header), header, data), _palette(header)
-        except DECODING_ERRORS as error:
-            raise broken(path, error) from error
+        return _unscaled(_decode_by_pillow(path, header), header, data), _palette(header)
     # Pillow keeps only the high 8 of the 16 bits of a color PNG; OpenCV keeps all
     channels = _decode_by_opencv(data, header, cv2.IMREAD_UNCHANGED)
     if channels is not None and channels.ndim == 3 and channels.shape[2] > 2:
         channels = channels[..., [2, 1, 0, 3][: channels.shape[2]]]
     elif channels is None and header.mode in ("RGB", "RGBA") and bits_per_value(header, data) == 8:
-        channels = np.array(header)
+        channels = _decode_by_pillow(path, header)
     if channels is None or not np.issubdtype(channels.dtype, np.integer):
         bits = bits_per_value(header, data)
         reason = f"{header.format} file of mode {header.mode}, {bits} bits per value"
@@ -193,6 +190,13 @@ def _decode_by_opencv(
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
+
+
+def _decode_by_pillow(path: Path, header: Image.Image) -> npt.NDArray[np.generic]:
+    try:
+        return np.array(header)
+    except DECODING_ERRORS as error:
+        raise broken(path, error) from error
 
 
 def _decode_jpeg(data: bytes, header: Image.Image, path: Path, strict: bool) -> UInt8Array | None:

@@ -118,6 +118,7 @@ def test_lossy_label(tmp_path):
     [
         ("webp", {"lossless": True}),
         ("webp", {"lossless": True, "exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}),
+        ("webp", {"lossless": True, "icc_profile": bytes(131)}),  # odd chunks end with a 0
         ("tiff", {"compression": "tiff_lzw"}),
         ("bmp", {}),
         ("ppm", {}),
@@ -230,8 +231,47 @@ def test_ids_of_colors(tmp_path):
     Image.fromarray(rgb).save(tmp_path / "lossless.webp", lossless=True)
     for name in ("rgb.png", "rgba.png", "palette.png", "lossless.webp"):
         assert np.array_equal(labels.read_label(tmp_path / name, IN_COLORS), ids), name
+    assert labels.read_label(tmp_path / "rgb.png", IN_COLORS).dtype == np.uint16
     expected = np.select([ids == 10, ids == 300], [0, 1], 255)
     assert np.array_equal(read_train_ids(tmp_path / "rgb.png", IN_COLORS, "mine"), expected)
+
+
+def many_colors() -> LabelFormat:
+    """Five ids whose colors are in no order."""
+    colors = [(255, 0, 255), (3, 9, 200), (0, 255, 0), (250, 1, 0), (7, 7, 7)]
+    mapping = LabelMapping("five ids", {i: (10 * i,) for i in range(5)}, ())
+    return LabelFormat(
+        ".png", mapping, "color", colors=tuple((10 * i, colors[i]) for i in range(5))
+    )
+
+
+def test_ids_of_colors_in_any_order(tmp_path):
+    many = many_colors()
+    ids = np.random.default_rng(0).integers(0, 5, (20, 30))
+    path = save(tmp_path / "a.png", np.array([c for _, c in many.colors], np.uint8)[ids])
+    assert np.array_equal(labels.read_label(path, many), 10 * ids)
+
+
+def test_unknown_colors_are_ordered_by_their_number_of_pixels(tmp_path):
+    rgb = np.full((10, 50, 3), 7, np.uint8)
+    rgb[0, 10:15] = 255, 255, 255  # 5 pixels, one run
+    rgb[1:9:2, 20] = 8, 8, 8  # 4 pixels, 4 runs
+    rgb[2:9:2, 20] = 0, 9, 1  # as many: then by red, green and blue
+    path = save(tmp_path / "a.png", rgb)
+    with pytest.raises(ValueError, match="which no id of the five ids has") as error:
+        labels.read_label(path, many_colors())
+    found = "(255, 255, 255), (0, 9, 1), (8, 8, 8), which"
+    assert f"2.6 % of its pixels have the colors {found}" in str(error.value)  # 13 of 500
+    listed = "(255, 0, 255) (id 0), (3, 9, 200) (id 10), (0, 255, 0) (id 20), (250, 1, 0) (id 30)"
+    assert f"allowed are {listed} and 1 more." in str(error.value)
+
+
+def test_unknown_colors_of_one_pixel_are_ordered_by_red_green_and_blue(tmp_path):
+    rgb = np.zeros((1, 200, 3), np.uint8)
+    rgb[0, :, 1] = np.random.default_rng(0).permutation(200) + 10
+    first = r"\(0, 10, 0\), \(0, 11, 0\), \(0, 12, 0\) and 197 more"
+    with pytest.raises(ValueError, match=f"100 % of its pixels have the colors {first}"):
+        labels.read_label(save(tmp_path / "a.png", rgb), many_colors())
 
 
 def test_a_gray_file_of_a_format_with_colors(tmp_path):
@@ -335,7 +375,9 @@ def test_black_and_white_palettes(tmp_path, padding):
     assert labels.read_label(path, white).tolist() == [[0, 255, 255]]
 
 
-@pytest.mark.parametrize("values", [[0, 128, 255], [0, 127, 255], [0, 85, 170, 255]])
+@pytest.mark.parametrize(
+    "values", [[0, 128, 255], [0, 127, 255], [0, 85, 170, 255], [0, 42, 85, 127, 170, 212, 255]]
+)
 def test_indices_that_are_shown_as_grays(tmp_path, values):
     indices = np.arange(len(values))[None]
     path = palette_png(tmp_path / "a.png", indices, grays(values))
@@ -448,7 +490,7 @@ def test_palettes_with_a_color_twice_were_not_reordered(tmp_path):
 def test_an_index_without_a_color(tmp_path):
     gta = get_dataset("gta5", tmp_path).label_formats[-1]
     path = tmp_path / "a.png"
-    path.write_bytes(png_of(np.array([[0, 2]]), 8, bytes([0, 0, 142, 128, 64, 128])))
+    path.write_bytes(png_of(np.array([[0, 1, 2]]), 8, bytes([0, 0, 142, 128, 64, 128])))
     with pytest.raises(ValueError, match="index 2, but the palette has 2 colors"):
         labels.read_label(path, gta)
 
@@ -459,3 +501,12 @@ def test_palettes_of_other_formats(tmp_path, suffix):
     palette = [(0, 0, 142), (128, 64, 128), (70, 70, 70)]
     path = palette_png(tmp_path / f"a.{suffix}", np.array([[0, 1, 2]]), palette)
     assert labels.read_label(path, mapillary).tolist() == [[55, 13, 17]]
+
+
+def test_a_palette_with_alpha(tmp_path):
+    """A TGA file of 2x1 pixels, written by hand; its palette has blue, green, red and alpha."""
+    mapillary = get_dataset("mapillary_val", tmp_path).label_formats[-1]
+    head = struct.pack("<3BHHBHHHHBB", 0, 1, 1, 0, 2, 32, 0, 0, 2, 1, 8, 0x20)
+    palette = bytes([142, 0, 0, 255, 128, 64, 128, 255])
+    (tmp_path / "a.tga").write_bytes(head + palette + bytes([0, 1]))
+    assert labels.read_label(tmp_path / "a.tga", mapillary).tolist() == [[55, 13]]

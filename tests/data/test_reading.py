@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -107,6 +108,7 @@ def test_cmyk_jpeg(tmp_path, monkeypatch):
     Image.fromarray(smooth()).convert("CMYK").save(path, quality=98)
     with Image.open(path) as stored:
         assert stored.mode == "CMYK"
+        assert np.array_equal(read_image(path), np.array(stored.convert("RGB")))
     assert max_difference(read_image(path), smooth()) < 12
 
 
@@ -150,6 +152,15 @@ def test_exif_orientation_after_the_pixels(tmp_path):
     body = exif.tobytes().removeprefix(b"Exif\0\0")
     (tmp_path / "a.png").write_bytes(png((5, 7), 2, rows, after=[(b"eXIf", body)]))
     assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(stored, -1))
+
+
+def test_exif_orientation_before_many_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    stored = random_image(0, (200, 300))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert (tmp_path / "a.png").stat().st_size > 170_000  # of random bytes
+    assert np.array_equal(read_image(tmp_path / "a.png"), stored[::-1, ::-1])
 
 
 @pytest.mark.parametrize("color", [0, 2])
@@ -245,7 +256,7 @@ def test_the_limit_of_pixels(tmp_path, monkeypatch, suffix):
         ValueError, match=rf"a\.{suffix}: the image has 40x30 = 1200 .* allowed are 11"
     ) as e:
         read_image(path)
-    assert "CLOUDS_MAX_IMAGE_PIXELS=1200 to read it" in str(e.value)
+    assert "CLOUDS_MAX_IMAGE_PIXELS=1200 to read it, which takes 1 MiB of memory" in str(e.value)
     assert "again" not in str(e.value)
     for wrong in ("many", "0", "-1"):
         monkeypatch.setenv("CLOUDS_MAX_IMAGE_PIXELS", wrong)
@@ -263,16 +274,16 @@ def test_formats_of_which_pillow_limits_the_pixels(tmp_path, monkeypatch):
         read_image(path)
 
 
-@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3)])
+@pytest.mark.parametrize(("color", "channels"), [(0, 1), (2, 3), (6, 4)])
 def test_images_wider_than_opencv_reads(tmp_path, color, channels, capfd):
     width = (1 << 20) + 5
     row = np.resize(np.arange(250, dtype=np.uint8), width * channels)
     (tmp_path / "a.png").write_bytes(png((1, width), color, b"\0" + row.tobytes()))
-    expected = np.broadcast_to(row.reshape(1, width, channels), (1, width, 3))
+    stored = row.reshape(1, width, channels)
+    expected = np.repeat(stored, 3, axis=2) if color == 0 else stored[..., :3]
     assert np.array_equal(read_image(tmp_path / "a.png"), expected)
     assert read_size(tmp_path / "a.png") == (1, width)
-    if color == 0:
-        assert np.array_equal(read_label(tmp_path / "a.png"), row[None])
+    assert np.array_equal(read_label(tmp_path / "a.png", "red"), stored[..., 0])
     assert capfd.readouterr().err == ""
 
 
@@ -395,6 +406,33 @@ def test_damaged_png(tmp_path, reader):
         reader(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("color", [0, 2, 6])
+def test_a_whole_png_without_pixels(tmp_path, color):
+    """Its chunks match their CRC, but there is nothing in them."""
+    (tmp_path / "a.png").write_bytes(png((4, 4), color, b""))
+    for reader in (read_image, lambda path: read_label(path, "red")):
+        with pytest.raises(ValueError, match=r"/a\.png: cannot be read as an image: (?!None)"):
+            reader(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        (12, "the PNG ends without its last chunk, after {} bytes"),
+        (5, "the PNG ends without its last chunk, after {} bytes"),
+        (4, "chunk b'IEND' at byte {} of the PNG is truncated"),
+        (1, "chunk b'IEND' at byte {} of the PNG is truncated"),
+    ],
+)
+def test_a_png_without_all_of_its_last_chunk(tmp_path, missing, reason):
+    """The last chunk has 12 bytes: 4 of its length, 4 of its name, no content, 4 of its CRC."""
+    data = png((1, 1), 0, b"\0\7")
+    (tmp_path / "a.png").write_bytes(data[:-missing])
+    number = len(data) - (missing if "after" in reason else 12)
+    with pytest.raises(ValueError, match=re.escape(reason.format(number))):
+        read_image(tmp_path / "a.png")
+
+
 def test_size_is_read_from_the_header_alone(tmp_path):
     data = encoded("PNG", random_image(0, (64, 50)))
     (tmp_path / "a.png").write_bytes(data[:300])
@@ -489,7 +527,7 @@ def test_damaged_jpeg_data_is_an_error_or_one_warning(tmp_path, mode, caplog, ca
         read_image(path, strict=True)
     assert read_image(path).shape == read_image(path).shape == (64, 96, 3)
     (message,) = caplog.messages
-    assert f"{mode}.jpg: its JPEG data is damaged" in message
+    assert f"{mode}.jpg: its JPEG data is damaged (Corrupt JPEG data" in message
     assert capfd.readouterr().err == ""
 
 
@@ -546,6 +584,20 @@ def test_jpegs_have_the_pixels_of_opencv(tmp_path, progressive, subsampling, mod
     image.save(path, quality=85, progressive=progressive, subsampling=subsampling)
     expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(read_image(path, strict=True), expected)
+
+
+@pytest.mark.parametrize("pixel", [None, (0, 0), (0, 1), (1, 0), (3, 4)])
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_images_of_one_color(pixel, channel):
+    image = np.full((4, 5, 3), (9, 0, 254), np.uint8)
+    if pixel is not None:
+        image[pixel][channel] += 1
+    assert reading.is_one_color(image) == (pixel is None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 1)])
+def test_images_of_one_color_and_one_row_or_column(size):
+    assert reading.is_one_color(np.full((*size, 3), (9, 0, 255), np.uint8))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 262, 65535])
