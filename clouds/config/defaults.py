@@ -6,6 +6,7 @@ A key is declared here or in `defaults_model` and nowhere else; `clouds list-con
 from __future__ import annotations
 
 from clouds.config.defaults_model import MODEL_KEYS
+from clouds.config.defaults_noise import NOISE_KEYS
 from clouds.config.key import (
     Key,
     above,
@@ -43,6 +44,7 @@ KEYS: tuple[Key, ...] = (
         at_least(1),
     ),
     *MODEL_KEYS,
+    *NOISE_KEYS,
     # ------------------------------------------------------------------- data
     Key("DATASETS.TRAIN", ("gta5",), "Names of the training datasets."),
     Key(
