@@ -21,12 +21,19 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
-from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepare, SourceMapper
+from clouds.data.dataset_mapper import (
+    EvaluationMapper,
+    GeneratedMapper,
+    Prepare,
+    SourceMapper,
+    trains_on_given_labels,
+)
 from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
 from clouds.data.structures import Domain, PartlyLabelledSample, Record, TrainSample
+from clouds.messages import format_examples
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -247,7 +254,8 @@ def build_train_loader(
         **(mappers or {}),
     }
     datasets = _training_datasets(cfg, all_mappers)
-    records = [_training_records(dataset) for dataset in datasets]
+    given = trains_on_given_labels(cfg)
+    records = [_training_records(dataset, given) for dataset in datasets]
     factors = _factors(cfg, datasets)
     weights = tuple(DatasetWeight(len(r), f) for r, f in zip(records, factors, strict=True))
     _log_mixture(datasets, weights)
@@ -259,7 +267,7 @@ def build_train_loader(
             [record for images in records for record in images],
             all_mappers,
             max_faulty,
-            partly_labelled(datasets),
+            partly_labelled(datasets, given),
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,
@@ -272,12 +280,16 @@ def build_train_loader(
     )
 
 
-def partly_labelled(datasets: Sequence[DatasetSpec]) -> frozenset[str]:
+def partly_labelled(datasets: Sequence[DatasetSpec], given: bool = False) -> frozenset[str]:
     """Names of the labelled datasets that lack a class which another of `datasets` labels.
 
     In their images, unlabelled pixels may be of such a class. It is empty for one dataset.
+
+    Args:
+        datasets: all datasets of the training.
+        given: generated images are trained on their labels, so they are labelled datasets, too.
     """
-    labelled = [d for d in datasets if d.domain is Domain.SOURCE]
+    labelled = [d for d in datasets if given or d.domain is Domain.SOURCE]
     classes = {c for d in labelled for c in d.classes_present}
     return frozenset(d.name for d in labelled if classes - set(d.classes_present))
 
@@ -291,9 +303,10 @@ def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog 
 def check_training_data(cfg: CfgNode) -> None:
     """Raise what `build_train_loader` and `check_labels` raise about DATASETS.TRAIN."""
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
+    given = trains_on_given_labels(cfg)
     for dataset in _training_datasets(cfg, domains):
-        _training_records(dataset)
-        if dataset.domain is Domain.SOURCE:  # labels of generated images are not trained on
+        _training_records(dataset, given)
+        if dataset.domain is Domain.SOURCE or given:
             check_labels(dataset, need_class=True)
 
 
@@ -318,10 +331,18 @@ def _training_datasets(
     return datasets
 
 
-def _training_records(dataset: DatasetSpec) -> list[Record]:
+def _training_records(dataset: DatasetSpec, given: bool) -> list[Record]:
+    """The records of a dataset; `given`: those of generated images must have labels."""
     records = dataset.records()
     if not records:
         raise ValueError(f"there is no image to train on in {dataset.name}")
+    unlabelled = [record.image for record in records if record.label is None]
+    if given and unlabelled:
+        raise ValueError(
+            f"{len(unlabelled)} of {len(records)} images of {dataset.name} have no label in the "
+            f"label space of the training: {format_examples(unlabelled)}. Generate images for "
+            "labels (`clouds generate --condition`), or set MODEL.CLOUDS.GENERATED_LABELS teacher."
+        )
     listing = dataset.listing()
     gaps = dataset.manifest_gaps(listing)
     if gaps:
