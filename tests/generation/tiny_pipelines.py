@@ -273,6 +273,7 @@ def qwen_image(folder: Path):
         num_attention_heads=2, joint_attention_dim=16, axes_dims_rope=(4, 4, 8),
         guidance_embeds=False,
     )  # fmt: skip
+    torch.nn.init.normal_(transformer.proj_out.weight)
     return QwenImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True), vae=vae,
         text_encoder=Qwen2_5_VLForConditionalGeneration(config), tokenizer=chat_tokenizer(),
