@@ -207,7 +207,6 @@ def labelled_dataset(args: argparse.Namespace) -> DatasetSpec:
         ValueError: it is unknown, incomplete, or without labels.
     """
     from clouds.data.datasets import Datasets
-
     from clouds.generation.condition import LabelConditions
 
     dataset = Datasets.of((), list(map(str, args.descriptions or ()))).own(args.condition)
@@ -310,3 +309,6 @@ def finish(job: GenerationJob) -> None:
         print(f"  clouds check-data --datasets {shlex.quote(name)}")
         print("and, with your labelled source in place of gta5, in joint training:")
         print(f"  DATASETS.TRAIN {shlex.quote(str(('gta5', name)))}")
+        if job.conditions is not None:
+            print("on the labels that the images were generated for:")
+            print("  MODEL.CLOUDS.GENERATED_LABELS given")

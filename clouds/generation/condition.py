@@ -44,11 +44,13 @@ class Condition:
     Attributes:
         label: (H, W) uint8 train ids of the dataset's label space, 255 where no class is given.
         file: its file.
-        window: the part of the file that `label` is.
+        image: the image that it is the label of.
+        window: the part of both files that `label` is of.
     """
 
     label: UInt8Array
     file: Path
+    image: Path
     window: Window
 
     def prompt(self, scene: str, label_space: LabelSpace) -> str:
@@ -110,7 +112,7 @@ class LabelConditions:
                 "generated for. Remove this label and its image from the dataset, or name another "
                 "dataset with --condition."
             )
-        return Condition(part, record.label, window)
+        return Condition(part, record.label, record.image, window)
 
 
 def _draw_window(rng: np.random.Generator, shape: tuple[int, ...], size: tuple[int, int]) -> Window:
