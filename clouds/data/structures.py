@@ -204,9 +204,14 @@ Sample = Mapping[str, Any]
 """Input of the model, Detectron2's: `image` uint8 (3, H, W) RGB, and the further keys above."""
 
 
+def is_generated(sample: Sample) -> bool:
+    """Whether a sample is a generated image."""
+    return sample.get("domain") == Domain.GENERATED
+
+
 def needs_pseudo_label(sample: Sample) -> bool:
     """Whether a sample is a generated image that is not trained on a given label."""
-    return sample.get("domain") == Domain.GENERATED and "sem_seg" not in sample
+    return is_generated(sample) and "sem_seg" not in sample
 
 
 def seeds_of(batch: Sequence[Sample]) -> list[int] | None:

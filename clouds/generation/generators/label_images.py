@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from clouds.data.label_space import LabelSpace
 from clouds.generation.ade20k import ade20k_colors
@@ -73,13 +74,14 @@ class LabelImages:
 
     def __call__(
         self, labels: Sequence[npt.NDArray[np.uint8]], label_space: LabelSpace
-    ) -> torch.Tensor:
-        """float32 (N, C, H, W), 0 to 1, of labels, uint8 (H, W) train ids."""
+    ) -> torch.Tensor | list[Image.Image]:
+        """What a pipeline of diffusers takes, for labels, uint8 (H, W) train ids.
+
+        One-hot labels (N, C, H, W), or images; as tensors, some pipelines would not normalize them.
+        """
         if self.num_channels != 3:
             return one_hot(labels, label_space.num_classes)
-        stacked = np.stack(labels)
         if self.colors == "ade20k":
-            images = ade20k_colors(label_space)[0][stacked]
-        else:
-            images = label_space.colorize(stacked)
-        return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+            table = ade20k_colors(label_space)[0]
+            return [Image.fromarray(table[label]) for label in labels]
+        return [Image.fromarray(label_space.colorize(label)) for label in labels]

@@ -112,6 +112,8 @@ def _load_with_controlnet(
             "ControlNet that was trained for this model"
         )
     pipeline = pipeline_class.from_pretrained(source.model, controlnet=controlnet, **options)
+    if own == "SD3ControlNetModel":
+        _encode_without_noise(pipeline.vae)
     unet = pipeline.components.get("unet")
     if unet is not None:
         widths = controlnet.config.cross_attention_dim, unet.config.cross_attention_dim
@@ -121,6 +123,22 @@ def _load_with_controlnet(
                 f"has {widths[1]}; use a ControlNet that was trained for this model"
             )
     return pipeline
+
+
+def _encode_without_noise(vae: Any) -> None:
+    """Let the autoencoder return the mode of its distribution in place of samples.
+
+    Stable Diffusion 3's pipeline samples the encoded label from torch's global random numbers, so
+    that an image would not be a function of its seed.
+    """
+    encode = vae.encode
+
+    def encode_mode(*args: Any, **options: Any) -> Any:
+        output = encode(*args, **options)
+        output.latent_dist.sample = lambda generator=None: output.latent_dist.mode()
+        return output
+
+    vae.encode = encode_mode
 
 
 def _import_diffusers() -> Any:
