@@ -104,7 +104,7 @@ def train(args: argparse.Namespace) -> list[float]:
                 )
             bar.set_postfix(loss=f"{losses[-1]:.4f}")
             if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
-                model.controlnet.save_pretrained(args.output)
+                model.save(args.output)
     logger.info("%s: a ControlNet of %d classes", args.output, conditions.label_space.num_classes)
     return losses
 
@@ -139,9 +139,10 @@ class Model:
     def __init__(
         self, args: argparse.Namespace, conditions: LabelConditions, device: torch.device
     ) -> None:
-        from clouds.generation.generators.label_images import CLASSES_ENTRY
+        from clouds.data.datasets.builtin import classes_text
         from clouds.generation.generators.pipeline_loading import Source, load_pipeline
 
+        space = conditions.label_space
         pipeline: Any = load_pipeline(Source(args.model, "float32", args.offline, args.variant))
         if type(pipeline).__name__ != "StableDiffusionPipeline":
             raise ValueError(
@@ -150,7 +151,7 @@ class Model:
             )
         from diffusers import ControlNetModel, DDPMScheduler
 
-        space = conditions.label_space
+        self.classes = classes_text(space, range(space.num_classes))
         self.pipeline = pipeline.to(device)
         self.noise: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
@@ -158,9 +159,15 @@ class Model:
         self.controlnet: Any = ControlNetModel.from_unet(
             pipeline.unet, conditioning_channels=space.num_classes + 1
         )
-        self.controlnet.register_to_config(**{CLASSES_ENTRY: list(space.names)})
         self.controlnet.to(device).train()
         self.device = device
+
+    def save(self, folder: Path) -> None:
+        """Save the ControlNet, and the names of its classes."""
+        from clouds.data.datasets.builtin import CLASSES_NAME
+
+        self.controlnet.save_pretrained(folder)
+        (folder / CLASSES_NAME).write_text(self.classes, encoding="utf-8")
 
     def loss(
         self, images: torch.Tensor, labels: torch.Tensor, prompts: Sequence[str]

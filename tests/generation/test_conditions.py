@@ -128,9 +128,9 @@ def test_a_controlnet_of_other_classes_is_refused():
     with pytest.raises(ValueError, match=r"one-hot labels of 11 classes.*cityscapes_19.* has 19"):
         LabelImages(FakeControlNet(conditioning_channels=12)).check(CITYSCAPES_19)
     names = list(CITYSCAPES_19.names[::-1])
-    other = FakeControlNet(conditioning_channels=20, clouds_classes=names)
+    other = FakeControlNet(conditioning_channels=20)
     with pytest.raises(ValueError, match="trained on the classes bicycle, motorcycle"):
-        LabelImages(other).check(CITYSCAPES_19)
+        LabelImages(other, classes=names).check(CITYSCAPES_19)
     LabelImages(FakeControlNet(conditioning_channels=20)).check(CITYSCAPES_19)
     with pytest.raises(ValueError, match="'gray'; allowed are ade20k, dataset"):
         LabelImages(FakeControlNet(conditioning_channels=3), "gray")

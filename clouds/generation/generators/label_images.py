@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from clouds.data.label_space import LabelSpace
+from clouds.data.datasets.builtin import CLASSES_NAME
+from clouds.data.label_space import LabelSpace, read_classes
+from clouds.data.yaml_section import parse, read_text
 from clouds.generation.ade20k import ade20k_colors
 
 logger = logging.getLogger(__name__)
 
 COLORS = ("ade20k", "dataset")
-CLASSES_ENTRY = "clouds_classes"
-"""Entry in the config of a ControlNet of one-hot labels: the names of the classes."""
 
 
 def one_hot(labels: Sequence[npt.NDArray[np.uint8]], num_classes: int) -> torch.Tensor:
@@ -29,25 +30,42 @@ def one_hot(labels: Sequence[npt.NDArray[np.uint8]], num_classes: int) -> torch.
     return channels.permute(0, 3, 1, 2).float().contiguous()
 
 
+def trained_classes(folder: Path) -> tuple[str, ...]:
+    """Classes of a ControlNet of tools/train_controlnet.py, from its file CLASSES_NAME.
+
+    Empty without such a file.
+
+    Raises:
+        DescriptionError: the file is not valid.
+    """
+    path = folder / CLASSES_NAME
+    if not path.is_file():
+        return ()
+    return read_classes(parse(read_text(path), str(path)), str(path)).label_space.names
+
+
 class LabelImages:
     """Makes the input of one ControlNet from labels.
 
     Args:
         controlnet: with `conditioning_channels` other than 3 it takes one-hot labels, else colors.
         colors: of `COLORS`: ADE20K's color map, or the colors of the label space.
+        classes: names of the classes that it was trained on, see `trained_classes`; empty: unknown.
 
     Raises:
         ValueError: other colors.
     """
 
-    def __init__(self, controlnet: Any, colors: str = "ade20k") -> None:
+    def __init__(
+        self, controlnet: Any, colors: str = "ade20k", classes: Sequence[str] = ()
+    ) -> None:
         if colors not in COLORS:
             raise ValueError(f"--control-colors is {colors!r}; allowed are {', '.join(COLORS)}")
         config = controlnet.config
         channels = int(config.get("conditioning_channels") or 3)
         self.colors = colors
         self.num_channels = channels
-        self.classes: Sequence[str] = tuple(config.get(CLASSES_ENTRY) or ())
+        self.classes = tuple(classes)
 
     @property
     def name(self) -> str:
@@ -64,7 +82,7 @@ class LabelImages:
                     f"{label_space.num_classes}; use a ControlNet that was trained on it "
                     "(tools/train_controlnet.py), or one that takes colors"
                 )
-            if self.classes and tuple(self.classes) != label_space.names:
+            if self.classes and self.classes != label_space.names:
                 raise ValueError(
                     f"--controlnet was trained on the classes {', '.join(self.classes)}, and those "
                     f"of --condition are {', '.join(label_space.names)}"

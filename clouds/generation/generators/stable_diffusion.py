@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.device import resolve_device
 from clouds.generation.condition import Condition, LabelConditions
-from clouds.generation.generators.label_images import LabelImages
+from clouds.generation.generators.label_images import LabelImages, trained_classes
 from clouds.generation.generators.pipeline_loading import Source, load_controlnet, load_pipeline
 from clouds.generation.generators.pipeline_options import Sampling, call_arguments, set_scheduler
 from clouds.generation.generators.registry import (
@@ -92,10 +93,10 @@ def stable_diffusion(
     torch_device = resolve_device(device, "--device")
     dtype = _resolve_dtype(dtype, torch_device)
     _check_offload(offload, torch_device)
-    control = None
+    control, label_images = None, None
     if controlnet:
         control = load_controlnet(Source(controlnet, dtype, offline, flag="--controlnet"))
-    label_images = None if control is None else LabelImages(control, control_colors)
+        label_images = LabelImages(control, control_colors, trained_classes(Path(controlnet)))
     pipeline = load_pipeline(Source(model, dtype, offline, variant), control)
     _place(pipeline, offload, torch_device)
     pipeline.set_progress_bar_config(disable=True)
