@@ -26,6 +26,7 @@ from clouds.data.dataset_mapper import (
     GeneratedMapper,
     Prepare,
     SourceMapper,
+    check_given_labels,
     trains_on_given_labels,
 )
 from clouds.data.datasets import Datasets, DatasetSpec
@@ -33,7 +34,6 @@ from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
 from clouds.data.structures import Domain, PartlyLabelledSample, Record, TrainSample
-from clouds.messages import format_examples
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -284,10 +284,7 @@ def partly_labelled(datasets: Sequence[DatasetSpec], given: bool = False) -> fro
     """Names of the labelled datasets that lack a class which another of `datasets` labels.
 
     In their images, unlabelled pixels may be of such a class. It is empty for one dataset.
-
-    Args:
-        datasets: all datasets of the training.
-        given: generated images are trained on their labels, so they are labelled datasets, too.
+    Generated datasets are labelled ones if they are trained on `given` labels.
     """
     labelled = [d for d in datasets if given or d.domain is Domain.SOURCE]
     classes = {c for d in labelled for c in d.classes_present}
@@ -332,17 +329,10 @@ def _training_datasets(
 
 
 def _training_records(dataset: DatasetSpec, given: bool) -> list[Record]:
-    """The records of a dataset; `given`: those of generated images must have labels."""
     records = dataset.records()
     if not records:
         raise ValueError(f"there is no image to train on in {dataset.name}")
-    unlabelled = [record.image for record in records if record.label is None]
-    if given and unlabelled:
-        raise ValueError(
-            f"{len(unlabelled)} of {len(records)} images of {dataset.name} have no label in the "
-            f"label space of the training: {format_examples(unlabelled)}. Generate images for "
-            "labels (`clouds generate --condition`), or set MODEL.CLOUDS.GENERATED_LABELS teacher."
-        )
+    check_given_labels(records, given)
     listing = dataset.listing()
     gaps = dataset.manifest_gaps(listing)
     if gaps:

@@ -10,7 +10,7 @@ One mapper per dataset role, with augmentations of the functions `build_*_augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +36,7 @@ from clouds.data.structures import (
     Record,
     SourceSample,
 )
+from clouds.messages import format_examples
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -261,6 +262,17 @@ class GeneratedMapper:
 def trains_on_given_labels(cfg: CfgNode) -> bool:
     """Whether generated images are trained on their labels in place of the teacher's."""
     return str(cfg.MODEL.CLOUDS.GENERATED_LABELS) != "teacher"
+
+
+def check_given_labels(records: Sequence[Record], given: bool) -> None:
+    """Raise ValueError if images of a dataset have no label although labels are `given`."""
+    unlabelled = [record.image for record in records if record.label is None]
+    if given and unlabelled:
+        raise ValueError(
+            f"{len(unlabelled)} of {len(records)} images of {records[0].dataset} have no label in "
+            f"the label space of the training: {format_examples(unlabelled)}. Generate images for "
+            "labels (`clouds generate --condition`), or set MODEL.CLOUDS.GENERATED_LABELS teacher."
+        )
 
 
 def read_given_label(record: Record, size: tuple[int, ...]) -> UInt8Array:
