@@ -1,4 +1,4 @@
-"""Generate unlabeled street scenes from prompts, for joint training.
+"""Generate street scenes for joint training, from prompts, or for the labels of a dataset.
 
 Images are written to OUTPUT/images, with one line each in OUTPUT/manifest.jsonl. A folder
 <root>/stable_diffusion/NAME is the dataset sd_NAME. Prompts are used in turn and each image has its
@@ -14,6 +14,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clouds.cli.command_line import (
@@ -27,6 +28,7 @@ from clouds.cli.command_line import (
 from clouds.plugins import names
 
 if TYPE_CHECKING:
+    from clouds.data.datasets import DatasetSpec
     from clouds.generation.generators import Generator
     from clouds.generation.job import GenerationJob
 
@@ -34,7 +36,8 @@ MAX_WARNINGS = 5
 STOPPED = "stopped; the same command resumes from here"
 OPTIONS = (
     "model", "scheduler", "steps", "guidance", "negative_prompt", "height", "width", "dtype",
-    "device", "batch_size", "offline",
+    "device", "batch_size", "offline", "variant", "offload", "true_cfg_scale", "controlnet",
+    "control_scale", "control_colors",
 )  # fmt: skip
 """Flags that are passed to the generator if they are given."""
 
@@ -45,8 +48,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=path, required=True, metavar="DIR", help="folder of the images")
     add(
-        "--prompts", type=path, default="street_scenes", metavar="FILE",
-        help="one prompt per line, or the name of prompts of the package (default: %(default)s)",
+        "--prompts", type=path, metavar="FILE",
+        help="one prompt per line, or the name of prompts of the package (default: street_scenes; "
+        "with --condition: times of day and weathers)",
     )  # fmt: skip
     add(
         "--generator", default="stable_diffusion", metavar="NAME",
@@ -64,11 +68,42 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="how often an image of one color (of a safety checker, or after an overflow) is drawn "
         "again with another seed, before it is an error (default: %(default)s)",
     )  # fmt: skip
+    add_condition_flags(parser)
     size = parser.add_argument_group("size of an image, pixels")
     size.add_argument("--height", type=int, metavar="ROWS", help="default: 768")
     size.add_argument("--width", type=int, metavar="COLUMNS", help="default: 768")
     add_diffusion_flags(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.condition is None and (args.controlnet or args.descriptions):
+        parser.error("--controlnet and --descriptions need --condition, a labelled dataset")
+    return args
+
+
+def add_condition_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of images that are generated for labels."""
+    group = parser.add_argument_group("images for labels")
+    add = group.add_argument
+    add(
+        "--condition", metavar="DATASET",
+        help="generate images for the labels of this dataset, such as gta5; they are the labels of "
+        "the images, approximately",
+    )  # fmt: skip
+    add(
+        "--descriptions", type=path, nargs="+", metavar="FILE",
+        help="descriptions of datasets, YAML files, for --condition",
+    )  # fmt: skip
+    add(
+        "--controlnet", type=path_or_name, metavar="ID",
+        help="stable_diffusion: ControlNet for the labels, on the hub or in a local folder",
+    )  # fmt: skip
+    add(
+        "--control-scale", type=finite_number, metavar="FACTOR",
+        help="of what the ControlNet adds (default: 1)",
+    )  # fmt: skip
+    add(
+        "--control-colors", metavar="NAME",
+        help="ade20k (default) or dataset: colors of labels for a ControlNet that takes images",
+    )  # fmt: skip
 
 
 def known_generators() -> str:
@@ -96,9 +131,19 @@ def add_diffusion_flags(parser: argparse.ArgumentParser) -> None:
         "--guidance",
         type=finite_number,
         metavar="SCALE",
-        help="default: 7.5, or the model's if distilled",
+        help="default: 7.5 for Stable Diffusion 1.5, 2 and XL, else that of the pipeline",
     )
     add("--negative-prompt", metavar="TEXT", help="content to avoid")
+    add(
+        "--true-cfg-scale", type=finite_number, metavar="SCALE",
+        help="of the negative prompt, for a model whose guidance is distilled (FLUX)",
+    )  # fmt: skip
+    add("--variant", metavar="NAME", help="of the weight files, such as fp16 (default: none)")
+    add(
+        "--offload", metavar="NAME",
+        help="for small GPUs: model, parts are on the GPU while they work; sequential, layers "
+        "(default: none)",
+    )  # fmt: skip
     add("--dtype", metavar="NAME", help="float16 (default on a GPU), bfloat16, float32 (on a CPU)")
     add("--device", metavar="NAME", help="cpu or cuda (default: cuda if available)")
     add("--batch-size", type=int, metavar="N", help="images per batch (default: 4)")
@@ -135,12 +180,38 @@ def run(args: argparse.Namespace, shared: bool) -> None:
 
 def build_job(args: argparse.Namespace, world_size: int) -> GenerationJob:
     """Read the prompts and load the generator."""
+    from clouds.generation.condition import LabelConditions
     from clouds.generation.job import GenerationJob
     from clouds.generation.prompts import read_prompts
+    from clouds.generation.scene_prompts import SCENE_PROMPTS
 
-    prompts = tuple(read_prompts(args.prompts))
+    if args.prompts is None and args.condition is not None:
+        prompts: tuple[str, ...] = SCENE_PROMPTS
+    else:
+        prompts = tuple(read_prompts(args.prompts or Path("street_scenes")))
+    dataset = None if args.condition is None else labelled_dataset(args)
     generator = make_generator(args, world_size)
-    return GenerationJob(args.output, generator, prompts, args.count, args.seed, args.max_redraws)
+    conditions = None
+    if dataset is not None:
+        conditions = LabelConditions(dataset, generator.size, args.seed)
+    return GenerationJob(
+        args.output, generator, prompts, args.count, args.seed, args.max_redraws, conditions
+    )
+
+
+def labelled_dataset(args: argparse.Namespace) -> DatasetSpec:
+    """The dataset of --condition, checked before a model is loaded.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is unknown, incomplete, or without labels.
+    """
+    from clouds.data.datasets import Datasets
+    from clouds.generation.condition import LabelConditions
+
+    dataset = Datasets.of((), list(map(str, args.descriptions or ()))).own(args.condition)
+    LabelConditions(dataset, (1, 1))
+    return dataset
 
 
 def make_generator(args: argparse.Namespace, world_size: int) -> Generator:
@@ -221,7 +292,8 @@ def generate(job: GenerationJob, rank: int, world_size: int) -> None:
 
 def finish(job: GenerationJob) -> None:
     """Write the contact sheet and print the result, in the process that finishes last."""
-    from clouds.generation.job import num_redrawn, remaining, write_contact_sheet
+    from clouds.generation.contact_sheet import write_contact_sheet
+    from clouds.generation.job import num_redrawn, remaining
 
     if remaining(job):
         return
@@ -237,3 +309,6 @@ def finish(job: GenerationJob) -> None:
         print(f"  clouds check-data --datasets {shlex.quote(name)}")
         print("and, with your labelled source in place of gta5, in joint training:")
         print(f"  DATASETS.TRAIN {shlex.quote(str(('gta5', name)))}")
+        if job.conditions is not None:
+            print("on the labels that the images were generated for:")
+            print("  MODEL.CLOUDS.GENERATED_LABELS given")

@@ -57,6 +57,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="K",
         help="continue until K prompts of the file name each class (default: 0)",
     )
+    add(
+        "--dense",
+        action="store_true",
+        help="longer prompts, each with several classes, a place, a time and a weather",
+    )
     add_class_options(parser)
     add(
         "--avoid",
@@ -118,6 +123,7 @@ def options_of(args: argparse.Namespace, label_space: LabelSpace | None) -> Writ
         similarity=args.similarity,
         patience=args.patience,
         classes=CLASS_DESCRIPTIONS if label_space is None else request_of(label_space),
+        dense=args.dense,
     )
 
 

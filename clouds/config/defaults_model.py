@@ -317,6 +317,13 @@ MODEL_KEYS: tuple[Key, ...] = (
         "Combine the teacher's class probabilities with CLIP's zero-shot ones (geometric mean).",
     ),
     Key(
+        "MODEL.CLOUDS.GENERATED_LABELS",
+        "teacher",
+        "Labels of generated images in training: the 'teacher', refined (published), or 'given', "
+        "those that the images were generated for, without a teacher.",
+        one_of("teacher", "given"),
+    ),
+    Key(
         "MODEL.CLOUDS.REFINER",
         "sam",
         "Refiner of the teacher's labels: 'sam', 'superpixel' (majority vote, no weights), 'none', "

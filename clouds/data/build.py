@@ -21,7 +21,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Sampler
 
-from clouds.data.dataset_mapper import EvaluationMapper, GeneratedMapper, Prepare, SourceMapper
+from clouds.data.dataset_mapper import (
+    EvaluationMapper,
+    GeneratedMapper,
+    Prepare,
+    SourceMapper,
+    check_given_labels,
+    trains_on_given_labels,
+)
 from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.label_statistics import check_labels
@@ -187,7 +194,8 @@ def build_train_loader(
     check_batch_size(batch_size, world_size)
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED, *(mappers or {})))
     datasets = _training_datasets(cfg, domains)
-    records = [_training_records(dataset) for dataset in datasets]
+    given = trains_on_given_labels(cfg)
+    records = [_training_records(dataset, given) for dataset in datasets]
     rare_classes = build_rare_class_sampling(cfg, datasets, records)
     all_records = [record for images in records for record in images]
     factors = zip(records, _factors(cfg, datasets), strict=True)
@@ -201,7 +209,7 @@ def build_train_loader(
             all_records,
             _mappers(cfg, rare_classes, mappers or {}),
             max_faulty,
-            partly_labelled(datasets),
+            partly_labelled(datasets, given),
             rare_classes,
             [r for r in all_records if r.domain is Domain.SOURCE and cfg.INPUT.CLASS_MIXING],
         ),
@@ -228,12 +236,13 @@ def _mappers(
     }
 
 
-def partly_labelled(datasets: Sequence[DatasetSpec]) -> frozenset[str]:
+def partly_labelled(datasets: Sequence[DatasetSpec], given: bool = False) -> frozenset[str]:
     """Names of the labelled datasets that lack a class which another of `datasets` labels.
 
     In their images, unlabelled pixels may be of such a class. It is empty for one dataset.
+    Generated datasets are labelled ones if they are trained on `given` labels.
     """
-    labelled = [d for d in datasets if d.domain is Domain.SOURCE]
+    labelled = [d for d in datasets if given or d.domain is Domain.SOURCE]
     classes = {c for d in labelled for c in d.classes_present}
     return frozenset(d.name for d in labelled if classes - set(d.classes_present))
 
@@ -247,9 +256,10 @@ def _fault_log(cfg: CfgNode, max_faulty: int | None, resumed: bool) -> FaultLog 
 def check_training_data(cfg: CfgNode) -> None:
     """Raise what `build_train_loader` and `check_labels` raise about DATASETS.TRAIN."""
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
+    given = trains_on_given_labels(cfg)
     for dataset in _training_datasets(cfg, domains):
-        _training_records(dataset)
-        if dataset.domain is Domain.SOURCE:  # labels of generated images are not trained on
+        _training_records(dataset, given)
+        if dataset.domain is Domain.SOURCE or given:
             check_labels(dataset, need_class=True)
 
 
@@ -274,10 +284,11 @@ def _training_datasets(
     return datasets
 
 
-def _training_records(dataset: DatasetSpec) -> list[Record]:
+def _training_records(dataset: DatasetSpec, given: bool) -> list[Record]:
     records = dataset.records()
     if not records:
         raise ValueError(f"there is no image to train on in {dataset.name}")
+    check_given_labels(records, given)
     listing = dataset.listing()
     gaps = dataset.manifest_gaps(listing)
     if gaps:

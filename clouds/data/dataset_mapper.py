@@ -10,7 +10,7 @@ One mapper per dataset role, with augmentations of the functions `build_*_augmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -39,6 +39,7 @@ from clouds.data.structures import (
     SourceSample,
     sample_rng,
 )
+from clouds.messages import format_examples
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -225,28 +226,46 @@ class SourceMapper:
 class GeneratedMapper:
     """Reads a generated image and makes a clean view for the teacher and one for the student.
 
-    A label, which some folders have to measure pseudo-labels, is not read.
-
     Attributes:
         augmentations: of both views.
         student_augmentations: of the student's view, after `augmentations`.
+        read_labels: read the label that the image was generated for, in place of the clean view.
+            Otherwise a label, which some folders have to measure pseudo-labels, is not read.
     """
 
     augmentations: AugmentationList
     student_augmentations: AugmentationList
+    read_labels: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GeneratedMapper:
-        """With the augmentations of INPUT."""
-        return cls(build_generated_augmentations(cfg), build_student_augmentations(cfg))
+        """With the augmentations of INPUT, and labels by MODEL.CLOUDS.GENERATED_LABELS."""
+        return cls(
+            build_generated_augmentations(cfg),
+            build_student_augmentations(cfg),
+            trains_on_given_labels(cfg),
+        )
 
-    def __call__(self, record: Record, seed: int) -> GeneratedSample:
-        """The sample of a record and a seed in [0, 2**63); raises as `read_generated_image`."""
+    def __call__(self, record: Record, seed: int) -> GeneratedSample | SourceSample:
+        """The sample of a record and a seed in [0, 2**63).
+
+        Raises:
+            ValueError: `read_labels`, and there is no label, or one of another size.
+
+        It also raises as `read_generated_image`.
+        """
         image = read_generated_image(record)
         rng = np.random.default_rng(seed)
         # drawn first, so that the clean view does not depend on the student's augmentations
-        clean, _ = self.augmentations(image, rng)
+        clean, transforms = self.augmentations(image, rng)
         student, _ = self.student_augmentations(clean, rng)
+        if self.read_labels:
+            label = transforms.apply_segmentation(read_given_label(record, image.shape[:2]))
+            return {
+                **_model_input(record, to_tensor(student), image.shape),
+                "sem_seg": to_tensor(label),
+                "seed": seed,
+            }
         clean_image = to_tensor(clean)
         return {
             **_model_input(
@@ -255,6 +274,44 @@ class GeneratedMapper:
             "clean_image": clean_image,
             "seed": seed,
         }
+
+
+def trains_on_given_labels(cfg: CfgNode) -> bool:
+    """Whether generated images are trained on their labels in place of the teacher's."""
+    return str(cfg.MODEL.CLOUDS.GENERATED_LABELS) != "teacher"
+
+
+def check_given_labels(records: Sequence[Record], given: bool) -> None:
+    """Raise ValueError if images of a dataset have no label although labels are `given`."""
+    unlabelled = [record.image for record in records if record.label is None]
+    if given and unlabelled:
+        raise ValueError(
+            f"{len(unlabelled)} of {len(records)} images of {records[0].dataset} have no label in "
+            f"the label space of the training: {format_examples(unlabelled)}. Generate images for "
+            "labels (`clouds generate --condition`), or set MODEL.CLOUDS.GENERATED_LABELS teacher."
+        )
+
+
+def read_given_label(record: Record, size: tuple[int, ...]) -> UInt8Array:
+    """Read the label that a generated image of `size` was generated for, (H, W) train ids.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: there is no label, or it is broken or of another size.
+    """
+    if record.label is None:
+        raise ValueError(
+            f"{record.image} of {record.dataset} has no label. "
+            "MODEL.CLOUDS.GENERATED_LABELS teacher needs none."
+        )
+    assert record.label_format is not None  # checked by Record
+    label = read_train_ids(record.label, record.label_format, record.dataset)
+    if label.shape != size:
+        raise ValueError(
+            f"{record.label}: the label is {label.shape[1]}x{label.shape[0]} pixels, but its "
+            f"generated image is {size[1]}x{size[0]}. {_GENERATE_AGAIN}"
+        )
+    return label
 
 
 _GENERATE_AGAIN = (

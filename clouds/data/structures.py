@@ -25,7 +25,8 @@ class Domain(str, Enum):
     SOURCE = "source"
     """Labelled training images."""
     GENERATED = "generated"
-    """Training images by a text-to-image generator, without labels: trained on pseudo-labels."""
+    """Training images by a text-to-image generator: trained on pseudo-labels, or, with
+    MODEL.CLOUDS.GENERATED_LABELS, on labels that they were generated for."""
     TARGET = "target"
     """Evaluation images of a domain that is not seen in training."""
 
@@ -67,6 +68,7 @@ class Record:
         label_format: how to read `label`; not part of comparisons.
         manifest_size: height and width, pixels, in the manifest of generated images, if any.
         corruption: applied to the image when it is read, if any.
+        approximate_label: the image was generated for its label and may differ from it.
 
     Raises:
         ValueError: a label without its format.
@@ -79,6 +81,7 @@ class Record:
     label_format: LabelFormat | None = field(default=None, compare=False, repr=False)
     manifest_size: tuple[int, int] | None = None
     corruption: Corruption | None = None
+    approximate_label: bool = False
 
     def __post_init__(self) -> None:
         if self.label is not None and self.label_format is None:
@@ -132,7 +135,9 @@ class PartlyLabelledSample(SourceSample):
 
 
 class GeneratedSample(TrainInput):
-    """Sample of a generated image, which has no label: teacher and refiner predict one.
+    """Sample of a generated image without a label: teacher and refiner predict one.
+
+    A generated image that is trained on a given label is a `SourceSample`.
 
     clean_image: uint8 (3, H, W) RGB, input of teacher and refiner: the same geometry as `image`,
         without color jitter.
@@ -263,6 +268,11 @@ Sample = Mapping[str, Any]
 def is_generated(sample: Sample) -> bool:
     """Whether a sample is a generated image."""
     return sample.get("domain") == Domain.GENERATED
+
+
+def needs_pseudo_label(sample: Sample) -> bool:
+    """Whether a sample is a generated image that is not trained on a given label."""
+    return is_generated(sample) and "sem_seg" not in sample
 
 
 def seeds_of(batch: Sequence[Sample]) -> list[int] | None:

@@ -75,7 +75,7 @@ def _evaluate_dataset(
     dataset: DatasetSpec, model: CLOUDS, num_scored: int, num_panels: int
 ) -> PseudoLabelResult:
     label_space, records = dataset.label_space, dataset.records()
-    labeled = [record for record in records if record.label is not None]
+    labeled = [record for record in records if _has_true_label(record)]
     selected = evenly_spaced(labeled, num_scored) or evenly_spaced(records, num_panels)
     matrices = {
         name: ConfusionMatrix(label_space.num_classes, label_space.ignore) for name in SCORED
@@ -98,6 +98,10 @@ def _evaluate_dataset(
         images=len(selected),
         panels=merge_by_number([panels for _, panels in gathered]),
     )
+
+
+def _has_true_label(record: Record) -> bool:
+    return record.label is not None and not record.approximate_label
 
 
 def evenly_spaced(records: Sequence[Record], count: int) -> list[Record]:
@@ -156,7 +160,7 @@ def _predict(
         refined=_to_array(refined.class_map().masked_fill(~covered, ignore)),
         covered=covered.cpu().numpy(),
         student=_to_array(model.segment([{"image": clean, "file_name": str(record.image)}])[0]),
-        truth=None if record.label is None else dataset.read_label(record),
+        truth=dataset.read_label(record) if _has_true_label(record) else None,
         points=None if points is None else points.flatten(0, 1).cpu().numpy(),
     )
 

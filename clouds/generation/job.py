@@ -1,7 +1,8 @@
 """Fills a folder with generated images; resumes interrupted runs; several processes may share one.
 
     images/000000.png ...   image k is generated from prompt k modulo the number of prompts
-    labels/000000.png ...   train ids, if the generator has labels; for evaluation only
+    labels/000000.png ...   train ids, if the generator has labels or generates images for labels
+    classes.yaml            the classes of labels, if they are not Cityscapes' 19
     manifest.jsonl          one line per finished image
     generation.json         the settings that all images of the folder have in common
 
@@ -26,14 +27,20 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clouds.data.datasets.builtin import generated_description
-from clouds.data.datasets.manifest import MANIFEST_NAME, Entry, append_entry, read_manifest
-from clouds.data.labels import read_label
-from clouds.data.reading import is_one_color, read_image
+from clouds.data.datasets.builtin import CLASSES_NAME, classes_text
+from clouds.data.datasets.manifest import (
+    APPROXIMATE,
+    MANIFEST_NAME,
+    Entry,
+    append_entry,
+    read_manifest,
+)
+from clouds.data.label_space import CITYSCAPES_19
+from clouds.data.reading import is_one_color
 from clouds.files import atomic_write, file_sha256, partial_files
-from clouds.generation.generators import GeneratedImage, Generator
+from clouds.generation.condition import Condition, LabelConditions
+from clouds.generation.generators import GeneratedImage, Generator, LabelConditioned
 from clouds.version import __version__
-from clouds.visualizer import Tile, legend_of, side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +50,6 @@ SHEET = "contact_sheet.png"
 _IMAGE_NAME = re.compile(r"\d{6,}\.png")
 
 Record = dict[str, object]
-UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,11 @@ class GenerationJob:
         seed: image k is a function of this seed, k, its prompt and the generator.
         max_redraws: how often an image of one color is drawn again, with another seed. Safety
             checkers return such images, and models whose numbers overflow in half precision.
+        conditions: labels that images are generated for; their classes are added to the prompts.
 
     Raises:
-        ValueError: no prompt, no image, or a negative number.
+        ValueError: no prompt, no image, a negative number, or a generator that cannot generate
+            images for these labels.
     """
 
     output: Path
@@ -67,6 +75,7 @@ class GenerationJob:
     count: int
     seed: int = 0
     max_redraws: int = 5
+    conditions: LabelConditions | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -77,6 +86,18 @@ class GenerationJob:
             raise ValueError(f"--seed is {self.seed}; it must not be negative")
         if self.max_redraws < 0:
             raise ValueError(f"--max-redraws is {self.max_redraws}; it must not be negative")
+        if self.conditions is not None:
+            if not isinstance(self.generator, LabelConditioned):
+                raise ValueError(
+                    f"--condition: the generator {self.generator.name!r} cannot generate images "
+                    "for labels; use stable_diffusion with --controlnet, or leave --condition out"
+                )
+            self.generator.check_conditions(self.conditions)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its images get labels."""
+        return self.generator.has_labels or self.conditions is not None
 
     @property
     def manifest(self) -> Path:
@@ -89,12 +110,19 @@ class GenerationJob:
     def label_path(self, number: int) -> Path:
         return self.output / "labels" / image_name(number)
 
-    def prompt(self, number: int) -> str:
-        return str(self.prompts[number % len(self.prompts)])
+    def request(self, number: int) -> Request:
+        """What image `number` is generated from; raises as `LabelConditions`."""
+        prompt = str(self.prompts[number % len(self.prompts)])
+        if self.conditions is None:
+            return Request(number, prompt, None)
+        condition = self.conditions[number]
+        prompt = condition.prompt(prompt, self.conditions.label_space)
+        return Request(number, prompt, condition)
 
     def record(self) -> Record:
         """The settings that all images of the folder have in common, as JSON values."""
         height, width = self.generator.size
+        conditions = self.conditions
         return {
             "generator": self.generator.name,
             "model": self.generator.model,
@@ -103,7 +131,17 @@ class GenerationJob:
             **self.generator.settings,
             "seed": self.seed,
             "prompts": [str(prompt) for prompt in self.prompts],
+            **({} if conditions is None else conditions.settings),
         }
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image to generate: its number, its prompt and the label that it is generated for."""
+
+    number: int
+    prompt: str
+    condition: Condition | None
 
 
 def image_name(number: int) -> str:
@@ -146,9 +184,11 @@ def prepare(job: GenerationJob, overwrite: bool = False, verify: bool = False) -
             f"{job.output} was started with other settings: {'; '.join(found)}. Use the same "
             "settings to resume, another --output, or --overwrite to delete its images."
         )
-    with _explain_write_errors(job.output):
-        for folder in ["images", "labels"][: 1 + job.generator.has_labels]:
+    with explain_write_errors(job.output):
+        for folder in ["images", "labels"][: 1 + job.has_labels]:
             (job.output / folder).mkdir(parents=True, exist_ok=True)
+        if job.conditions is not None:
+            _write_classes(job.output / CLASSES_NAME, job.conditions)
         entries = _finished(job)
         last = max((int(name[:-4]) for name in entries), default=-1)
         if last >= job.count:
@@ -166,6 +206,15 @@ def prepare(job: GenerationJob, overwrite: bool = False, verify: bool = False) -
             written = {"clouds": __version__} | job.record()
             text = json.dumps(written, indent=1, ensure_ascii=False) + "\n"
             file.write(text.encode("utf-8", "backslashreplace"))  # escapes of JSON, too
+
+
+def _write_classes(path: Path, conditions: LabelConditions) -> None:
+    """Write the classes of the labels, if they are not all 19 of Cityscapes."""
+    space, labelled = conditions.label_space, conditions.dataset.classes_present
+    if space == CITYSCAPES_19 and len(labelled) == space.num_classes:
+        return
+    with atomic_write(path) as file:
+        file.write(classes_text(space, labelled).encode())
 
 
 def read_record(output: Path) -> Record | None:
@@ -227,6 +276,7 @@ def _clear(output: Path) -> None:
     """Delete the files that this module has written, the manifest first."""
     (output / MANIFEST_NAME).unlink(missing_ok=True)
     (output / SHEET).unlink(missing_ok=True)
+    (output / CLASSES_NAME).unlink(missing_ok=True)
     for path in _generated_files(output):
         path.unlink()
 
@@ -256,7 +306,7 @@ def remaining(job: GenerationJob, rank: int = 0, world_size: int = 1) -> list[in
         if not (
             image_name(number) in entries
             and job.image_path(number).is_file()
-            and (not job.generator.has_labels or job.label_path(number).is_file())
+            and (not job.has_labels or job.label_path(number).is_file())
         )
     ]
 
@@ -266,28 +316,34 @@ def generate(job: GenerationJob, numbers: Sequence[int]) -> Iterator[int]:
 
     Raises:
         OSError: an image cannot be written, such as on a full disk; the message says what to do.
-        ValueError: an image has one color in all of its draws.
+        ValueError: an image has one color in all of its draws, or a label has no class.
     """
     step = job.generator.batch_size
     for start in range(0, len(numbers), step):
-        batch = numbers[start : start + step]
-        images = job.generator.generate(
-            [job.prompt(number) for number in batch],
-            [image_seed(job.seed, number) for number in batch],
-        )
-        for number, image in zip(batch, images, strict=True):
-            _write(job, number, *_redraw_while_one_color(job, number, image))
-            yield number
+        batch = [job.request(number) for number in numbers[start : start + step]]
+        for request, image in zip(batch, _draw(job, batch), strict=True):
+            _write(job, request, *_redraw_while_one_color(job, request, image))
+            yield request.number
+
+
+def _draw(job: GenerationJob, batch: Sequence[Request], redraw: int = 0) -> list[GeneratedImage]:
+    prompts = [request.prompt for request in batch]
+    seeds = [image_seed(job.seed, request.number, redraw) for request in batch]
+    conditions = [r.condition for r in batch if r.condition is not None]
+    if not conditions:
+        return job.generator.generate(prompts, seeds)
+    assert isinstance(job.generator, LabelConditioned)  # checked by GenerationJob
+    return job.generator.generate_for_labels(prompts, seeds, conditions)
 
 
 def _redraw_while_one_color(
-    job: GenerationJob, number: int, image: GeneratedImage
+    job: GenerationJob, request: Request, image: GeneratedImage
 ) -> tuple[GeneratedImage, int]:
     """An image that has more than one color, and the number of images drawn before it."""
     redraws = 0
     while is_one_color(image.image):
         what = (
-            f"{image_name(number)} of the prompt {job.prompt(number)!r} has only the color "
+            f"{image_name(request.number)} of the prompt {request.prompt!r} has only the color "
             f"{tuple(image.image[0, 0].tolist())} (RGB)"
         )
         if redraws == job.max_redraws:
@@ -298,22 +354,21 @@ def _redraw_while_one_color(
             )
         redraws += 1
         logger.warning("image %s; it is drawn again (%d of %d)", what, redraws, job.max_redraws)
-        (image,) = job.generator.generate(
-            [job.prompt(number)], [image_seed(job.seed, number, redraws)]
-        )
+        (image,) = _draw(job, [request], redraws)
     return image, redraws
 
 
-def _write(job: GenerationJob, number: int, generated: GeneratedImage, redraws: int) -> None:
+def _write(job: GenerationJob, request: Request, generated: GeneratedImage, redraws: int) -> None:
     """Write label, image and manifest line, in this order: images with a line are complete."""
+    number, condition = request.number, request.condition
     path = job.image_path(number)
-    with _explain_write_errors(path):
+    with explain_write_errors(path):
         if generated.label is not None:
-            _write_png(job.label_path(number), generated.label)
-        _write_png(path, cv2.cvtColor(generated.image, cv2.COLOR_RGB2BGR))
+            write_png(job.label_path(number), generated.label)
+        write_png(path, cv2.cvtColor(generated.image, cv2.COLOR_RGB2BGR))
         entry = Entry(
             file=image_name(number),
-            prompt=job.prompt(number),
+            prompt=request.prompt,
             seed=image_seed(job.seed, number, redraws),
             generator=job.generator.name,
             model=job.generator.model,
@@ -321,11 +376,13 @@ def _write(job: GenerationJob, number: int, generated: GeneratedImage, redraws: 
             width=generated.image.shape[1],
             sha256=file_sha256(path),
             redraws=redraws,
+            labels=APPROXIMATE if generated.approximate else "",
+            condition="" if condition is None else condition.file.name,
         )
         append_entry(job.manifest, entry)
 
 
-def _write_png(path: Path, image: npt.NDArray[np.generic]) -> None:
+def write_png(path: Path, image: npt.NDArray[np.generic]) -> None:
     """Write an image, (H, W) or (H, W, 3) BGR."""
     done, data = cv2.imencode(".png", image)
     assert done, "OpenCV cannot encode PNG"
@@ -343,7 +400,7 @@ def num_redrawn(job: GenerationJob) -> int:
 
 
 @contextmanager
-def _explain_write_errors(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Add the path and advice to the error of a file that cannot be written."""
     try:
         yield
@@ -358,54 +415,3 @@ def _explain_write_errors(path: Path) -> Iterator[None]:
             f"cannot write {error.filename or path}: {error.strerror or error}. {advice} and run "
             "the same command again: it keeps the finished images and resumes after them",
         ) from error
-
-
-# ---------------------------------------------------------------------- contact sheet
-def write_contact_sheet(
-    job: GenerationJob, columns: int = 6, rows: int = 4, tile_width: int = 256
-) -> Path:
-    """Write an overview of evenly spaced images, their prompts and labels; returns its file."""
-    shown = min(job.count, columns * rows)
-    numbers = np.linspace(0, job.count - 1, shown).round().astype(int).tolist()
-    columns = min(columns, shown)
-    title = f"{job.output.name}: {job.count} images, {job.generator.name} {job.generator.model}"
-    label_space = generated_description(job.output.name).label_space
-    panels: list[UInt8Array] = []
-    for start in range(0, shown, columns):
-        tiles = [_tile(job, number, tile_width) for number in numbers[start : start + columns]]
-        tiles += [Tile("", np.full((1, 1, 3), 255, np.uint8))] * (columns - len(tiles))
-        last = start + columns >= shown and job.generator.has_labels
-        panels.append(
-            side_by_side(
-                tiles,
-                title="" if panels else title.strip(),
-                legend=legend_of(label_space, range(label_space.num_classes)) if last else (),
-                tile_width=tile_width,
-            )
-        )
-    path = job.output / SHEET
-    sheet = cv2.cvtColor(np.vstack(panels), cv2.COLOR_RGB2BGR)
-    with _explain_write_errors(path):
-        _write_png(path, sheet)
-    return path
-
-
-def _tile(job: GenerationJob, number: int, width: int) -> Tile:
-    image = read_image(job.image_path(number))
-    size = (width, max(1, round(width * image.shape[0] / image.shape[1])))
-    tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    if job.generator.has_labels:
-        label_format = generated_description(job.output.name).label_formats[-1]
-        label = read_label(job.label_path(number), label_format).astype(np.uint8)
-        small = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-        tile = np.vstack(
-            [
-                tile,
-                generated_description(job.output.name).label_space.colorize(
-                    np.asarray(small, np.uint8)
-                ),
-            ]
-        )
-    prompt, max_length = job.prompt(number), width // 7  # 7 pixels per character
-    caption = prompt if len(prompt) <= max_length else prompt[: max_length - 1].rstrip() + "…"
-    return Tile(caption, np.asarray(tile, np.uint8))

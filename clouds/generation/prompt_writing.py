@@ -74,6 +74,7 @@ class WritingOptions:
         similarity: Jaccard index of content words from which a prompt counts as repeated.
         patience: rounds without a valid prompt after which the run fails.
         classes: name -> description in an instruction, of the classes that prompts are to name.
+        dense: each prompt names several classes, the place, the weather and the time.
     """
 
     count: int
@@ -84,6 +85,12 @@ class WritingOptions:
     similarity: float = 0.6
     patience: int = 20
     classes: Mapping[str, str] = field(default_factory=lambda: CLASS_DESCRIPTIONS)
+    dense: bool = False
+
+    @property
+    def min_classes(self) -> int:
+        """Smallest number of classes that a valid prompt names."""
+        return min(MIN_CLASSES_DENSE if self.dense else MIN_CLASSES, len(self.classes))
 
     def __post_init__(self) -> None:
         for name in ("count", "batch_size", "per_answer", "patience"):
@@ -170,6 +177,7 @@ def _settings(
         "batch_size": options.batch_size,
         "per_answer": options.per_answer,
         "similarity": options.similarity,
+        "dense": options.dense or None,
         "classes": None if options.classes == CLASS_DESCRIPTIONS else dict(options.classes),
         "avoid": hashlib.sha256("\n".join(avoid).encode()).hexdigest()[:16] if avoid else None,
     }
@@ -199,24 +207,39 @@ def instruction(
     per_answer: int,
     lacking: Mapping[str, int],
     classes: Mapping[str, str] = CLASS_DESCRIPTIONS,
+    dense: bool = False,
 ) -> str:
     """The instruction for one answer.
 
     Args:
-        rng: draws weather, time, place and region, and three of the lacking classes with
-            probabilities proportional to the number of missing prompts.
+        rng: draws weather, time, place and region, and three of the lacking classes, or six of
+            dense prompts, with probabilities proportional to the number of missing prompts.
         lacking: class -> number of missing prompts; if empty, all classes are equally likely.
         classes: class -> its description.
+        dense: ask for prompts that name all of the place, the weather, the time and the classes.
     """
-    names = list(lacking or classes)
-    weights = np.array([lacking.get(name, 1) for name in names], dtype=np.float64)
+    names = list(classes if dense else lacking or classes)
+    other = 0.1 if lacking else 1.0
+    weights = np.array([lacking.get(name, other) for name in names], dtype=np.float64)
     share = weights / weights.sum()
-    chosen = rng.choice(len(names), size=min(3, len(names)), replace=False, p=share)
+    count = min(6 if dense else 3, len(names))
+    chosen = rng.choice(len(names), size=count, replace=False, p=share)
     wanted = "; ".join(classes[names[i]] for i in chosen)
     weather = _WEATHERS[rng.integers(len(_WEATHERS))]
     time = _TIMES[rng.integers(len(_TIMES))]
     place = _PLACE_DESCRIPTIONS[rng.integers(len(_PLACE_DESCRIPTIONS))]
     region = _REGIONS[rng.integers(len(_REGIONS))]
+    if dense:
+        return (
+            f"Write {per_answer} detailed descriptions of photographs of street scenes, seen from "
+            "a car or at street level. Each is one sentence of 25 to 45 words on a line of its "
+            "own, in English. Name concrete things that are in the picture and where they are, "
+            "never something that is absent. Vary the form of the sentences.\n"
+            f"Every description names all of these: {wanted}.\n"
+            f"Every description also names the place ({place} in {region}), the time of day "
+            f"({time}) and the weather ({weather}).\n"
+            f"Answer with the {per_answer} lines only, without numbers, titles or comments."
+        )
     return (
         f"Write {per_answer} descriptions of photographs of street scenes, seen from a car or at "
         "street level. Each is one sentence of 15 to 35 words on a line of its own, in English. "
@@ -231,7 +254,7 @@ def instruction(
 def _ask(model: ChatModel, options: WritingOptions, progress: Progress) -> list[str]:
     rng = np.random.default_rng([options.seed, progress.rounds])
     instructions = [
-        instruction(rng, options.per_answer, progress.lacking, options.classes)
+        instruction(rng, options.per_answer, progress.lacking, options.classes, options.dense)
         for _ in range(options.batch_size)
     ]
     answers = model.answer(instructions, seed=int(rng.integers(2**31)))
@@ -246,6 +269,7 @@ _QUOTES = "\"'“”‘’«»`*_ \t"
 _SENTENCE_ENDS = (".", "!", "?", "…")
 MIN_WORDS = 6
 MIN_CLASSES = 2
+MIN_CLASSES_DENSE = 4
 
 
 def parse_answer(answer: str) -> list[str]:
@@ -320,8 +344,8 @@ class _State:
     def take(self, answers: Sequence[str]) -> tuple[list[str], bool]:
         """Returns the prompts to keep, and whether all that is needed has been written."""
         kept: list[str] = []
-        min_classes = min(MIN_CLASSES, len(self.options.classes))
-        for line, reason in _candidates(answers, self.named_classes, min_classes):
+        candidates = _candidates(answers, self.named_classes, self.options.min_classes)
+        for line, reason in candidates:
             if self.done():
                 return kept, True
             words = content_words(line)

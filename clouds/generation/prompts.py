@@ -136,14 +136,18 @@ def over_long(prompts: Iterable[str]) -> list[str]:
     return _warnings(prompts, CLIP_CONTEXT, _count_clip_tokens)
 
 
-def cut_prompts(prompts: Iterable[str], tokenizers: Sequence[Any]) -> list[str]:
+def cut_prompts(
+    prompts: Iterable[str], tokenizers: Sequence[Any], longest: int | None = None
+) -> list[str]:
     """One warning for each prompt that is too long for all text encoders of a generator.
 
     Args:
         tokenizers: of the transformers kind: `tokenizer(text)["input_ids"]` and
             `tokenizer.model_max_length`. The one with the longest context is used.
+        longest: number of tokens that the generator reads at most, if any.
     """
-    limits = [int(min(tokenizer.model_max_length, 10**9)) for tokenizer in tokenizers]
+    longest = 10**9 if longest is None else longest
+    limits = [int(min(tokenizer.model_max_length, longest)) for tokenizer in tokenizers]
     if not limits:
         return []
     limit = max(limits)

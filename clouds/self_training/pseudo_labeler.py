@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
+from clouds.data.dataset_mapper import trains_on_given_labels
 from clouds.data.datasets import generated
 from clouds.data.label_space import IGNORE
 from clouds.data.structures import Targets, masks_from_label
@@ -55,8 +56,12 @@ class PseudoLabeler:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> PseudoLabeler | None:
-        """None if no dataset of DATASETS.TRAIN is generated; for `student` see `EMATeacher`."""
-        if not generated(cfg.DATASETS.TRAIN):
+        """None if no image needs pseudo-labels; for `student` see `EMATeacher`.
+
+        That is so if no dataset of DATASETS.TRAIN is generated, or by
+        MODEL.CLOUDS.GENERATED_LABELS.
+        """
+        if not generated(cfg.DATASETS.TRAIN) or trains_on_given_labels(cfg):
             return None
         node = cfg.MODEL.CLOUDS.PSEUDO_LABEL
         losses = None

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_pipelines
 
 from clouds.cli import generate
 from clouds.generation.generators import (
@@ -89,91 +89,10 @@ def test_all_generators_have_a_size():
 
 
 # ---------------------------------------------------------------------- tiny pipelines
-def save_tokenizer(folder: Path, pad: str = "<|endoftext|>"):
-    """CLIP's tokenizer with letters as its only tokens."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [",", "."]
-    words = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77, pad_token=pad
-    )
-
-
-def text_config():
-    from transformers import CLIPTextConfig
-
-    return CLIPTextConfig(
-        vocab_size=58, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=2, projection_dim=16, bos_token_id=56, eos_token_id=57, pad_token_id=57,
-    )  # fmt: skip
-
-
-def parts(**unet_options):
-    """U-Net, autoencoder and scheduler: 64x64 pixels, latents of 8x8."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16),
-        layers_per_block=1, norm_num_groups=4, down_block_types=("DownBlock2D",
-        "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4, **unet_options,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), norm_num_groups=4, layers_per_block=1, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        sample_size=64,
-    )  # fmt: skip
-    scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        steps_offset=1,
-    )  # fmt: skip
-    return {"unet": unet, "vae": vae, "scheduler": scheduler}
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     """A Stable Diffusion of a few thousand parameters, on disk."""
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from diffusers import StableDiffusionPipeline
-    from transformers import CLIPTextModel
-
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    pipeline = StableDiffusionPipeline(
-        text_encoder=CLIPTextModel(text_config()), tokenizer=save_tokenizer(folder / "words"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        **parts(cross_attention_dim=16),
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "model")
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def tiny_xl(tmp_path_factory) -> Path:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    from diffusers import StableDiffusionXLPipeline
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
-
-    folder = tmp_path_factory.mktemp("tiny_xl")
-    torch.manual_seed(0)
-    unet = {
-        "cross_attention_dim": 32, "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 16 + 6 * 8,
-    }  # fmt: skip
-    pipeline = StableDiffusionXLPipeline(
-        text_encoder=CLIPTextModel(text_config()),
-        text_encoder_2=CLIPTextModelWithProjection(text_config()),
-        tokenizer=save_tokenizer(folder / "a"), tokenizer_2=save_tokenizer(folder / "b"),
-        **parts(**unet),
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "model")
-    return folder / "model"
+    return tiny_pipelines.save("stable_diffusion", tmp_path_factory.mktemp("tiny"))
 
 
 def make(model: Path, **options):
@@ -197,13 +116,11 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
     return int(np.abs(a.astype(int) - b.astype(int)).max()) <= 1
 
 
-@pytest.mark.parametrize("kind", ["tiny", "tiny_xl"])
-def test_image_is_that_of_a_direct_call_of_diffusers(kind, request):
-    model = request.getfixturevalue(kind)
-    generator = make(model)
+def test_image_is_that_of_a_direct_call_of_diffusers(tiny):
+    generator = make(tiny)
     generated = generator.generate(["a tram at night"], [11])[0]
     assert generated.label is None and generated.image.dtype == np.uint8
-    assert close(generated.image, generated_by_diffusers(model, "a tram at night", 11))
+    assert close(generated.image, generated_by_diffusers(tiny, "a tram at night", 11))
     assert generator.settings["scheduler"] == "EulerDiscreteScheduler"
     assert generator.settings["guidance"] == 7.5
 
@@ -245,34 +162,6 @@ def test_scheduler_by_class_name_and_the_models_own(tiny):
     assert not close(first, make(tiny).generate(["a bus"], [1])[0].image)
     with pytest.raises(ValueError, match=r"'Eulr', which StableDiffusionPipeline.*EulerDiscrete"):
         make(tiny, scheduler="Eulr")
-
-
-def test_flow_matching_models_keep_their_euler_steps():
-    diffusers = pytest.importorskip("diffusers")
-    pipeline = SimpleNamespace(scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
-    assert sd._set_scheduler(pipeline, "euler") == "FlowMatchEulerDiscreteScheduler"
-    with pytest.raises(ValueError, match="FlowMatchEuler"):
-        sd._set_scheduler(pipeline, "ddim")
-
-
-def test_options_that_a_model_does_not_support_are_refused():
-    diffusers = pytest.importorskip("diffusers")
-    flux = object.__new__(diffusers.FluxPipeline)
-    object.__setattr__(flux, "vae_scale_factor", 8)
-    object.__setattr__(flux, "_internal_dict", {})
-    with pytest.raises(ValueError, match="FluxPipeline does not support --negative-prompt"):
-        sd._call_arguments(flux, 4, None, "rain", (64, 64))
-
-    class NoGuidance:
-        components = ()
-
-        def __call__(self, prompt, num_inference_steps, height, width, generator): ...
-
-    assert sd._call_arguments(NoGuidance(), 4, None, "", (64, 64)) == {
-        "num_inference_steps": 4, "height": 64, "width": 64,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match="NoGuidance does not support --guidance"):
-        sd._call_arguments(NoGuidance(), 4, 7.5, "", (64, 64))
 
 
 def test_safety_checker_is_left_out(tiny, tmp_path):

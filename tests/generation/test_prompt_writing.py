@@ -106,6 +106,29 @@ def test_instruction_names_the_most_lacking_classes():
     assert free == set(CITYSCAPES_19.names)
 
 
+def test_dense_instructions_ask_for_six_classes_place_time_and_weather():
+    asked = [instruction(np.random.default_rng(i), 7, {"train": 9}, dense=True) for i in range(20)]
+    for text in asked:
+        wanted = text.split("names all of these: ")[1].split(".\n")[0].split("; ")
+        assert (
+            len(set(wanted)) == 6 <= sum(words in wanted for words in CLASS_DESCRIPTIONS.values())
+        )
+        assert all(word in text for word in ("names the place", "time of day", "the weather"))
+    assert sum(CLASS_DESCRIPTIONS["train"] in text for text in asked) >= 18
+    few = {"tree": "trees", "path": "a path"}
+    assert "trees" in instruction(np.random.default_rng(0), 7, {}, few, dense=True)
+
+
+def test_dense_prompts_name_four_classes(tmp_path):
+    two = "A red bus waits beside a brick wall in the rain."
+    four = "A red bus waits beside a brick wall while a cyclist passes two parked cars at dusk."
+    writer = ScriptedModel([f"{two}\n{four}"])
+    write(writer, tmp_path / "p.txt", options(batch_size=1, count=1, dense=True))
+    assert read_prompts(tmp_path / "p.txt") == [four]
+    with pytest.raises(ValueError, match="dense"):
+        write(writer, tmp_path / "p.txt", options(batch_size=1, count=2))
+
+
 # ---------------------------------------------------------------------- a run
 def test_count_and_quota_are_reached_without_repetition(tmp_path):
     path = tmp_path / "new" / "p.txt"

@@ -14,13 +14,16 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import yaml
+
 from clouds.data.corruption import CORRUPTIONS, SEVERITIES, Corruption
 from clouds.data.datasets.description import DatasetDescription, Folders
 from clouds.data.datasets.description_file import parse_descriptions
 from clouds.data.datasets.manifest import MANIFEST_NAME
-from clouds.data.label_space import CITYSCAPES_19, IGNORE
+from clouds.data.label_space import CITYSCAPES_19, IGNORE, LabelSpace, read_classes
 from clouds.data.labels import LabelFormat, LabelMapping
 from clouds.data.structures import Domain
+from clouds.data.yaml_section import parse, read_text
 
 _ORDER = ("gta5", "synthia", "urbansyn", "cityscapes", "acdc", "bdd", "mapillary", "camvid")
 """The descriptions that lists of datasets begin with; the others follow by name."""
@@ -44,6 +47,9 @@ _DESCRIPTIONS = Path(__file__).resolve().parents[1] / "descriptions"
 
 GENERATED_PREFIX = "sd_"
 GENERATED_ROOT = "stable_diffusion"
+CLASSES_NAME = "classes.yaml"
+"""File in the folder of a generated dataset: the classes of its labels. Without it, they are those
+of Cityscapes-19."""
 
 CORRUPTED_PREFIX = "cityscapes_c_"
 CORRUPTED = "cityscapes_val"
@@ -51,9 +57,9 @@ CORRUPTED = "cityscapes_val"
 
 
 def generated_description(folder: str) -> DatasetDescription:
-    """Description of the generated dataset `sd_<folder>`; its labels only serve measurements.
+    """Description of the generated dataset `sd_<folder>`.
 
-    They are train ids of Cityscapes-19.
+    Its labels, if it has any, are train ids of Cityscapes-19; see `with_own_classes`.
     """
     top = f"{GENERATED_ROOT}/{folder}"
     train_ids = {i: (i,) for i in range(CITYSCAPES_19.num_classes)}
@@ -68,6 +74,46 @@ def generated_description(folder: str) -> DatasetDescription:
         manifest=f"{top}/{MANIFEST_NAME}",
         how_to_get=f"generate it with `clouds generate` into {top}",
     )
+
+
+def with_own_classes(description: DatasetDescription, path: Path) -> DatasetDescription:
+    """A generated dataset whose labels are those of the file CLASSES_NAME, if there is one.
+
+    Args:
+        description: by `generated_description`.
+        path: the file, a label space with the ids of the classes that are labelled.
+
+    Raises:
+        DescriptionError: the file is not valid.
+    """
+    if not path.is_file():
+        return description
+    section = parse(read_text(path), str(path))
+    file = read_classes(section, section.text("name", description.name))
+    section.done()
+    train_ids = {i: ids for i, ids in enumerate(file.ids) if ids}
+    ids = LabelMapping(f"train ids of {description.name}", train_ids, file.ignore_ids)
+    return replace(
+        description,
+        label_space=file.label_space,
+        label_formats=tuple(replace(f, ids=ids) for f in description.label_formats),
+    )
+
+
+def classes_text(label_space: LabelSpace, labelled: Sequence[int]) -> str:
+    """Content of the file CLASSES_NAME: `labelled` are the train ids that its labels have."""
+    rows = zip(label_space.names, label_space.colors, label_space.synonyms, strict=True)
+    classes = [
+        {
+            "name": name,
+            "ids": [i] if i in labelled else [],
+            "color": list(color),
+            "words": list(words),
+        }
+        for i, (name, color, words) in enumerate(rows)
+    ]
+    content = {"name": label_space.name, "classes": classes, "ignore_ids": [IGNORE]}
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=10_000))
 
 
 def corrupted_description(name: str) -> DatasetDescription:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from clouds.data.corruption import import_package
 from clouds.data.datasets.builtin import (
+    CLASSES_NAME,
     CORRUPTED_PREFIX,
     GENERATED_PREFIX,
     GENERATED_ROOT,
@@ -22,13 +23,14 @@ from clouds.data.datasets.builtin import (
     builtin_datasets,
     get_description,
     is_own,
+    with_own_classes,
 )
 from clouds.data.datasets.description import DatasetDescription
 from clouds.data.datasets.listing import Listing, list_dataset, list_registered
 from clouds.data.datasets.registered import describe, list_samples
 from clouds.data.datasets.scan import is_foreign_folder
 from clouds.data.labels import read_train_ids
-from clouds.data.structures import Record
+from clouds.data.structures import Domain, Record
 from clouds.files import expand_user
 from clouds.messages import format_examples
 
@@ -231,6 +233,7 @@ def get_dataset(
     Raises:
         UnknownDatasetError: no such dataset; the message lists the known ones. Or it is
             registered, and its metadata is not complete or not allowed.
+        DescriptionError: the file CLASSES_NAME of a generated dataset is not valid.
     """
     if name in described:
         description = described[name]
@@ -245,7 +248,11 @@ def get_dataset(
                 raise UnknownDatasetError(str(error)) from error
             return RegisteredSpec(**vars(description))
     description = get_description(name)
-    return DatasetSpec(**vars(description), root=dataset_root() if root is None else root)
+    root = dataset_root() if root is None else root
+    if description.domain is Domain.GENERATED:
+        folder = root / GENERATED_ROOT / name.removeprefix(GENERATED_PREFIX)
+        description = with_own_classes(description, folder / CLASSES_NAME)
+    return DatasetSpec(**vars(description), root=root)
 
 
 def check_names_are_free(names: Sequence[str]) -> None:

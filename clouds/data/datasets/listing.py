@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clouds.data.datasets.description import DatasetDescription, Folders
-from clouds.data.datasets.manifest import Entry, read_manifest
+from clouds.data.datasets.manifest import APPROXIMATE, Entry, read_manifest
 from clouds.data.datasets.scan import Scan, UnusedFolder, modified, same_files, scan_files
 from clouds.data.labels import LabelFormat
 from clouds.data.reading import read_size
@@ -160,7 +160,7 @@ def _scan(description: DatasetDescription, root: Path) -> tuple[_Fingerprint, Li
     if manifest_path is not None and manifest_path.is_file():
         # read after the images were listed, since a line is written after its image
         manifest = _read_manifest(manifest_path, images_dir, [record.image for record in records])
-        records = [_with_size(record, manifest, images_dir) for record in records]
+        records = [_with_entry(record, manifest, images_dir) for record in records]
     second_files = _second_files(description, image_scan, label_scan)
     listing = Listing(
         images=images_dir,
@@ -293,6 +293,12 @@ def _read_manifest(path: Path, folder: Path, images: Sequence[Path]) -> Manifest
     return Manifest(path, entries, "", tuple(files[f] for f in unlisted), tuple(missing))
 
 
-def _with_size(record: Record, manifest: Manifest, folder: Path) -> Record:
+def _with_entry(record: Record, manifest: Manifest, folder: Path) -> Record:
     entry = manifest.entry(record.image, folder)
-    return record if entry is None else replace(record, manifest_size=(entry.height, entry.width))
+    if entry is None:
+        return record
+    return replace(
+        record,
+        manifest_size=(entry.height, entry.width),
+        approximate_label=entry.labels == APPROXIMATE,
+    )

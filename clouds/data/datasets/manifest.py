@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.jsonl"
 
+APPROXIMATE = "approximate"
+"""Kind of labels that an image was generated for, and that it may differ from."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -33,6 +36,9 @@ class Entry:
         sha256: SHA-256 of the image file, 64 lowercase hexadecimal digits.
         redraws: number of images of one color that were drawn before, with other seeds; a line
             without it means 0.
+        labels: 'approximate' if the image was generated for its label, so that edges and small
+            objects may differ; a line without it means a label that is exact, or none.
+        condition: name of the label file that it was generated for; a line without it means none.
 
     Raises:
         ValueError: a value is of the wrong type or out of range; the message names the field.
@@ -47,6 +53,8 @@ class Entry:
     width: int
     sha256: str
     redraws: int = 0
+    labels: str = ""
+    condition: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -64,6 +72,8 @@ class Entry:
         for name, low in (("seed", 0), ("height", 1), ("width", 1), ("redraws", 0)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {low}")
+        if self.labels not in ("", APPROXIMATE):
+            raise ValueError(f"labels is {self.labels!r}, but must be {APPROXIMATE!r} or empty")
         if len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef"):
             raise ValueError(
                 f"sha256 is {self.sha256!r}, but must be 64 lowercase hexadecimal digits"
@@ -118,9 +128,8 @@ def append_entry(path: Path, entry: Entry) -> None:
     """
     import fcntl  # does not exist on Windows, where a manifest can still be read
 
-    values = asdict(entry)
-    if not entry.redraws:
-        del values["redraws"]
+    optional = {field.name for field in fields(Entry) if field.default is not MISSING}
+    values = {key: v for key, v in asdict(entry).items() if v or key not in optional}
     line = json.dumps(values).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:

@@ -10,6 +10,7 @@ from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     GeneratedImage,
     Generator,
+    LabelConditioned,
     build_generator,
     generator_names,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "GENERATOR_REGISTRY",
     "GeneratedImage",
     "Generator",
+    "LabelConditioned",
     "build_generator",
     "generator_names",
     "stable_diffusion",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from clouds import plugins
 from clouds.d2 import Registry
+from clouds.generation.condition import Condition, LabelConditions
 
 GENERATOR_REGISTRY = Registry("GENERATOR")
 """Name -> function that builds the generator; its keyword-only arguments are the options."""
@@ -34,10 +35,12 @@ class GeneratedImage:
     Attributes:
         image: (H, W, 3) uint8 RGB.
         label: (H, W) uint8 train ids, 255 for unlabeled; None if the generator has no labels.
+        approximate: the image was generated for the label, and may differ from it.
     """
 
     image: npt.NDArray[np.uint8]
     label: npt.NDArray[np.uint8] | None = None
+    approximate: bool = False
 
 
 class Generator(Protocol):
@@ -72,6 +75,21 @@ class Generator(Protocol):
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """One sentence for each part of these prompts that the generator ignores."""
+        ...
+
+
+@runtime_checkable
+class LabelConditioned(Protocol):
+    """A generator that can also generate images for labels (`clouds generate --condition`)."""
+
+    def check_conditions(self, conditions: LabelConditions) -> None:
+        """Raise ValueError if it cannot generate images for the labels of this dataset."""
+        ...
+
+    def generate_for_labels(
+        self, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[Condition]
+    ) -> list[GeneratedImage]:
+        """Generate one image with a label per condition, as `Generator.generate`."""
         ...
 
 

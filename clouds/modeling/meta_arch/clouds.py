@@ -25,8 +25,8 @@ from clouds.data.structures import (
     Sample,
     Targets,
     check_image,
-    is_generated,
     labelled_targets,
+    needs_pseudo_label,
     output_size,
     pad_to,
     seeds_of,
@@ -173,10 +173,10 @@ class CLOUDS(nn.Module):
         """
         Args:
             batch: per image `image` uint8 (3, H, W) RGB (see `check_image`). In training also
-                `sem_seg` (H, W) train ids, or for a generated image (`domain` GENERATED)
-                `clean_image`, the same image without color augmentation; and, for random points
-                that do not depend on torch's global generator, `seed`. In inference `height` and
-                `width` of the output (default: the image's own).
+                `sem_seg` (H, W) train ids, or for a generated image (`domain` GENERATED) without
+                them `clean_image`, the same image without color augmentation; and, for random
+                points that do not depend on torch's global generator, `seed`. In inference
+                `height` and `width` of the output (default: the image's own).
             part: in training on a part of a batch: of `prepare_parts`.
 
         Returns:
@@ -298,7 +298,7 @@ class CLOUDS(nn.Module):
         return images
 
     def _clean_images(self, batch: Sequence[Sample]) -> ImageList | None:
-        clean = [sample["clean_image"] for sample in batch if is_generated(sample)]
+        clean = [sample["clean_image"] for sample in batch if needs_pseudo_label(sample)]
         return self._preprocess(clean) if clean else None
 
     @torch.no_grad()
@@ -312,7 +312,7 @@ class CLOUDS(nn.Module):
 
         `clean` and `features` are these views and the teacher's features; None: computed here.
         """
-        generated = [sample for sample in batch if is_generated(sample)]
+        generated = [sample for sample in batch if needs_pseudo_label(sample)]
         pseudo_targets: Iterator[Targets] = iter(())
         clean = clean or self._clean_images(batch)
         if clean is not None:
@@ -328,7 +328,7 @@ class CLOUDS(nn.Module):
             )
         return [
             next(pseudo_targets)
-            if is_generated(sample)
+            if needs_pseudo_label(sample)
             else labelled_targets(sample, self.unlabeled_classes, self.device)
             for sample in batch
         ]

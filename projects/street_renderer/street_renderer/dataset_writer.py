@@ -27,8 +27,9 @@ from clouds.data.labels import LabelMapping
 from clouds.files import atomic_write
 from street_renderer.canvas import Bytes
 from street_renderer.domains import STYLES
-from street_renderer.layout import CLASSES, Contents
-from street_renderer.renderer import MIN_SIZE, RenderedScene, render_scene
+from street_renderer.layout import CLASSES, Contents, SceneLayout
+from street_renderer.renderer import MIN_SIZE, RenderedScene, render_layout, sample_scene
+from street_renderer.style import Look
 
 _JPEG_QUALITY = 92
 _PNG_OPTIONS = [
@@ -146,11 +147,17 @@ def unlabelled_classes(name: str) -> tuple[str, ...]:
 
 def render_sample(recipe: Recipe, index: int) -> RenderedScene:
     """Render image `index` of a dataset, a function of the arguments alone."""
+    layout, look, details = recorded_scene(recipe, index)
+    return render_layout(details, layout, look)
+
+
+def recorded_scene(recipe: Recipe, index: int) -> tuple[SceneLayout, Look, np.random.Generator]:
+    """Layout, look and generator of details of image `index` of a dataset."""
     file_format = _format(recipe.name)
     rng = np.random.default_rng((recipe.seed, zlib.crc32(recipe.name.encode()), index))
     size = _varied_size(rng, recipe.size) if file_format.varied_size else recipe.size
     others = () if recipe.show_unlabelled else unlabelled_classes(recipe.name)
-    return render_scene(rng, STYLES[file_format.style], Contents(unwanted=others), size)
+    return sample_scene(rng, STYLES[file_format.style], Contents(unwanted=others), size)
 
 
 def write_sample(recipe: Recipe, index: int, image_path: Path, label_path: Path) -> None:

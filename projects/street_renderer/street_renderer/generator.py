@@ -1,8 +1,9 @@
 """The renderer as an image generator of `clouds.generation`, named `procedural`.
 
-It renders what the prompt describes, without weights or a GPU, and writes exact labels. The labels
-are not used in training; pseudo-labels are evaluated on them. `generated_style` describes the
-appearance of the images. The library finds this generator by its entry point (pyproject.toml).
+It renders what the prompt describes, without weights or a GPU, and writes exact labels, on which
+pseudo-labels are evaluated. For labels of rendered datasets it renders their scenes in another look
+(`relighting`). `generated_style` describes the appearance of the images. The library finds this
+generator by its entry point (pyproject.toml).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clouds.data.label_space import CITYSCAPES_19
+from clouds.generation.condition import Condition, LabelConditions
 from clouds.generation.generators.registry import (
     MAX_SEED,
     GeneratedImage,
@@ -23,6 +25,7 @@ from clouds.generation.generators.registry import (
 from street_renderer import Contents, Style, render
 from street_renderer.generated_style import GENERATED_STYLE, draw_style
 from street_renderer.prompt_reader import SceneDescription, parse_scene
+from street_renderer.relighting import RecordedScenes
 from street_renderer.renderer import RENDERER_VERSION, check_size
 from street_renderer.style import Lens
 
@@ -74,12 +77,30 @@ class Procedural:
             "painter": RENDERER_VERSION,
             "style": GENERATED_STYLE,
         }
+        self._scenes: RecordedScenes | None = None
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[GeneratedImage]:
         """Render one image per prompt; see `Generator.generate`."""
         assert len(prompts) == len(seeds)
         return [
             render_prompt(text, seed, self.size) for text, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def check_conditions(self, conditions: LabelConditions) -> None:
+        """Raise ValueError if the labels are not those of a rendered dataset."""
+        self._scenes = RecordedScenes(conditions.dataset)
+
+    def generate_for_labels(
+        self, prompts: Sequence[str], seeds: Sequence[int], conditions: Sequence[Condition]
+    ) -> list[GeneratedImage]:
+        """Render the scene of each label in another look, after `check_conditions`.
+
+        Weather and time are those of the prompt; the labels are those of the new images.
+        """
+        assert self._scenes is not None
+        return [
+            self._scenes.render(condition, parse_scene(prompt), seed)
+            for prompt, seed, condition in zip(prompts, seeds, conditions, strict=True)
         ]
 
     def prompt_warnings(self, prompts: Sequence[str]) -> list[str]:

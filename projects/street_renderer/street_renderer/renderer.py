@@ -83,12 +83,22 @@ def render_scene(
     size: tuple[int, int] = (256, 512),
 ) -> RenderedScene:
     """`render` with the instance map."""
+    layout, look, details = sample_scene(rng, style, contents, size)
+    return render_layout(details, layout, look)
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    style: Style,
+    contents: Contents | None = None,
+    size: tuple[int, int] = (256, 512),
+) -> tuple[SceneLayout, Look, np.random.Generator]:
+    """What `render_scene` renders: layout, look, and the generator of colors and details."""
     check_size(size)
     # Separate streams: the layout does not depend on the appearance of the style.
     streams = [np.random.default_rng(seed) for seed in rng.integers(0, 1 << 63, 3)]
     layout = sample_layout(streams[0], contents, style.places, style.clutter)
-    look = sample_look(streams[1], style, size)
-    return render_layout(streams[2], layout, look)
+    return layout, sample_look(streams[1], style, size), streams[2]
 
 
 def check_size(size: tuple[int, int]) -> None:
