@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import clouds.self_training.refiners.sam.refiner
+import clouds.self_training.refiners.sam.text
 import clouds.self_training.refiners.superpixel  # noqa: F401 - both register themselves
 from clouds.self_training.refiners.base import REFINER_REGISTRY, Refiner, build_refiner
 
