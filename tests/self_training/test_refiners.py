@@ -537,7 +537,9 @@ def test_sam_switched_off_is_none():
 def test_an_unknown_refiner():
     cfg = get_cfg()
     cfg.MODEL.CLOUDS.REFINER = "sam2"
-    with pytest.raises(ValueError, match="'sam2'; registered are: none, sam, sam_text, superpixel"):
+    with pytest.raises(
+        ValueError, match="'sam2'; registered are: none, regions, sam, sam_text, superpixel"
+    ):
         build_refiner(cfg, "cpu")
 
 
