@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,16 @@ from tiny_sam_models import POINT_MODELS, SIDE, build, save
 
 from clouds.self_training.refiners import build_refiner
 from clouds.self_training.refiners.base import PseudoLabel
+from clouds.self_training.refiners.sam import pretrained, prompt_decoder
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.embedding_cache import CachedEmbedder
 from clouds.self_training.refiners.sam.frame import Frame
-from clouds.self_training.refiners.sam.pretrained import POINT_FAMILIES, _advice, load_pretrained
+from clouds.self_training.refiners.sam.pretrained import (
+    POINT_FAMILIES,
+    _advice,
+    load_pretrained,
+    load_tokenizer,
+)
 from clouds.self_training.refiners.sam.prompt_decoder import Prompts
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -140,7 +147,8 @@ def direct_masks(network, family, frame, image, points):
 
 
 @pytest.mark.parametrize("family", POINT_MODELS)
-def test_masks_equal_transformers_bit_for_bit(family, folders):
+def test_masks_equal_transformers_bit_for_bit(family, folders, monkeypatch):
+    monkeypatch.setattr(prompt_decoder, "REGIONS_AT_ONCE_CPU", 64)  # as the one call below
     cfg = config(MODEL=folders(family))
     sam = build_point_sam(cfg, CPU)
     network, frame = direct(folders(family)), sam.decoder.frame
@@ -185,13 +193,11 @@ def test_a_second_pass_and_boxes_equal_transformers(family, folders):
 
 @pytest.mark.parametrize("family", POINT_MODELS)
 def test_chunks_of_prompts_do_not_matter(family, folders, monkeypatch):
-    from clouds.self_training.refiners.sam import prompt_decoder
-
     sam = build_point_sam(config(MODEL=folders(family)), CPU)
     embeddings, points = sam.embed([image_of()]), [points_of((96, 160), 9, 2)]
     found = []
     for at_once in (1, 4, 100):
-        monkeypatch.setattr(prompt_decoder, "PROMPTS_AT_ONCE_CPU", at_once)
+        monkeypatch.setattr(prompt_decoder, "REGIONS_AT_ONCE_CPU", at_once)
         found.append(next(iter(sam.predict_masks(embeddings, points, [(96, 160)]))))
     for masks, ious in found[1:]:
         torch.testing.assert_close(ious, found[0][1], rtol=1e-4, atol=1e-4)
@@ -260,10 +266,6 @@ def test_keys_are_of_family_weights_frame_and_precision(folders, tmp_path):
 
 
 def test_a_frame_is_in_the_key(folders, tmp_path, monkeypatch):
-    from dataclasses import replace
-
-    from clouds.self_training.refiners.sam import pretrained
-
     cfg = config(MODEL=folders("sam2"), CACHE_DIR=str(tmp_path))
     before = build_refiner(cfg, CPU).embed.key(image_of())
     changed = replace(POINT_FAMILIES["sam2"], colors=pretrained.HALF)
@@ -289,8 +291,6 @@ def text_config(folder, **sam):
 
 
 def test_instances_by_class_names_equal_transformers(folders):
-    from clouds.self_training.refiners.sam.pretrained import load_tokenizer
-
     refiner = build_refiner(text_config(folders("sam3")), CPU)
     network = transformers.Sam3Model.from_pretrained(folders("sam3")).eval().requires_grad_(False)
     tokenizer = load_tokenizer(folders("sam3"))

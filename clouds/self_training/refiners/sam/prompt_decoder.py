@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from clouds.self_training.refiners.sam.frame import Frame, Points, Size
-
-PROMPTS_AT_ONCE = 64
-"""Prompts that are decoded together, which bounds memory."""
-PROMPTS_AT_ONCE_CPU = 8
-"""On a CPU, likewise."""
+from clouds.self_training.refiners.sam.predictor import REGIONS_AT_ONCE, REGIONS_AT_ONCE_CPU
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class PromptDecoder(Protocol):
 
 def prompts_at_once(device: torch.device) -> int:
     """How many prompts are decoded together on a device."""
-    return PROMPTS_AT_ONCE_CPU if device.type == "cpu" else PROMPTS_AT_ONCE
+    return REGIONS_AT_ONCE_CPU if device.type == "cpu" else REGIONS_AT_ONCE
 
 
 class SegmentAnythingDecoder:
