@@ -30,10 +30,11 @@ from torch import Tensor
 
 from clouds.config import get_cfg
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.sam.backends import cached_embedder
 from clouds.self_training.refiners.sam.embedding_cache import fingerprint
 from clouds.self_training.refiners.sam.model import build_sam
 from clouds.self_training.refiners.sam.predictor import PointPredictor
-from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached_embedder
+from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner
 
 NUM_CLASSES = 19
 NUM_POINTS = 5

@@ -54,10 +54,11 @@ from clouds.modeling.build import build_seeded
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.pseudo_labeler import PseudoLabeler, PseudoLabelOptions
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.sam.backends import cached_embedder
 from clouds.self_training.refiners.sam.model import build_sam
 from clouds.self_training.refiners.sam.predictor import PointPredictor
 from clouds.self_training.refiners.sam.prompts import find_components
-from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner, cached_embedder
+from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner
 
 sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import Peak, Span, in_turns, machine, parser_of, silence_all_but_peaks

@@ -1,5 +1,7 @@
 """Compute SAM's image embeddings of all generated images before training.
 
+For every SAM that MODEL.CLOUDS.SAM.MODEL names, and the refiners sam, sam_text and regions.
+
 Computes the embeddings of each image of the generated datasets in DATASETS.TRAIN and, with
 INPUT.FLIP, of the flipped image, and writes them to MODEL.CLOUDS.SAM.CACHE_DIR. Training with the
 same SAM, cache folder and SOLVER.AMP then does not run SAM's image encoder. Without this command,
@@ -18,7 +20,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clouds.cli.command_line import (
     USER_ERROR,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from clouds.data.structures import Record
     from clouds.self_training.refiners.sam.embedding_cache import CachedEmbedder, EmbeddingCache
 
+SAM_REFINERS = ("sam", "sam_text", "regions")
 STOPPED = "stopped; run the same command again to resume"
 
 
@@ -80,7 +83,7 @@ def check_config(cfg: CfgNode) -> None:
             "MODEL.CLOUDS.SAM.CACHE_DIR is empty. Set it to the cache folder after all flags, "
             "MODEL.CLOUDS.SAM.CACHE_DIR /fast/sam_cache, and set it in training, too."
         )
-    if node.REFINER != "sam" or not node.SAM.ENABLED:
+    if node.REFINER not in SAM_REFINERS or not node.SAM.ENABLED:
         raise ValueError(
             f"this config does not use SAM: MODEL.CLOUDS.REFINER is {node.REFINER!r}, "
             f"MODEL.CLOUDS.SAM.ENABLED {node.SAM.ENABLED}"
@@ -97,20 +100,20 @@ def run(cfg: CfgNode) -> None:
     with user_errors_in_one_line(stopped=STOPPED):
         from clouds import comm
         from clouds.device import autocast, resolve_device
+        from clouds.self_training.refiners.base import build_refiner
         from clouds.self_training.refiners.sam.embedding_cache import precision
-        from clouds.self_training.refiners.sam.model import build_sam
-        from clouds.self_training.refiners.sam.refiner import cached_embedder
 
         rank, world_size = comm.get_rank(), comm.get_world_size()
         device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
         records = generated_records(cfg)
-        embed = cached_embedder(cfg, build_sam(cfg, device))
+        refiner: Any = build_refiner(cfg, device)  # one of SAM_REFINERS, with a cache
+        embed: CachedEmbedder = refiner.embed
         total = len(records) * (1 + cfg.INPUT.FLIP)
         if rank == 0:
             warn_of_space(embed.cache, total)
         with autocast(cfg, device):  # as in training: the cache key depends on the precision
             computed_in = str(precision(device)).removeprefix("torch.")
-            num_done = fill(embed, records[rank::world_size], cfg.INPUT.FLIP, rank)
+            num_done = fill(refiner, records[rank::world_size], cfg.INPUT.FLIP, rank)
         counts = comm.all_gather((num_done, embed.computed))
         if rank == 0:
             all_done, all_computed = map(sum, zip(*counts, strict=True))
@@ -139,7 +142,7 @@ def warn_of_space(cache: EmbeddingCache, num_views: int) -> None:
         )
 
 
-def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int) -> int:
+def fill(refiner: Any, records: Sequence[Record], flip: bool, rank: int) -> int:
     """Compute the missing embeddings, with a progress bar on rank 0.
 
     Returns:
@@ -152,8 +155,8 @@ def fill(embed: CachedEmbedder, records: Sequence[Record], flip: bool, rank: int
         desc="embedding", total=len(records) * (1 + flip), unit="view", disable=rank != 0
     ) as bar:
         for view in views(records, flip):
-            embed([view])
-            if embed.cache.failure is not None:
+            refiner.fill_cache([view])
+            if refiner.embed.cache.failure is not None:
                 break
             num_done += 1
             bar.update()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from clouds.config.defaults_adapter import ADAPTER_KEYS
+from clouds.config.defaults_regions import REGION_KEYS
 from clouds.config.key import (
     Key,
+    Rule,
     above,
     at_least,
     blocks,
@@ -20,6 +22,13 @@ WEIGHTS_KEYS = {
     "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS": ("CLIP", "CLIPViT"),
 }
 """Keys that name a backbone's own weights, and those backbones."""
+
+SAM_NAMES = ("vit_b", "vit_l", "vit_h", "mobile", "tiny")
+sam_model = Rule(
+    f"one of {', '.join(map(repr, SAM_NAMES))}, an id on the Hugging Face hub such as "
+    "facebook/sam2.1-hiera-tiny, or a folder (with a slash, such as ./folder)",
+    lambda value: value in SAM_NAMES or "/" in value,
+)
 
 MODEL_KEYS: tuple[Key, ...] = (
     Key(
@@ -326,21 +335,24 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.REFINER",
         "sam",
-        "Refiner of the teacher's labels: 'sam', 'superpixel' (majority vote, no weights), 'none', "
-        "or a registered name.",
+        "Refiner of the teacher's labels: 'sam' (points per component), 'sam_text' (names of "
+        "classes, SAM 3), 'regions' (majority in SAM's automatic masks), 'superpixel' (majority "
+        "vote, no weights), 'none', or a registered name.",
         not_empty,
     ),
     Key("MODEL.CLOUDS.SAM.ENABLED", True, "False with MODEL.CLOUDS.REFINER 'sam': no refiner."),
     Key(
         "MODEL.CLOUDS.SAM.MODEL",
         "vit_h",
-        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is for tests.",
-        one_of("vit_b", "vit_l", "vit_h", "mobile", "tiny"),
+        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is for tests. Or a SAM "
+        "of transformers with its weights (docs/refiners.md): its id on the Hugging Face hub, such "
+        "as facebook/sam2.1-hiera-tiny, or a folder.",
+        sam_model,
     ),
     Key(
         "MODEL.CLOUDS.SAM.WEIGHTS",
         "weights/sam_vit_h_4b8939.pth",
-        "File with SAM's weights; empty: random weights.",
+        "File with SAM's weights; empty: random weights. Models of transformers bring their own.",
         is_path=True,
     ),
     Key(
@@ -381,10 +393,17 @@ MODEL_KEYS: tuple[Key, ...] = (
         "MODEL.CLOUDS.SAM.CACHE_DIR",
         "",
         "Folder that caches SAM's image embeddings of unaugmented views in half precision, 2 MB "
-        "each; runs may share it, entries of each SOLVER.AMP precision are separate. Empty: no "
-        "cache.",
+        "each, of other models up to 11 MB; runs may share it, entries of each SOLVER.AMP "
+        "precision are separate. Empty: no cache.",
         is_path=True,
     ),
+    Key(
+        "MODEL.CLOUDS.SAM.TEXT_SCORE_THRESHOLD",
+        0.3,
+        "Refiner 'sam_text': instances of SAM 3 with a lower score are left out.",
+        within(0, 1),
+    ),
+    *REGION_KEYS,
     Key("MODEL.CLOUDS.SUPERPIXEL.SIZE", 16, "Side of a superpixel, pixels.", at_least(2)),
     Key(
         "MODEL.CLOUDS.SUPERPIXEL.COMPACTNESS",

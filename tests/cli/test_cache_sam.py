@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from dataset_files import random_image, save, write
+from dataset_files import random_image, write
+from dataset_files import save as save_image
+from tiny_sam_models import save
 
 from clouds.cli import cache_sam as tool
 from clouds.config import load_config
@@ -40,7 +42,7 @@ def config_file(tmp_path, monkeypatch):
         write(tmp_path, "gta5", i)
     for i in range(NUM_IMAGES):
         folder = tmp_path / "stable_diffusion" / ("x" if i < 3 else "y")
-        save(folder / "images" / f"{i}.png", random_image(i, (24, 32 + i)))
+        save_image(folder / "images" / f"{i}.png", random_image(i, (24, 32 + i)))
     sam = {"MODEL": "tiny", "WEIGHTS": "", "CACHE_DIR": str(tmp_path / "cache")}
     path = tmp_path / "joint.yaml"
     path.write_text(
@@ -107,6 +109,16 @@ def test_training_computes_no_embedding_afterwards(amp, capsys, config_file, tmp
     assert files(tmp_path / "empty") == files(cache)
     other = ["SOLVER.AMP.ENABLED", str(amp[1] == "False")]
     assert train(load_config(config_file, other), 30) == (2 * NUM_IMAGES, 2 * NUM_IMAGES)
+
+
+@pytest.mark.parametrize("refiner", ["sam", "regions"])
+def test_a_sam_of_transformers_and_regions(refiner, capsys, config_file, tmp_path):
+    overrides = ["MODEL.CLOUDS.SAM.MODEL", save("sam2", tmp_path / "sam2")]
+    overrides += ["MODEL.CLOUDS.REFINER", refiner, "MODEL.CLOUDS.REGIONS.POINTS_PER_SIDE", "2"]
+    assert "10 of them computed now" in run(capsys, config_file, *overrides).out
+    masks = list((tmp_path / "cache").glob("segments/*.npe"))
+    assert len(masks) == (2 * NUM_IMAGES if refiner == "regions" else 0)
+    assert train(load_config(config_file, overrides), 30) == (2 * NUM_IMAGES, 0)
 
 
 def test_without_flips_there_is_one_view(capsys, config_file, tmp_path):
@@ -224,7 +236,7 @@ def test_no_config(capsys, tmp_path):
 
 def test_the_embeddings_of_a_changed_image_are_computed_again(capsys, config_file, tmp_path):
     run(capsys, config_file)
-    save(tmp_path / "stable_diffusion/x/images/0.png", random_image(77, (24, 32)))
+    save_image(tmp_path / "stable_diffusion/x/images/0.png", random_image(77, (24, 32)))
     assert "2 of them computed now" in run(capsys, config_file).out
     assert len(files(tmp_path / "cache")) == 12
 

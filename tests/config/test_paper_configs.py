@@ -43,7 +43,7 @@ def test_recipes(name):
     assert solver.WEIGHT_DECAY == 0.05 and solver.WEIGHT_DECAY_NORM == 0
     assert (average is not None) == solver.WEIGHT_AVERAGE.ENABLED
     assert average is None or average == solver.WEIGHT_AVERAGE.START_ITER
-    assert ("cosine" if adapter == "soma" else "constant") == solver.WEIGHT_DECAY_SCHEDULE
+    assert ("constant" if adapter == "rein" else "cosine") == solver.WEIGHT_DECAY_SCHEDULE
     inputs = cfg.INPUT
     assert list(inputs.SHORT_SIDES) == SHORT_SIDES[size]
     assert list(inputs.SHORT_SIDES) == [size * k // 10 for k in range(5, 21)]

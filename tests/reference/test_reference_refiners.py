@@ -14,8 +14,9 @@ import torch
 from reference_files import needs_reference, weights_rule
 
 from clouds.config import get_cfg
+from clouds.self_training.refiners.sam.frame import input_size
 from clouds.self_training.refiners.sam.model import build_sam
-from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor, input_size
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor
 from clouds.self_training.refiners.sam.prompts import (
     PointOptions,
     candidate_pixels,

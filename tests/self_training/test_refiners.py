@@ -17,8 +17,9 @@ from clouds.self_training.pseudo_labeler import pseudo_targets
 from clouds.self_training.refiners import REFINER_REGISTRY, build_refiner
 from clouds.self_training.refiners.base import PseudoLabel
 from clouds.self_training.refiners.sam import predictor
+from clouds.self_training.refiners.sam.frame import input_size
 from clouds.self_training.refiners.sam.model import build_sam, read_weights
-from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor, input_size
+from clouds.self_training.refiners.sam.predictor import ImageEmbedder, PointPredictor
 from clouds.self_training.refiners.sam.prompts import PointOptions, find_components, sample_points
 from clouds.self_training.refiners.sam.refiner import (
     SamOptions,
@@ -536,7 +537,9 @@ def test_sam_switched_off_is_none():
 def test_an_unknown_refiner():
     cfg = get_cfg()
     cfg.MODEL.CLOUDS.REFINER = "sam2"
-    with pytest.raises(ValueError, match="'sam2'; registered are: none, sam, superpixel"):
+    with pytest.raises(
+        ValueError, match="'sam2'; registered are: none, regions, sam, sam_text, superpixel"
+    ):
         build_refiner(cfg, "cpu")
 
 

@@ -25,6 +25,7 @@ from clouds.data.structures import (
     Sample,
     Targets,
     check_image,
+    is_generated,
     labelled_targets,
     needs_pseudo_label,
     output_size,

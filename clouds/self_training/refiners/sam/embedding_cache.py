@@ -5,8 +5,9 @@
 
 The key is a hash of the image's pixels, of SAM's encoder and of the precision that it computes in.
 So an image that was generated again, a flipped view, other weights and a run without autocast have
-entries of their own. Entries are in half precision: 2 MB each, whatever the image's size. All
-values are in its range, since SAM's encoder ends in a layer norm.
+entries of their own. Entries are in half precision, of a size that the model decides: 2 MB for SAM,
+whatever the image's size. Its values are in that range, since its encoder ends in a layer norm;
+those of other models are checked.
 
 Any number of processes may use a folder at once. An entry appears under its name only when it is
 complete; one that is damaged does not match its checksum and is computed again.
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HALF = np.dtype("<f2")
+LARGEST = float(np.finfo(HALF).max)
 MAGIC = b"CLDSEMB1"
 HEADER = struct.Struct("<8s4I40x")
 """Magic, CRC-32 of the values, shape; 64 bytes."""
@@ -55,7 +57,7 @@ class EmbeddingCache:
 
     Args:
         folder: made if it does not exist (OSError: it cannot). Other files in it are left alone.
-        shape: of every array, (C, s, s).
+        shape: of every array, three numbers: (C, s, s) for SAM.
 
     Attributes:
         failure: error of the write after which no more entries are kept; None: none has failed.
@@ -85,7 +87,7 @@ class EmbeddingCache:
         return self.folder / f"{key}.npe"
 
     def get(self, key: str) -> Half | None:
-        """An entry, (C, s, s), mapped from its file; None if there is none or it is broken."""
+        """An entry, mapped from its file; None if there is none or it is broken."""
         path = self.path(key)
         try:
             return self._read(path)
@@ -183,7 +185,7 @@ class CachedEmbedder:
         self.computed = 0
 
     def __call__(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Embeddings, float32 (C, s, s), of images, uint8 (3, H, W) RGB (copied to the host)."""
+        """Embeddings, float32, of images, uint8 (3, H, W) RGB (copied to the host)."""
         keys = [self.key(image) for image in images]
         entries = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         images_of = dict(zip(keys, images, strict=True))
@@ -196,6 +198,11 @@ class CachedEmbedder:
     def _compute(self, images: dict[str, torch.Tensor]) -> dict[str, Half]:
         """Embed images and keep their embeddings, by key."""
         computed = self.embed(list(images.values()))
+        if any(embedding.abs().max() > LARGEST for embedding in computed):
+            raise ValueError(
+                "an image embedding has values that half precision does not hold. Set "
+                "MODEL.CLOUDS.SAM.CACHE_DIR '' to do without the cache for this model."
+            )
         self.computed += len(images)
         rounded = {
             key: np.asarray(embedding.to(torch.float16).cpu().numpy(), HALF)
@@ -223,14 +230,23 @@ def precision(device: torch.device) -> torch.dtype:
 
 
 def fingerprint(sam: Any, model: str) -> str:
-    """A hash of everything that embeddings depend on besides the image; takes seconds for ViT-H.
+    """`module_fingerprint` of segment_anything's image encoder; takes seconds for ViT-H.
 
-    That is the weights and preprocessing of the encoder, not the prompt encoder or mask decoder.
+    Of weights and preprocessing of the encoder, not of the prompt encoder or mask decoder.
     """
     size, mean, std = sam.image_encoder.img_size, sam.pixel_mean, sam.pixel_std
-    known = (MAGIC, model, size, mean.tolist(), std.tolist())
-    digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
-    for name, tensor in sam.image_encoder.state_dict().items():
+    return module_fingerprint((model, size, mean.tolist(), std.tolist()), sam.image_encoder)
+
+
+def module_fingerprint(settings: tuple[object, ...], module: torch.nn.Module) -> str:
+    """A hash of everything that embeddings depend on besides the image.
+
+    Args:
+        settings: of the model and its input, in whose `repr` every difference shows.
+        module: whose weights count.
+    """
+    digest = hashlib.blake2b(repr((MAGIC, *settings)).encode(), digest_size=16)
+    for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(raw_bytes(tensor))
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 `SamRefiner` needs two functions: one that embeds images (`Embed`) and one that predicts masks from
 embeddings and points (`PredictMasks`). `ImageEmbedder` and `PointPredictor` are those of
-segment_anything's SAM.
+segment_anything's SAM; those of transformers' models are in transformers_points.py.
 """
 
 from __future__ import annotations
@@ -11,26 +11,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
 from clouds.ops.sam import as_tokens, best_masks, encode
+from clouds.self_training.refiners.sam.frame import Frame, Points, Size
 
 REGIONS_AT_ONCE = 64
 """Regions that are decoded together, which bounds memory."""
 REGIONS_AT_ONCE_CPU = 1
 """On a CPU: more do not fit its caches and take longer."""
 
-Size = tuple[int, int]
-"""Height, width in pixels."""
-Points = npt.NDArray[np.float32]
-
-
 Embed = Callable[[Sequence[Tensor]], list[Tensor]]
-"""Clean images, uint8 (3, H, W) RGB each, to embeddings (C, s, s) each, which depend on image and
-autocast alone."""
+"""Clean images, uint8 (3, H, W) RGB each, to one tensor each. Its shape depends on the model alone,
+(C, s, s) for segment_anything's, and its values on image and autocast."""
 PredictMasks = Callable[
     [Sequence[Tensor], Sequence[Points], Sequence[Size]], Iterator[tuple[Tensor, Tensor]]
 ]
@@ -42,6 +36,7 @@ class ImageEmbedder:
 
     def __init__(self, sam: Any) -> None:
         self.sam = sam
+        self.frame = Frame.of_segment_anything(sam)
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -59,12 +54,8 @@ class ImageEmbedder:
         return [self._embed(image) for image in images]
 
     def _embed(self, image: Tensor) -> Tensor:
-        assert image.dtype == torch.uint8, f"expected uint8, got {image.dtype}"
-        height, width = input_size(image.shape[1], image.shape[2], self.sam.image_encoder.img_size)
-        pil_image = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-        pixels = np.array(pil_image.resize((width, height), Image.Resampling.BILINEAR))
-        tensor = torch.from_numpy(pixels).to(self.sam.device).permute(2, 0, 1).contiguous()
-        return encode(self.sam.image_encoder, self.sam.preprocess(tensor[None]))[0]
+        pixels = self.frame.pixel_values(image, self.sam.device)
+        return encode(self.sam.image_encoder, pixels)[0]
 
 
 class PointPredictor:
@@ -78,6 +69,7 @@ class PointPredictor:
 
     def __init__(self, sam: Any, second_pass: bool = False, at_once: int = REGIONS_AT_ONCE) -> None:
         self.sam = sam
+        self.frame = Frame.of_segment_anything(sam)
         self.second_pass = second_pass
         self.at_once = at_once
 
@@ -100,8 +92,7 @@ class PointPredictor:
         """
         device, counts = embeddings[0].device, [len(prompts) for prompts in points]
         at_once = min(self.at_once, REGIONS_AT_ONCE_CPU) if device.type == "cpu" else self.at_once
-        input_sizes = [input_size(*size, self.sam.image_encoder.img_size) for size in sizes]
-        scaled = [scale_points(*one) for one in zip(points, sizes, input_sizes, strict=True)]
+        scaled = [self.frame.to_frame(*one) for one in zip(points, sizes, strict=True)]
         prompts = torch.from_numpy(np.concatenate(scaled)).to(device)
         # In half precision points of a large image would be off by pixels.
         with torch.autocast(device.type, enabled=False):
@@ -114,8 +105,8 @@ class PointPredictor:
                 for chunk in chunks
             ]
         logits, ious = (torch.split(torch.cat(part), counts) for part in zip(*parts, strict=True))
-        for own, own_ious, resized, size in zip(logits, ious, input_sizes, sizes, strict=True):
-            yield self._binary_masks(own, resized, size, at_once), own_ious
+        for own, own_ious, size in zip(logits, ious, sizes, strict=True):
+            yield self._binary_masks(own, size, at_once), own_ious
 
     def _decode(self, pixels: Tensor, positions: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         """Best logits (m, 1, 4s, 4s), predicted IoUs (m, 3); points are in SAM's input frame."""
@@ -139,24 +130,11 @@ class PointPredictor:
             encoder.image_embedding_size,
         )
 
-    def _binary_masks(self, logits: Tensor, resized: Size, size: Size, at_once: int) -> Tensor:
+    def _binary_masks(self, logits: Tensor, size: Size, at_once: int) -> Tensor:
         """bool (M, height, width) of the selected masks, resized to the image."""
         return torch.cat(
             [
-                self.sam.postprocess_masks(chunk, resized, size)[:, 0] > self.sam.mask_threshold
+                self.frame.from_frame(chunk, size)[:, 0] > self.sam.mask_threshold
                 for chunk in torch.split(logits, at_once)
             ]
         )
-
-
-def input_size(height: int, width: int, long_side: int) -> Size:
-    """Size of an image whose longer side is resized to `long_side`, rounded as SAM does."""
-    scale = long_side / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
-
-
-def scale_points(points: Points, size: Size, resized: Size) -> Points:
-    """Points (x, y) of an image of one size, in the frame of the resized image."""
-    scale = np.array([resized[1] / size[1], resized[0] / size[0]])
-    scaled: Points = (points * scale).astype(np.float32)
-    return scaled

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,21 +11,10 @@ from torch import Tensor
 
 from clouds.d2 import CfgNode
 from clouds.data.structures import union_of_masks
-from clouds.files import expand_user
 from clouds.self_training.refiners.base import REFINER_REGISTRY, PseudoLabel, RefinedLabel, Refiner
-from clouds.self_training.refiners.sam.embedding_cache import (
-    CachedEmbedder,
-    EmbeddingCache,
-    fingerprint,
-)
-from clouds.self_training.refiners.sam.model import build_sam
-from clouds.self_training.refiners.sam.predictor import (
-    Embed,
-    ImageEmbedder,
-    PointPredictor,
-    Points,
-    PredictMasks,
-)
+from clouds.self_training.refiners.sam.backends import build_point_sam
+from clouds.self_training.refiners.sam.frame import Points
+from clouds.self_training.refiners.sam.predictor import Embed, PredictMasks
 from clouds.self_training.refiners.sam.prompts import (
     Components,
     PointOptions,
@@ -81,6 +69,10 @@ class SamRefiner:
         self.embed = embed
         self.predict_masks = predict_masks
         self.options = options
+
+    def fill_cache(self, images: Sequence[Tensor]) -> None:
+        """Compute what depends on the images alone, uint8 (3, H, W) RGB, and is not cached."""
+        self.embed(images)
 
     @torch.no_grad()
     def refine(
@@ -185,26 +177,8 @@ def _agreement(masks: Tensor, areas: Tensor, classes: Tensor, teacher: Tensor) -
 
 def sam(cfg: CfgNode, device: torch.device) -> Refiner:
     """MODEL.CLOUDS.REFINER sam."""
-    node, model = cfg.MODEL.CLOUDS.SAM, build_sam(cfg, device)
-    embed = cached_embedder(cfg, model) if node.CACHE_DIR else ImageEmbedder(model)
-    predict_masks = PointPredictor(model, second_pass=node.REFINEMENT)
-    return SamRefiner(embed, predict_masks, SamOptions.from_config(cfg))
-
-
-def cached_embedder(cfg: CfgNode, model: Any) -> CachedEmbedder:
-    """SAM's image encoder behind the cache in MODEL.CLOUDS.SAM.CACHE_DIR.
-
-    The encoder stays in main memory until an image is not in the cache.
-
-    Raises:
-        OSError: the folder cannot be made.
-    """
-    node = cfg.MODEL.CLOUDS.SAM
-    shape = model.prompt_encoder.embed_dim, *model.prompt_encoder.image_embedding_size
-    cache = EmbeddingCache(expand_user(node.CACHE_DIR), shape)
-    model.image_encoder.cpu()
-    encoder = fingerprint(model, node.MODEL)
-    return CachedEmbedder(ImageEmbedder(model), cache, encoder, model.device)
+    model = build_point_sam(cfg, device)
+    return SamRefiner(model.embed, model.predict_masks, SamOptions.from_config(cfg))
 
 
 REFINER_REGISTRY.register(sam)
