@@ -93,6 +93,37 @@ KEYS: tuple[Key, ...] = (
         element=1.0,
     ),
     Key(
+        "DATASETS.RARE_CLASS_SAMPLING.ENABLED",
+        False,
+        "Draw images of labelled datasets by their classes, rare ones more often (DAFormer).",
+    ),
+    Key(
+        "DATASETS.RARE_CLASS_SAMPLING.TEMPERATURE",
+        0.01,
+        "Class c is drawn with the probability softmax((1 - f) / T), f its share of the pixels; a "
+        "higher T evens the probabilities.",
+        above(0),
+    ),
+    Key(
+        "DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS",
+        3000,
+        "Pixels of the drawn class that an image has at least, in its label file.",
+        at_least(1),
+    ),
+    Key(
+        "DATASETS.RARE_CLASS_SAMPLING.MIN_CROP_RATIO",
+        0.5,
+        "The crop is drawn up to 10 times, until it has this share of "
+        "DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS.",
+        within(0, 1),
+    ),
+    Key(
+        "INPUT.CLASS_MIXING",
+        False,
+        "Paste half of the classes of a labelled image onto each generated image, and onto its "
+        "pseudo-label (DACS).",
+    ),
+    Key(
         "INPUT.INITIAL_HEIGHT",
         0,
         "Height to which a source image is resized before random scaling, pixels; 0: its own.",

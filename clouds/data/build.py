@@ -9,12 +9,12 @@ is given by SEED and the epoch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,9 @@ from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
-from clouds.data.structures import Domain, PartlyLabelledSample, Record, TrainSample
+from clouds.data.rare_class_sampling import build_rare_class_sampling
+from clouds.data.structures import Domain, Record, TrainSample
+from clouds.data.training_dataset import SampleIndex, TrainingDataset, TrainMapper
 
 if TYPE_CHECKING:
     from clouds.d2 import CfgNode
@@ -34,16 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IndexArray = npt.NDArray[np.int64]
-
-SampleIndex = tuple[int, int]
-"""Index of an image, and the seed of this sample of it."""
-
-TrainMapper = Callable[[Record, int], TrainSample]
-"""Record and seed -> sample."""
-
-
-_REPLACEMENT = 1
-"""Spawn key, apart from what augmentation draws, of the choice of another image."""
 
 
 def sample_seed(seed: int, epoch: int, number: int) -> int:
@@ -146,54 +138,6 @@ class WeightedTrainingSampler(Sampler[list[SampleIndex]]):
             yield indices
 
 
-@dataclass(frozen=True)
-class TrainingDataset(SampleDataset):
-    """Maps indices of `records` and seeds to samples, by the mapper of a record's domain.
-
-    Attributes:
-        records: all images.
-        mappers: by domain.
-        max_faulty: number of faulty files that are skipped; None: the first one is an error.
-        partly_labelled: names of datasets whose samples get `partly_labelled`.
-    """
-
-    records: Sequence[Record]
-    mappers: Mapping[Domain, TrainMapper]
-    max_faulty: int | None = None
-    partly_labelled: frozenset[str] = frozenset()
-
-    def __getitem__(self, index: SampleIndex) -> Loaded:
-        image, seed = index
-        faults: list[Fault] = []
-        for record in self._choices(self.records[image], seed):
-            try:
-                return Loaded(self._sample(record, seed), tuple(faults))
-            except Exception as error:
-                faults.append(Fault.of(record.image, record.dataset, error))
-                if not faults[-1].of_file:
-                    break
-        return Loaded(None, tuple(faults))
-
-    def _sample(self, record: Record, seed: int) -> TrainSample:
-        sample = self.mappers[record.domain](record, seed)
-        if record.dataset not in self.partly_labelled:
-            return sample
-        return cast("PartlyLabelledSample", {**sample, "partly_labelled": True})
-
-    def _choices(self, record: Record, seed: int) -> Iterator[Record]:
-        """`record`, and those that replace it if it is faulty: of the same dataset, by the seed."""
-        yield record
-        if self.max_faulty is None:
-            return
-        others = [r for r in self.records if r.dataset == record.dataset and r != record]
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_REPLACEMENT,)))
-        # with one more than are allowed, the limit is exceeded in any case
-        yield from (others[i] for i in rng.permutation(len(others))[: self.max_faulty])
-
-    def file_of(self, index: SampleIndex) -> str:
-        return str(self.records[index[0]].image)
-
-
 def check_batch_size(batch_size: int, world_size: int, accumulate: int = 1) -> None:
     """Raise ValueError if processes, or the parts of SOLVER.ACCUMULATE, cannot share it evenly."""
     if batch_size % world_size:
@@ -241,13 +185,17 @@ def build_train_loader(
     """
     batch_size = cfg.SOLVER.IMS_PER_BATCH
     check_batch_size(batch_size, world_size)
+    domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED, *(mappers or {})))
+    datasets = _training_datasets(cfg, domains)
+    records = [_training_records(dataset) for dataset in datasets]
+    rare_classes = build_rare_class_sampling(cfg, datasets, records)
     all_mappers: dict[Domain, TrainMapper] = {
-        Domain.SOURCE: SourceMapper.from_config(cfg),
+        Domain.SOURCE: SourceMapper.from_config(cfg, rare_classes),
         Domain.GENERATED: GeneratedMapper.from_config(cfg),
         **(mappers or {}),
     }
-    datasets = _training_datasets(cfg, all_mappers)
-    records = [_training_records(dataset) for dataset in datasets]
+    all_records = [record for images in records for record in images]
+    sources = [record for record in all_records if record.domain is Domain.SOURCE]
     factors = _factors(cfg, datasets)
     weights = tuple(DatasetWeight(len(r), f) for r, f in zip(records, factors, strict=True))
     _log_mixture(datasets, weights)
@@ -256,10 +204,12 @@ def build_train_loader(
     max_faulty = cfg.DATALOADER.MAX_FAULTY if cfg.DATALOADER.FAULTY == "skip" else None
     return SampleLoader(
         TrainingDataset(
-            [record for images in records for record in images],
+            all_records,
             all_mappers,
             max_faulty,
             partly_labelled(datasets),
+            rare_classes,
+            sources if cfg.INPUT.CLASS_MIXING else (),
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,

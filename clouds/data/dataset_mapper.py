@@ -28,13 +28,16 @@ from clouds.data.augmentation import (
 )
 from clouds.data.labels import read_train_ids
 from clouds.data.photometric import PhotoMetricDistortion
+from clouds.data.rare_class_sampling import MAX_CROPS, RareClassSampling
 from clouds.data.reading import is_one_color, read_image
 from clouds.data.structures import (
+    Draw,
     EvalSample,
     GeneratedSample,
     ModelInput,
     Record,
     SourceSample,
+    sample_rng,
 )
 
 if TYPE_CHECKING:
@@ -173,16 +176,21 @@ class SourceMapper:
 
     Attributes:
         augmentations: of the images of all datasets, or by dataset name.
+        rare_classes: names a class of which the crop should have pixels; None: no class.
     """
 
     augmentations: AugmentationList | Mapping[str, AugmentationList]
+    rare_classes: RareClassSampling | None = None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> SourceMapper:
+    def from_config(
+        cls, cfg: CfgNode, rare_classes: RareClassSampling | None = None
+    ) -> SourceMapper:
         """With the augmentations of INPUT."""
         if not cfg.INPUT.INITIAL_SIZES:
-            return cls(build_source_augmentations(cfg))
-        return cls({name: build_source_augmentations(cfg, name) for name in cfg.DATASETS.TRAIN})
+            return cls(build_source_augmentations(cfg), rare_classes)
+        by_name = {name: build_source_augmentations(cfg, name) for name in cfg.DATASETS.TRAIN}
+        return cls(by_name, rare_classes)
 
     def __call__(self, record: Record, seed: int) -> SourceSample:
         """The sample of a record and a seed in [0, 2**63).
@@ -197,9 +205,18 @@ class SourceMapper:
         if not isinstance(augmentations, AugmentationList):
             augmentations = augmentations[record.dataset]
         augmented, transforms = augmentations(image, np.random.default_rng(seed), label)
+        augmented_label = transforms.apply_segmentation(label)
+        if self.rare_classes is not None:
+            wanted = self.rare_classes.draw_class(record.dataset, seed)
+            for number in range(1, MAX_CROPS):
+                if np.sum(augmented_label == wanted) >= self.rare_classes.min_crop_pixels:
+                    break
+                rng = sample_rng(seed, Draw.RARE_CLASS_CROP, number)
+                augmented, transforms = augmentations(image, rng, label)
+                augmented_label = transforms.apply_segmentation(label)
         return {
             **_model_input(record, to_tensor(augmented), label.shape),
-            "sem_seg": to_tensor(transforms.apply_segmentation(label)),
+            "sem_seg": to_tensor(augmented_label),
             "seed": seed,
         }
 

@@ -172,12 +172,12 @@ def check_labels(dataset: DatasetSpec, need_class: bool, num_labels: int = SAMPL
     labeled = [record for record in listing.records if record.label is not None]
     statistics = LabelStatistics(dataset.label_space)
     sample = spread(labeled, num_labels)
-    for counts in _read(sample):
+    for counts in read_counts(sample):
         statistics.add(counts)
     if need_class and statistics.has_no_class() and len(sample) < len(labeled):
         logger.info("%s: none of %d labels has a class; reading all", dataset.name, len(sample))
         names = {record.image for record in sample}
-        for counts in _read(record for record in labeled if record.image not in names):
+        for counts in read_counts(record for record in labeled if record.image not in names):
             statistics.add(counts)
             if not statistics.has_no_class():
                 break
@@ -189,8 +189,8 @@ def check_labels(dataset: DatasetSpec, need_class: bool, num_labels: int = SAMPL
     _checked[dataset.name, need_class] = listing
 
 
-def _read(records: Iterable[Record]) -> Iterator[LabelCounts]:
-    """Counts of the labels that can be read, a few in memory at a time."""
+def read_counts(records: Iterable[Record]) -> Iterator[LabelCounts]:
+    """Counts of the labels that can be read, in order, a few in memory at a time."""
     records = iter(records)
     with ThreadPoolExecutor(_THREADS) as pool:
         while block := list(islice(records, 4 * _THREADS)):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
+
+import numpy as np
 
 from clouds.data.label_space import IGNORE
 
@@ -26,6 +28,31 @@ class Domain(str, Enum):
     """Training images by a text-to-image generator, without labels: trained on pseudo-labels."""
     TARGET = "target"
     """Evaluation images of a domain that is not seen in training."""
+
+
+class Draw(IntEnum):
+    """What is drawn from a sample's seed apart from its augmentations: spawn keys of the seed."""
+
+    REPLACEMENT = 1
+    """Other files, in place of a faulty one."""
+    RARE_CLASS = 2
+    """The class and the image of rare-class sampling."""
+    RARE_CLASS_CROP = 3
+    """Further crops of rare-class sampling."""
+    CLASS_MIXING = 4
+    """The labelled image of class mixing, its seed, and its classes."""
+    MASKED_BLOCKS = 5
+    """The hidden blocks of masked consistency."""
+
+
+def sample_rng(seed: int, draw: Draw, number: int = 0) -> np.random.Generator:
+    """Random numbers of one kind for the sample with the seed `seed`, in [0, 2**63).
+
+    Args:
+        number: tells several generators of a kind apart.
+    """
+    key = (int(draw), number) if number else (int(draw),)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 @dataclass(frozen=True)
@@ -114,6 +141,15 @@ class GeneratedSample(TrainInput):
     clean_image: torch.Tensor
 
 
+class MixedSample(GeneratedSample):
+    """Sample of a generated image with pixels of a labelled one in `image`, not in `clean_image`.
+
+    pasted_label: uint8 (H, W) train ids of these pixels, 255 elsewhere.
+    """
+
+    pasted_label: torch.Tensor
+
+
 TrainSample = SourceSample | GeneratedSample
 """Training sample; its `domain` tells which of the two it is."""
 
@@ -135,18 +171,39 @@ class Targets:
     Attributes:
         labels: int64 (K,), train ids, ascending.
         masks: bool (K, H, W), one per label.
-        weights: float32 (H, W) in [0, 1], weight of each pixel in matching and in the mask losses;
-            None: 1 everywhere. The masks have no effect at pixels of weight 0.
+        weights: float32 (H, W), at least 0, weight of each pixel in matching and in the mask
+            losses; None: 1 everywhere. The masks have no effect at pixels of weight 0.
         no_object_weight: weight of the unmatched queries of this image in the class loss, relative
             to those of other images: one number in [0, 1], or one per pixel, float32 (H, W), of
             which a query has the mean over its mask. 0 where the image may have a class without
-            a mask.
+            a mask. It counts in the normalizer of the class loss.
+        class_weight: factor of the class losses of this image's queries, matched or not: one
+            number in [0, 1], or one per pixel, as `no_object_weight`. The normalizer of the class
+            loss does not depend on it, so that an image of weight 0.1 adds a tenth of its loss.
+        dice_weight: factor of this image's dice losses, at least 0.
     """
 
     labels: torch.Tensor
     masks: torch.Tensor
     weights: torch.Tensor | None = None
     no_object_weight: float | torch.Tensor = 1.0
+    class_weight: float | torch.Tensor = 1.0
+    dice_weight: float = 1.0
+
+    @property
+    def pixel_weights(self) -> torch.Tensor:
+        """float32 (H, W), `weights`; 1 everywhere where they are None."""
+        import torch
+
+        if self.weights is not None:
+            return self.weights
+        return torch.ones(self.masks.shape[1:], device=self.masks.device)
+
+    def without_empty_classes(self) -> Targets:
+        """The targets without the classes that have no pixel of positive weight."""
+        counting = self.masks if self.weights is None else self.masks & (self.weights > 0)
+        kept = counting.flatten(1).any(1)
+        return replace(self, labels=self.labels[kept], masks=self.masks[kept])
 
     def padded(self, height: int, width: int) -> Targets:
         """On an image that is padded at the bottom and on the right to a size in pixels.
@@ -158,14 +215,18 @@ class Targets:
         padding = (0, width - self.masks.shape[-1], 0, height - self.masks.shape[-2])
         if not any(padding):
             return self
-        weights, no_object = self.weights, self.no_object_weight
-        return Targets(
-            self.labels,
-            F.pad(self.masks, padding),
-            None if weights is None else F.pad(weights, padding, value=1.0),
-            no_object
-            if isinstance(no_object, int | float)
-            else F.pad(no_object, padding, value=1.0),
+
+        def pad_weight(weight: float | torch.Tensor) -> float | torch.Tensor:
+            if isinstance(weight, int | float):
+                return weight
+            return F.pad(weight, padding, value=1.0)
+
+        return replace(
+            self,
+            masks=F.pad(self.masks, padding),
+            weights=None if self.weights is None else F.pad(self.weights, padding, value=1.0),
+            no_object_weight=pad_weight(self.no_object_weight),
+            class_weight=pad_weight(self.class_weight),
         )
 
 
@@ -245,6 +306,19 @@ def labelled_targets(sample: Sample, unlabeled_classes: str, device: torch.devic
     if unlabeled_classes == "absent" or not sample.get("partly_labelled", False):
         return targets
     return replace(targets, no_object_weight=union_of_masks(targets.masks).float())
+
+
+def class_map(labels: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """uint8 (H, W) train ids of masks (K, H, W), 255 outside of all; the last where they overlap.
+
+    `labels` are the train ids (K,).
+    """
+    import torch
+
+    classes = masks.new_full(masks.shape[1:], IGNORE, dtype=torch.uint8)
+    for label, mask in zip(labels.tolist(), masks, strict=True):
+        classes[mask] = label
+    return classes
 
 
 def check_image(image: torch.Tensor) -> None:

@@ -25,6 +25,7 @@ from clouds.engine.weight_average import WeightAverage
 from clouds.evaluation import Results
 from clouds.files import partial_files
 from clouds.self_training.ema import EMATeacher
+from clouds.self_training.filters.class_loss import ClassLosses
 
 logger = logging.getLogger(__name__)
 
@@ -277,10 +278,32 @@ class EMAHook(HookBase):
 
     def after_step(self) -> None:
         if self.teacher.due(self.trainer.iter):
-            self.teacher.update()
+            self.teacher.update(self.teacher.momentum_at(self.trainer.iter))
 
     def state_dict(self) -> dict[str, Any]:
         return self.teacher.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.teacher.load_state_dict(state)
+
+
+class ClassLossHook(HookBase):
+    """Takes the losses on an iteration's labelled images into the means of each class."""
+
+    checkpoint_entry = "class_losses"
+
+    def __init__(self, class_losses: ClassLosses, device: torch.device) -> None:
+        self.class_losses, self.device = class_losses, device
+
+    def before_step(self) -> None:
+        """Forget what an iteration that failed has observed."""
+        self.class_losses.discard()
+
+    def after_step(self) -> None:
+        self.class_losses.commit(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.class_losses.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.class_losses.load_state_dict(state)

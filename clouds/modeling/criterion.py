@@ -34,7 +34,7 @@ class MatchedBatch:
         points: of each image.
         masks: of each image's targets, (K, H, W), times the pixel weights.
         pairs: the matched pairs.
-        no_object: (L, N * Q), `Targets.no_object_weight` of each query.
+        query_weights: (L, N * Q), of each query in the class loss.
         totals: of these images.
     """
 
@@ -42,7 +42,7 @@ class MatchedBatch:
     points: list[SampledPoints]
     masks: list[Tensor]
     pairs: MatchedPairs
-    no_object: Tensor
+    query_weights: Tensor
     totals: BatchTotals
 
 
@@ -99,7 +99,8 @@ class SetCriterion(nn.Module):
     see `clouds.modeling.points`. They do not apply to the class loss: an unmatched query should
     predict no_object even if its mask covers only pixels of weight 0, and every target is matched,
     even if all its pixels have weight 0. `Targets.no_object_weight` applies to the class loss of
-    unmatched queries.
+    unmatched queries, `Targets.class_weight` to that of all queries of an image, and
+    `Targets.dice_weight` to the dice loss, but not to the dice term of matching.
 
     Args:
         num_classes: without no_object.
@@ -203,7 +204,7 @@ class SetCriterion(nn.Module):
         matched = self._matched(predictions, targets, seeds)
         pairs = matched.pairs
         normalizers = normalizers or self.normalizers(matched.totals)
-        entropy = self._class_losses(matched.class_logits, targets, pairs, matched.no_object)
+        entropy = self._class_losses(matched.class_logits, targets, pairs, matched.query_weights)
         cross_entropy = entropy / normalizers.classes
         matched_mask_logits = predictions.matched_mask_logits(
             list(layers.values()), pairs.queries_per_image(matched.class_logits.shape[2])
@@ -233,10 +234,12 @@ class SetCriterion(nn.Module):
         masks = [_weighted_masks(t) for t in targets]
         matches = self._match(class_logits, mask_logits, targets, masks, points)
         pairs = MatchedPairs.from_matches(matches, num_queries, device)
-        no_object = _no_object_weights(targets, mask_logits)
+        no_object = _query_weights([t.no_object_weight for t in targets], mask_logits)
         unmatched = no_object.scatter(1, pairs.queries, 0.0).sum(1)
         totals = BatchTotals(sum(counts), unmatched)
-        return MatchedBatch(class_logits, points, masks, pairs, no_object, totals)
+        query_weights = _query_weights([t.class_weight for t in targets], mask_logits)
+        query_weights *= no_object.scatter(1, pairs.queries, 1.0)
+        return MatchedBatch(class_logits, points, masks, pairs, query_weights, totals)
 
     def _supervised_layers(self, num_predictions: int) -> dict[str, int]:
         """Loss suffix -> prediction, the last first: the order in which points are sampled."""
@@ -299,18 +302,20 @@ class SetCriterion(nn.Module):
         own = torch.cat([weight.new_full((1,), float(totals.matched)), weight])
         averages = mean_over_ranks(own)
         classes = (averages if self.normalize_class_loss_over == "batch" else own)[1:]
-        return Normalizers(averages[0].clamp(min=1), classes)
+        # 0 if no query of the batch counts; the class loss is then 0, too
+        smallest = torch.finfo(classes.dtype).eps
+        return Normalizers(averages[0].clamp(min=1), classes.clamp(min=smallest))
 
     def _class_losses(
         self,
         logits: Tensor,
         targets: Sequence[Targets],
         pairs: MatchedPairs,
-        no_object_weights: Tensor,
+        query_weights: Tensor,
     ) -> Tensor:
         """Weighted sums of the cross-entropies of all queries, (L, N, Q, C + 1) -> (L,).
 
-        no_object_weights (L, N * Q) apply to unmatched queries.
+        query_weights: (L, N * Q).
         """
         num_predictions, n, num_queries, _ = logits.shape
         labels = [t.labels[index] for t, index in zip(targets, pairs.targets, strict=True)]
@@ -321,8 +326,7 @@ class SetCriterion(nn.Module):
         entropy = F.cross_entropy(
             logits.flatten(0, 2), target_classes.flatten(), self.empty_weight, reduction="none"
         )
-        weights = no_object_weights.scatter(1, pairs.queries, 1.0)
-        return (entropy.view(num_predictions, -1) * weights).sum(1)
+        return (entropy.view(num_predictions, -1) * query_weights).sum(1)
 
     def _mask_losses(
         self,
@@ -348,7 +352,8 @@ class SetCriterion(nn.Module):
                 _sample_matched(masks[i], selected, pairs.targets[i], pairs.by_target[i]),
                 None if target.weights is None else sample_weights(target.weights, selected),
             )
-            losses.append(image_losses.view(2, *pairs.targets[i].shape).sum(2))
+            bce, dice = image_losses.view(2, *pairs.targets[i].shape).sum(2)
+            losses.append(torch.stack((bce, target.dice_weight * dice)))
         return torch.stack(losses).sum(0)
 
 
@@ -366,19 +371,18 @@ def _sample_matched(masks: Tensor, points: Tensor, targets: Tensor, by_target: T
 
 
 @torch.no_grad()
-def _no_object_weights(targets: Sequence[Targets], mask_logits: Sequence[Tensor]) -> Tensor:
-    """`Targets.no_object_weight` of the queries of all images: (L, N * Q).
+def _query_weights(values: Sequence[float | Tensor], mask_logits: Sequence[Tensor]) -> Tensor:
+    """Weights of the queries of all images, (L, N * Q), from a weight, or one per pixel, of each.
 
     mask_logits: L tensors (N, Q, h, w).
     """
     weights = mask_logits[0].new_ones(len(mask_logits), *mask_logits[0].shape[:2])
-    images = zip(weights.unbind(1), targets, zip(*mask_logits, strict=True), strict=True)
-    for image_weights, target, masks in images:
-        if isinstance(target.no_object_weight, Tensor):
-            means = [mean_over_masks(target.no_object_weight, m) for m in masks]
-            image_weights.copy_(torch.stack(means))
+    images = zip(weights.unbind(1), values, zip(*mask_logits, strict=True), strict=True)
+    for image_weights, value, masks in images:
+        if isinstance(value, Tensor):
+            image_weights.copy_(torch.stack([mean_over_masks(value, m) for m in masks]))
         else:
-            image_weights.fill_(target.no_object_weight)
+            image_weights.fill_(value)
     return weights.flatten(1)
 
 

@@ -92,6 +92,11 @@ class SemanticMap:
                 "exceed its range: use bf16, or SOLVER.AMP.ENABLED False."
             )
 
+    def query_confidence(self) -> Tensor:
+        """(), mean over the queries of the largest class probability, of no object, too."""
+        no_object = 1 - self._probabilities.sum(0)
+        return torch.maximum(self._probabilities.amax(0), no_object).mean()
+
     def scores(self) -> Tensor:
         """(C, *image_size) float32."""
         scores = self._probabilities.new_empty(len(self._probabilities), *self.image_size)

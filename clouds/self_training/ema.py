@@ -30,22 +30,32 @@ class EMATeacher:
         student: parts of the network that trains, by name: `backbone`, `sem_seg_head`, ….
         momentum: factor of the teacher's parameters at an update.
         interval: iterations between updates.
+        warm_start: the momentum of the t-th update, from 1, is at most 1 - 1 / (t + 1), so that the
+            teacher is the mean of the student's weights so far until that exceeds `momentum`
+            (Mean Teacher; DAFormer).
 
     Attributes:
         parts: the teacher's parts by name, on the student's device; empty before `reset`.
     """
 
-    def __init__(self, student: Mapping[str, nn.Module], momentum: float, interval: int) -> None:
+    def __init__(
+        self,
+        student: Mapping[str, nn.Module],
+        momentum: float,
+        interval: int,
+        warm_start: bool = False,
+    ) -> None:
         self.student = dict(student)
         self.momentum = momentum
         self.interval = interval
+        self.warm_start = warm_start
         self.parts: dict[str, nn.Module] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> EMATeacher:
         """Momentum MODEL.CLOUDS.SAM.ALPHA_EMA every MODEL.CLOUDS.ITERATION_UPDATE iterations."""
         options = cfg.MODEL.CLOUDS
-        return cls(student, options.SAM.ALPHA_EMA, options.ITERATION_UPDATE)
+        return cls(student, options.SAM.ALPHA_EMA, options.ITERATION_UPDATE, options.EMA_WARM_START)
 
     def reset(self) -> None:
         """Set the teacher to the student's present parameters."""
@@ -55,9 +65,21 @@ class EMATeacher:
         """Whether an update follows iteration number `iteration`, counted from 0."""
         return (iteration + 1) % self.interval == 0
 
+    def momentum_at(self, iteration: int) -> float:
+        """Momentum of the update that follows iteration number `iteration`, counted from 0."""
+        if not self.warm_start:
+            return self.momentum
+        number = (iteration + 1) // self.interval
+        return min(1 - 1 / (number + 1), self.momentum)
+
     @torch.no_grad()
-    def update(self) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student; buffers are copied."""
+    def update(self, momentum: float | None = None) -> None:
+        """teacher = momentum * teacher + (1 - momentum) * student; buffers are copied.
+
+        Args:
+            momentum: None: `self.momentum`.
+        """
+        momentum = self.momentum if momentum is None else momentum
         for name, teacher in self._averaged_parts().items():
             student = self.student[name]
             pairs = [
@@ -65,9 +87,7 @@ class EMATeacher:
                 for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
                 if ours is not theirs
             ]
-            update_average(
-                [ours for ours, _ in pairs], [theirs for _, theirs in pairs], self.momentum
-            )
+            update_average([ours for ours, _ in pairs], [theirs for _, theirs in pairs], momentum)
             for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
                 ours.copy_(theirs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,27 @@ from clouds.data.datasets import generated
 from clouds.data.label_space import IGNORE
 from clouds.data.structures import Targets, masks_from_label
 from clouds.self_training.ema import EMATeacher
+from clouds.self_training.filters import Filter, build_filters
+from clouds.self_training.filters.class_loss import ClassLosses
 from clouds.self_training.refiners import Refiner, build_refiner
-from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel, TeacherPrediction
+from clouds.self_training.sinkhorn import BalancedAssignment
 
 
 class PseudoLabeler:
-    """Turns the teacher's scores of clean generated images into targets for the student.
+    """Turns the teacher's predictions of clean generated images into targets for the student.
 
     It is no `nn.Module`: teacher and refiner are not in the model's state dict, optimizer or
-    `train()`. The teacher's network is run by the model, which gives its scores to this object.
+    `train()`. The teacher's network is run by the model, which gives its prediction to this object.
 
     Args:
         teacher: the moving average of the model.
         make_refiner: builds the refiner on a device; called in `prepare`, or at the first use.
         options: how uncovered and uncertain pixels count.
+        filters: change the targets, one after the other.
+        assignment: gives pixels other classes than the best; None: the best.
+        class_losses: losses on labelled images, which the model adds to; None: no filter needs
+            them.
     """
 
     def __init__(
@@ -34,47 +41,77 @@ class PseudoLabeler:
         teacher: EMATeacher,
         make_refiner: Callable[[torch.device], Refiner],
         options: PseudoLabelOptions,
+        filters: Sequence[Filter] = (),
+        assignment: BalancedAssignment | None = None,
+        class_losses: ClassLosses | None = None,
     ) -> None:
         self.teacher = teacher
+        self.class_losses = class_losses
         self._make_refiner = make_refiner
         self._refiner: Refiner | None = None
         self._options = options
+        self._filters = tuple(filters)
+        self._assignment = assignment
 
     @classmethod
     def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> PseudoLabeler | None:
         """None if no dataset of DATASETS.TRAIN is generated; for `student` see `EMATeacher`."""
         if not generated(cfg.DATASETS.TRAIN):
             return None
+        node = cfg.MODEL.CLOUDS.PSEUDO_LABEL
+        losses = None
+        if node.MAX_CLASS_LOSS > 0:
+            losses = ClassLosses(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        assignment = None
+        if node.ASSIGNMENT == "sinkhorn":
+            assignment = BalancedAssignment(node.SINKHORN.ROUNDS, node.SINKHORN.TEMPERATURE)
         return cls(
             EMATeacher.from_config(cfg, student),
             lambda device: build_refiner(cfg, device),
             PseudoLabelOptions.from_config(cfg),
+            build_filters(cfg, losses),
+            assignment,
+            losses,
         )
 
     def __call__(
-        self, images: Sequence[Tensor], scores: Iterable[Tensor], seeds: Sequence[int]
+        self,
+        images: Sequence[Tensor],
+        predictions: Iterable[TeacherPrediction],
+        seeds: Sequence[int],
     ) -> list[Targets]:
         """Targets of generated images.
 
         Args:
             images: clean images, uint8 (3, H, W) RGB.
-            scores: the teacher's semantic map of each, float32 (C, H, W).
+            predictions: the teacher's, of each.
             seeds: one per image; random points are drawn from it.
         """
-        labels = self.labels(scores)
+        labels = self.labels(predictions)
         refined = self.refine(images, labels, seeds)
         return [
-            pseudo_targets(label, better, self._options)
+            self._filtered(label, pseudo_targets(label, better, self._options))
             for label, better in zip(labels, refined, strict=True)
         ]
 
-    def labels(self, scores: Iterable[Tensor]) -> list[PseudoLabel]:
-        """The teacher's labels, from its semantic maps, float32 (C, H, W) each."""
+    def labels(self, predictions: Iterable[TeacherPrediction]) -> list[PseudoLabel]:
+        """The teacher's labels, from its predictions."""
         labels = []
-        for image_scores in scores:
-            refiner = self.prepare(image_scores.device)
-            labels.append(label_from_scores(image_scores, keep_scores=refiner.needs_scores))
+        for prediction in predictions:
+            scores = prediction.scores
+            needed = self.prepare(scores.device).needs_scores
+            needed |= any(one.needs_scores for one in self._filters)
+            label = label_from_scores(scores, keep_scores=needed)
+            label = replace(label, query_confidence=prediction.query_confidence)
+            labels.append(label if self._assignment is None else self._assignment(label, scores))
         return labels
+
+    def _filtered(self, label: PseudoLabel, targets: Targets) -> Targets:
+        for one in self._filters:
+            targets = one(label, targets)
+        if not self._filters or targets.weights is None:
+            return targets
+        return targets.without_empty_classes()
 
     @torch.no_grad()
     def refine(
@@ -175,8 +212,8 @@ def pseudo_targets(
     weights = _pixel_weights(teacher, refined, options)
     if weights is None:
         return Targets(labels, masks, no_object_weight=options.no_object_weight)
-    counts = (masks & (weights > 0)).flatten(1).any(1)
-    return Targets(labels[counts], masks[counts], weights, options.no_object_weight)
+    targets = Targets(labels, masks, weights, options.no_object_weight)
+    return targets.without_empty_classes()
 
 
 def _fill_with_teacher(teacher: PseudoLabel, refined: RefinedLabel) -> tuple[Tensor, Tensor]:

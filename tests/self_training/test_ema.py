@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from clouds.d2 import CfgNode
+from clouds.config import get_cfg
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.pseudo_labeler import label_from_scores
 
@@ -115,7 +115,8 @@ def test_a_state_of_other_shapes_is_refused_and_the_first_name_given():
 
 
 def test_momentum_and_interval_are_those_of_the_config():
-    cfg = CfgNode({"MODEL": {"CLOUDS": {"SAM": {"ALPHA_EMA": 0.75}, "ITERATION_UPDATE": 3}}})
+    cfg = get_cfg()
+    cfg.MODEL.CLOUDS.SAM.ALPHA_EMA, cfg.MODEL.CLOUDS.ITERATION_UPDATE = 0.75, 3
     student = nn.Linear(1, 1, bias=False)
     nn.init.constant_(student.weight, 8.0)
     teacher = EMATeacher.from_config(cfg, {"head": student})
@@ -124,6 +125,31 @@ def test_momentum_and_interval_are_those_of_the_config():
     teacher.update()
     assert teacher.parts["head"].weight.item() == 7  # 0.75 * 8 + 0.25 * 4
     assert [i for i in range(8) if teacher.due(i)] == [2, 5]
+
+
+def test_with_a_warm_start_it_is_first_the_mean_of_the_students_weights():
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 8.0)
+    cfg = get_cfg()
+    cfg.MODEL.CLOUDS.SAM.ALPHA_EMA, cfg.MODEL.CLOUDS.ITERATION_UPDATE = 0.75, 1
+    cfg.MODEL.CLOUDS.EMA_WARM_START = True
+    teacher, averages = EMATeacher.from_config(cfg, {"head": student}), []
+    teacher.reset()
+    for iteration, weight in enumerate((2.0, 5.0, 1.0, 6.0)):
+        nn.init.constant_(student.weight, weight)
+        teacher.update(teacher.momentum_at(iteration))
+        averages.append(teacher.parts["head"].weight.item())
+    # means of 2, 3 and 4 weights; then 0.75 * 4 + 0.25 * 6, since 1 - 1 / 5 exceeds 0.75
+    assert averages == pytest.approx([5.0, 5.0, 4.0, 4.5])
+    assert [teacher.momentum_at(i) for i in (0, 1, 2, 3)] == pytest.approx(
+        [1 / 2, 2 / 3, 0.75, 0.75]
+    )
+
+
+def test_the_warm_start_counts_updates_rather_than_iterations():
+    teacher = EMATeacher({}, 0.999, 100, warm_start=True)
+    assert [teacher.momentum_at(i) for i in (99, 199)] == pytest.approx([1 / 2, 2 / 3])
+    assert EMATeacher({}, 0.999, 100).momentum_at(99) == 0.999
 
 
 def test_without_a_reset_it_starts_as_the_student_at_the_first_update():

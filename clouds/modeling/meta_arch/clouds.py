@@ -17,6 +17,7 @@ from clouds.d2 import (
     ImageList,
     configurable,
 )
+from clouds.data.class_mixing import mix_targets
 from clouds.data.dataset_mapper import padded_crop_size
 from clouds.data.datasets import Datasets
 from clouds.data.label_space import LabelSpace
@@ -33,13 +34,15 @@ from clouds.data.structures import (
 from clouds.modeling.backbone.adapters import adapter_of
 from clouds.modeling.backbone.base import TextEncoder, pixel_statistics
 from clouds.modeling.criterion import BatchPart, SetCriterion
+from clouds.modeling.flip_averaging import flip_averaged, mirror_images
 from clouds.modeling.meta_arch.accumulation import prepare_parts
 from clouds.modeling.meta_arch.head import CLOUDSHead, Features
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, ensemble_probabilities
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
 from clouds.modeling.transformer_decoder.decoder import Predictions
+from clouds.self_training.masked_consistency import BlockMasking, hide_blocks
 from clouds.self_training.pseudo_labeler import PseudoLabeler
-from clouds.self_training.refiners.base import PseudoLabel
+from clouds.self_training.refiners.base import PseudoLabel, TeacherPrediction
 
 Network = Mapping[str, nn.Module]
 """The parts `backbone`, `sem_seg_head`, `void_embedding`: the student's or the teacher's."""
@@ -67,6 +70,8 @@ class CLOUDS(nn.Module):
         unlabeled_classes: 'ignore': unmatched queries on ignored pixels of a partly labelled image
             are not trained as no object; 'absent': they are.
         compiled: what torch.compile is applied to: 'backbone', 'head', 'all' or 'none'.
+        block_masking: hides blocks of the student's views of generated images; None: none.
+        teacher_flip: average the teacher's scores over an image and its mirror image.
 
     Attributes:
         pseudo_labeler: labels generated images in joint training; None without generated data. It
@@ -94,6 +99,8 @@ class CLOUDS(nn.Module):
         pseudo_labeler_config: CfgNode | None = None,
         unlabeled_classes: str = "ignore",
         compiled: str = "none",
+        block_masking: BlockMasking | None = None,
+        teacher_flip: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -111,6 +118,7 @@ class CLOUDS(nn.Module):
         self.size_divisibility, self.min_training_size = size_divisibility, min_training_size
         self.masks_at_once = masks_at_once
         self.ensemble, self.teacher_ensemble = ensemble, teacher_ensemble
+        self.block_masking, self.teacher_flip = block_masking, teacher_flip
         self.label_space, self.unlabeled_classes = label_space, unlabeled_classes
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
         self.pseudo_labeler = (
@@ -155,6 +163,8 @@ class CLOUDS(nn.Module):
             "pseudo_labeler_config": cfg,
             "unlabeled_classes": cfg.MODEL.MASK_FORMER.UNLABELED_CLASSES,
             "compiled": cfg.MODEL.COMPILE,
+            "block_masking": BlockMasking.from_config(cfg),
+            "teacher_flip": clouds.TEACHER_FLIP,
         }
 
     def forward(
@@ -178,16 +188,17 @@ class CLOUDS(nn.Module):
                 {"sem_seg": semantic_map.resized_scores(output_size(sample))}
                 for semantic_map, sample in zip(self.semantic_maps(batch), batch, strict=True)
             ]
+        images = self._student_images(batch)
         if part is None:
-            images = self._preprocess([s["image"] for s in batch], self.min_training_size)
             clean = self._clean_images(batch)
             features, clean_features = self._extract_features(images, clean)
-            targets = self.targets(batch, clean, clean_features)
-            padded = [target.padded(*images.tensor.shape[-2:]) for target in targets]
-            predictions, normalizers = self._predict(self.network, features), None
+            targets, normalizers = self.targets(batch, clean, clean_features), None
         else:
-            predictions, padded = self.predict_targets(batch, part.targets)
-            normalizers = part.normalizers
+            features = self.backbone(images.tensor)
+            targets, normalizers = list(part.targets), part.normalizers
+        predictions = self._predict(self.network, features)
+        self._observe_class_losses(batch, predictions, features, images)
+        padded = [target.padded(*images.tensor.shape[-2:]) for target in targets]
         losses: dict[str, Tensor] = self.criterion(
             predictions, padded, seeds_of(batch), normalizers
         )
@@ -234,7 +245,7 @@ class CLOUDS(nn.Module):
         labeler = self._require_pseudo_labeler()
         padded = self._preprocess(images)
         features = labeler.teacher_parts["backbone"](padded.tensor)
-        return labeler.labels(self._teacher_scores(features, padded))
+        return labeler.labels(self._teacher_predictions(features, padded))
 
     def predict(self, images: Tensor) -> tuple[Predictions, Features]:
         """The last prediction of normalized, padded images (N, 3, H, W), and the features."""
@@ -280,6 +291,12 @@ class CLOUDS(nn.Module):
         count = len(images.tensor)
         return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
 
+    def _student_images(self, batch: Sequence[Sample]) -> ImageList:
+        images = self._preprocess([s["image"] for s in batch], self.min_training_size)
+        if self.block_masking is not None:
+            hide_blocks(self.block_masking, batch, images)
+        return images
+
     def _clean_images(self, batch: Sequence[Sample]) -> ImageList | None:
         clean = [sample["clean_image"] for sample in batch if is_generated(sample)]
         return self._preprocess(clean) if clean else None
@@ -291,7 +308,7 @@ class CLOUDS(nn.Module):
         clean: ImageList | None = None,
         features: Features | None = None,
     ) -> list[Targets]:
-        """Targets of samples; of generated ones from the teacher's scores of their clean views.
+        """Targets of samples; of generated ones from what the teacher predicts for clean views.
 
         `clean` and `features` are these views and the teacher's features; None: computed here.
         """
@@ -303,9 +320,10 @@ class CLOUDS(nn.Module):
             features = features or labeler.teacher_parts["backbone"](clean.tensor)
             images = [sample["clean_image"] for sample in generated]
             seeds = [int(sample.get("seed", 0)) for sample in generated]
-            pseudo_targets = iter(labeler(images, self._teacher_scores(features, clean), seeds))
+            predictions = self._teacher_predictions(features, clean)
+            pseudo_targets = iter(labeler(images, predictions, seeds))
         return [
-            next(pseudo_targets)
+            mix_targets(next(pseudo_targets), sample.get("pasted_label"))
             if is_generated(sample)
             else labelled_targets(sample, self.unlabeled_classes, self.device)
             for sample in batch
@@ -315,9 +333,26 @@ class CLOUDS(nn.Module):
         self, batch: Sequence[Sample], targets: Sequence[Targets]
     ) -> tuple[Predictions, list[Targets]]:
         """All predictions of samples, and their targets on the padded image."""
-        images = self._preprocess([s["image"] for s in batch], self.min_training_size).tensor
+        images = self._student_images(batch).tensor
         predictions = self._predict(self.network, self.backbone(images))
         return predictions, [target.padded(*images.shape[-2:]) for target in targets]
+
+    @torch.no_grad()
+    def _observe_class_losses(
+        self,
+        batch: Sequence[Sample],
+        predictions: Predictions,
+        features: Features,
+        images: ImageList,
+    ) -> None:
+        """Add the student's losses on labelled images to the statistics of a filter."""
+        labeler = self.pseudo_labeler
+        if labeler is None or labeler.class_losses is None:
+            return
+        maps = self._semantic_maps(self.network, predictions, features, images, None)
+        for sample, semantic_map in zip(batch, maps, strict=True):
+            if not is_generated(sample):
+                labeler.class_losses.observe(semantic_map.scores(), sample["sem_seg"])
 
     def _require_pseudo_labeler(self) -> PseudoLabeler:
         if self.pseudo_labeler is None:
@@ -327,12 +362,22 @@ class CLOUDS(nn.Module):
             )
         return self.pseudo_labeler
 
-    def _teacher_scores(self, features: Features, images: ImageList) -> Iterator[Tensor]:
-        """The teacher's semantic maps, float32 (C, H, W) of each image."""
+    def _teacher_predictions(
+        self, features: Features, images: ImageList
+    ) -> Iterator[TeacherPrediction]:
+        """The teacher's prediction of each image, from the features of the normalized images."""
+        maps = self._teacher_maps(features, images)
+        if self.teacher_flip:
+            mirrored = mirror_images(images, self.size_divisibility)
+            backbone = self._require_pseudo_labeler().teacher_parts["backbone"]
+            return flip_averaged(maps, self._teacher_maps(backbone(mirrored.tensor), mirrored))
+        return (TeacherPrediction(one.scores(), one.query_confidence()) for one in maps)
+
+    def _teacher_maps(self, features: Features, images: ImageList) -> Iterator[SemanticMap]:
+        """The teacher's semantic map of each image."""
         teacher = self._require_pseudo_labeler().teacher_parts
         predictions = self._predict(teacher, features, final_only=True)
-        maps = self._semantic_maps(teacher, predictions, features, images, self.teacher_ensemble)
-        return (semantic_map.scores() for semantic_map in maps)
+        return self._semantic_maps(teacher, predictions, features, images, self.teacher_ensemble)
 
     def _predict(
         self, network: Network, features: Features, final_only: bool = False

@@ -11,7 +11,21 @@ from torch import Tensor
 
 from clouds.d2 import CfgNode, Registry
 from clouds.data.label_space import IGNORE
-from clouds.data.structures import masks_from_label, union_of_masks
+from clouds.data.structures import class_map, masks_from_label, union_of_masks
+
+
+@dataclass(frozen=True)
+class TeacherPrediction:
+    """The teacher's prediction for one image.
+
+    Attributes:
+        scores: semantic map, float32 (C, H, W).
+        query_confidence: (), mean over the queries of the largest class probability, no object
+            among the classes.
+    """
+
+    scores: Tensor
+    query_confidence: Tensor
 
 
 @dataclass(frozen=True)
@@ -22,12 +36,14 @@ class PseudoLabel:
         classes: uint8 (H, W), train ids; 255 where there is none.
         confidence: float32 (H, W) in [0, 1].
         scores: float32 (C, H, W), the semantic map that both come from; None unless the refiner
-            asks for it (`Refiner.needs_scores`).
+            or a filter asks for it (`Refiner.needs_scores`, `Filter.needs_scores`).
+        query_confidence: see `TeacherPrediction`; None: not known.
     """
 
     classes: Tensor
     confidence: Tensor
     scores: Tensor | None = None
+    query_confidence: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +80,7 @@ class RefinedLabel:
 
     def class_map(self) -> Tensor:
         """uint8 (H, W) train ids, 255 outside of all masks; the larger id where masks overlap."""
-        classes = self.labels.new_full(self.masks.shape[1:], IGNORE, dtype=torch.uint8)
-        for label, mask in zip(self.labels.tolist(), self.masks, strict=True):
-            classes[mask] = label
-        return classes
+        return class_map(self.labels, self.masks)
 
 
 REFINER_REGISTRY = Registry("REFINER")
