@@ -26,6 +26,7 @@ from clouds.evaluation import Results
 from clouds.files import partial_files
 from clouds.self_training.ema import EMATeacher
 from clouds.self_training.filters.class_loss import ClassLosses
+from clouds.self_training.pseudo_labeler import PseudoLabeler
 
 logger = logging.getLogger(__name__)
 
@@ -307,3 +308,11 @@ class ClassLossHook(HookBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.class_losses.load_state_dict(state)
+
+
+def self_training_hooks(labeler: PseudoLabeler, device: torch.device) -> list[HookBase]:
+    """Hooks that keep the state of pseudo-labels: the teacher, and losses that a filter needs."""
+    hooks: list[HookBase] = [EMAHook(labeler.teacher)]
+    if labeler.class_losses is not None:
+        hooks.append(ClassLossHook(labeler.class_losses, device))
+    return hooks

@@ -21,7 +21,7 @@ from clouds.data.build import build_train_loader, check_batch_size, check_traini
 from clouds.device import autocast, resolve_device
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import warn_changes
-from clouds.engine.hooks import CheckpointHook, ClassLossHook, EMAHook, EvalHook, MetricsHook
+from clouds.engine.hooks import CheckpointHook, EvalHook, MetricsHook, self_training_hooks
 from clouds.engine.initial_weights import (
     fetch_backbone,
     fetch_what_is_missing,
@@ -201,9 +201,7 @@ class Trainer(TrainerBase):
             CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
         if self.pseudo_labeler is not None:
-            hooks.append(EMAHook(self.pseudo_labeler.teacher))
-            if self.pseudo_labeler.class_losses is not None:
-                hooks.append(ClassLossHook(self.pseudo_labeler.class_losses, self.device))
+            hooks += self_training_hooks(self.pseudo_labeler, self.device)
         if self.average is not None:
             hooks.append(self.average)
         if evaluate is None and cfg.DATASETS.TEST:
