@@ -33,23 +33,27 @@ def draw_source(sources: Sequence[Record], seed: int) -> tuple[Record, int]:
 def mix_classes(sample: GeneratedSample, source: SourceSample) -> MixedSample:
     """The generated sample with half of the source's classes, rounded up, in the student's view.
 
-    The source's augmented image and the student's view are laid on each other at their upper left
-    corners. Pixels of the source that are ignored are not pasted. The classes are drawn from the
-    generated sample's seed.
+    Where the augmented source is smaller than the generated image it is laid on a random place of
+    it; where it is larger its right and lower part is left out. Ignored pixels are not pasted.
+    Classes and place are drawn from the generated sample's seed.
     """
-    height, width = (
-        min(sizes) for sizes in zip(sample["image"].shape[1:], source["sem_seg"].shape, strict=True)
-    )
+    sizes = zip(sample["image"].shape[1:], source["sem_seg"].shape, strict=True)
+    height, width = (min(pair) for pair in sizes)
     label = source["sem_seg"][:height, :width]
     classes = torch.bincount(label.flatten(), minlength=256)[:IGNORE].nonzero()[:, 0]
     rng = sample_rng(sample["seed"], Draw.CLASS_MIXING, 1)
     chosen = rng.choice(len(classes), (len(classes) + 1) // 2, replace=False)
-    pasted = torch.isin(label, classes[chosen])
+    is_pasted = torch.isin(label, classes[chosen])
     image = sample["image"].clone()
-    window = image[:, :height, :width]
-    window.copy_(torch.where(pasted, source["image"][:, :height, :width], window))
+    top, left = (
+        int(rng.integers(whole - part + 1))
+        for whole, part in zip(image.shape[1:], (height, width), strict=True)
+    )
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    window = image[:, rows, columns]
+    window.copy_(torch.where(is_pasted, source["image"][:, :height, :width], window))
     pasted_label = label.new_full(image.shape[1:], IGNORE)
-    pasted_label[:height, :width] = label.masked_fill(~pasted, IGNORE)
+    pasted_label[rows, columns] = label.masked_fill(~is_pasted, IGNORE)
     return cast("MixedSample", {**sample, "image": image, "pasted_label": pasted_label})
 
 

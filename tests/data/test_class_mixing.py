@@ -31,6 +31,21 @@ def source(seed, size=(20, 30), classes=(0, 3, 5, 8, 11)):
     return {"image": random_tensor(seed + 2, 3, *size), "sem_seg": label, "seed": seed}
 
 
+def agree(mixed, sample, other, chosen, top, left):
+    """Whether each pixel of image and label is as it should be if `other` lies at (top, left)."""
+    height, width = other["sem_seg"].shape
+    for y in range(20):
+        for x in range(30):
+            pixel, label = sample["image"][:, y, x], 255
+            if 0 <= y - top < height and 0 <= x - left < width:
+                found = int(other["sem_seg"][y - top, x - left])
+                if found in chosen:
+                    pixel, label = other["image"][:, y - top, x - left], found
+            if mixed["pasted_label"][y, x] != label or (mixed["image"][:, y, x] != pixel).any():
+                return False
+    return True
+
+
 @pytest.mark.parametrize("size", [(20, 30), (16, 40), (28, 24)])
 @pytest.mark.parametrize("seed", range(4))
 def test_image_and_label_agree_pixel_for_pixel(seed, size):
@@ -39,14 +54,12 @@ def test_image_and_label_agree_pixel_for_pixel(seed, size):
     mixed = mix_classes(sample, other)
     chosen = set(mixed["pasted_label"].unique().tolist()) - {255}
     assert len(chosen) == 3 and chosen <= {0, 3, 5, 8, 11}  # half of 5, rounded up
-    for y in range(20):
-        for x in range(30):
-            inside = y < size[0] and x < size[1]
-            pasted = inside and int(other["sem_seg"][y, x]) in chosen
-            pixel = other["image"][:, y, x] if pasted else sample["image"][:, y, x]
-            label = int(other["sem_seg"][y, x]) if pasted else 255
-            assert torch.equal(mixed["image"][:, y, x], pixel)
-            assert mixed["pasted_label"][y, x] == label
+    places = [
+        (top, left)
+        for top in range(max(0, 20 - size[0]) + 1)
+        for left in range(max(0, 30 - size[1]) + 1)
+    ]
+    assert sum(agree(mixed, sample, other, chosen, *place) for place in places) == 1
     assert torch.equal(mixed["clean_image"], before["clean_image"])
     assert torch.equal(sample["image"], before["image"])
 

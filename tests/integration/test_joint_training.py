@@ -153,6 +153,18 @@ SMALL = """
 """.split()
 
 
+AGAINST_NOISE = """
+    DATASETS.RARE_CLASS_SAMPLING.ENABLED True DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS 50
+    INPUT.CLASS_MIXING True MODEL.CLOUDS.MASKED_CONSISTENCY.RATIO 0.5
+    MODEL.CLOUDS.MASKED_CONSISTENCY.BLOCK_SIZE 16 MODEL.CLOUDS.EMA_WARM_START True
+    MODEL.CLOUDS.TEACHER_FLIP True MODEL.CLOUDS.PSEUDO_LABEL.ASSIGNMENT sinkhorn
+    MODEL.CLOUDS.PSEUDO_LABEL.MIN_IMAGE_CONFIDENCE 0.01
+    MODEL.CLOUDS.PSEUDO_LABEL.QUALITY_THRESHOLD 0.1 MODEL.CLOUDS.PSEUDO_LABEL.DICE_WEIGHT 0.5
+    MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS 1.25 MODEL.CLOUDS.PSEUDO_LABEL.BOUNDARY_WEIGHT 3.0
+""".split()
+"""All options against noise in pseudo-labels."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Six images each of a source and a generated dataset, two to evaluate on."""
@@ -223,7 +235,25 @@ def test_a_broken_off_run_goes_on_bit_for_bit_with_its_teacher(
             assert torch.equal(value, saved(tmp_path)[part][name]), name
 
 
-def train_frozen(folder, data):
+@pytest.mark.slow
+def test_with_options_against_noise_it_goes_on_bit_for_bit_with_their_state(
+    trained, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    no_test = ("DATASETS.TEST", "()")
+    Trainer(config(whole, *no_test, *AGAINST_NOISE)).train()
+    cfg = config(parts, *no_test, *AGAINST_NOISE)
+    train_until(Trainer(cfg), 3)
+    resume(Trainer(cfg))
+    assert losses(parts) == losses(whole) != losses(trained[0])
+    for part in ("model", "teacher", "class_losses"):
+        for name, value in saved(whole)[part].items():
+            assert torch.equal(value, saved(parts)[part][name]), name
+    assert saved(whole)["class_losses"]["totals"].count_nonzero() > 10
+
+
+def train_frozen(folder, data, overrides=()):
     """What each process does."""
     os.environ["DETECTRON2_DATASETS"] = data
     torch.set_num_threads(1)
@@ -238,13 +268,18 @@ def train_frozen(folder, data):
         "MODEL.BACKBONE.FREEZE",
         "True",
     )
-    Trainer(config(folder, "DATASETS.TEST", "()", *sgd)).train()
+    Trainer(config(folder, "DATASETS.TEST", "()", *sgd, *overrides)).train()
 
 
-def test_two_processes_train_as_one(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "overrides",
+    [(), pytest.param(AGAINST_NOISE, marks=pytest.mark.slow)],
+    ids=["published", "against noise"],
+)
+def test_two_processes_train_as_one(overrides, data, tmp_path, monkeypatch):
     monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
-    train_frozen(tmp_path / "one", str(data))
-    launch(train_frozen, (str(tmp_path / "two"), str(data)), num_gpus=2, device="cpu")
+    train_frozen(tmp_path / "one", str(data), overrides)
+    launch(train_frozen, (str(tmp_path / "two"), str(data), overrides), num_gpus=2, device="cpu")
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == two.keys() and len(one) == 6
     for iteration, expected in one.items():
