@@ -5,11 +5,11 @@
     DETECTRON2_DATASETS=datasets/demo python benchmarks/noise_options.py --processes 2
 
 `make demo` makes the data and the weights of source pre-training, which each run starts from
-(MODEL.WEIGHTS of configs/demo/joint.yaml). A run is on one thread. The table has mIoU and pixel accuracy, means over the unseen
-domains, the mean IoU of rare classes, and the mIoU of the teacher's labels of generated images
-where their true labels are known, as means and standard deviations over the seeds. A run that has
-a results.json is not repeated; one that was interrupted is resumed. Choose settings on other seeds
-than the ones that are reported.
+(MODEL.WEIGHTS of configs/demo/joint.yaml). A run is on one thread. The table has mIoU and pixel
+accuracy, means over the unseen domains, the mean IoU of rare classes, and the mIoU of the teacher's
+labels of generated images where their true labels are known, as means and standard deviations over
+the seeds. A run that has a results.json is not repeated; one that was interrupted is resumed.
+Choose settings on other seeds than the ones that are reported.
 """
 
 from __future__ import annotations
