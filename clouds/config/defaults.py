@@ -6,6 +6,7 @@ A key is declared here or in `defaults_model` and nowhere else; `clouds list-con
 from __future__ import annotations
 
 from clouds.config.defaults_model import MODEL_KEYS
+from clouds.config.defaults_noise import NOISE_KEYS
 from clouds.config.key import (
     Key,
     above,
@@ -43,6 +44,7 @@ KEYS: tuple[Key, ...] = (
         at_least(1),
     ),
     *MODEL_KEYS,
+    *NOISE_KEYS,
     # ------------------------------------------------------------------- data
     Key("DATASETS.TRAIN", ("gta5",), "Names of the training datasets."),
     Key(
@@ -91,37 +93,6 @@ KEYS: tuple[Key, ...] = (
         "DATASETS.TRAIN; empty: DATASETS.SOURCE_FACTOR and DATASETS.TARGET_FACTOR.",
         all_positive,
         element=1.0,
-    ),
-    Key(
-        "DATASETS.RARE_CLASS_SAMPLING.ENABLED",
-        False,
-        "Draw images of labelled datasets by their classes, rare ones more often (DAFormer).",
-    ),
-    Key(
-        "DATASETS.RARE_CLASS_SAMPLING.TEMPERATURE",
-        0.01,
-        "Class c is drawn with the probability softmax((1 - f) / T), f its share of the pixels; a "
-        "higher T evens the probabilities.",
-        above(0),
-    ),
-    Key(
-        "DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS",
-        3000,
-        "Pixels of the drawn class that an image has at least, in its label file.",
-        at_least(1),
-    ),
-    Key(
-        "DATASETS.RARE_CLASS_SAMPLING.MIN_CROP_RATIO",
-        0.5,
-        "The crop is drawn up to 10 times, until it has this share of "
-        "DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS.",
-        within(0, 1),
-    ),
-    Key(
-        "INPUT.CLASS_MIXING",
-        False,
-        "Paste half of the classes of a labelled image onto each generated image, and onto its "
-        "pseudo-label (DACS).",
     ),
     Key(
         "INPUT.INITIAL_HEIGHT",
