@@ -26,7 +26,7 @@ from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
 from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
-from clouds.data.rare_class_sampling import build_rare_class_sampling
+from clouds.data.rare_class_sampling import RareClassSampling, build_rare_class_sampling
 from clouds.data.structures import Domain, Record, TrainSample
 from clouds.data.training_dataset import SampleIndex, TrainingDataset, TrainMapper
 
@@ -189,11 +189,6 @@ def build_train_loader(
     datasets = _training_datasets(cfg, domains)
     records = [_training_records(dataset) for dataset in datasets]
     rare_classes = build_rare_class_sampling(cfg, datasets, records)
-    all_mappers: dict[Domain, TrainMapper] = {
-        Domain.SOURCE: SourceMapper.from_config(cfg, rare_classes),
-        Domain.GENERATED: GeneratedMapper.from_config(cfg),
-        **(mappers or {}),
-    }
     all_records = [record for images in records for record in images]
     sources = [record for record in all_records if record.domain is Domain.SOURCE]
     factors = _factors(cfg, datasets)
@@ -205,7 +200,7 @@ def build_train_loader(
     return SampleLoader(
         TrainingDataset(
             all_records,
-            all_mappers,
+            _mappers(cfg, rare_classes, mappers or {}),
             max_faulty,
             partly_labelled(datasets),
             rare_classes,
@@ -220,6 +215,18 @@ def build_train_loader(
         ),
         pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu",
     )
+
+
+def _mappers(
+    cfg: CfgNode,
+    rare_classes: RareClassSampling | None,
+    replacements: Mapping[Domain, TrainMapper],
+) -> dict[Domain, TrainMapper]:
+    return {
+        Domain.SOURCE: SourceMapper.from_config(cfg, rare_classes),
+        Domain.GENERATED: GeneratedMapper.from_config(cfg),
+        **replacements,
+    }
 
 
 def partly_labelled(datasets: Sequence[DatasetSpec]) -> frozenset[str]:

@@ -57,16 +57,13 @@ def mix_classes(sample: GeneratedSample, source: SourceSample) -> MixedSample:
     return cast("MixedSample", {**sample, "image": image, "pasted_label": pasted_label})
 
 
-def mix_targets(targets: Targets, pasted_label: torch.Tensor | None) -> Targets:
+def mix_targets(targets: Targets, pasted_label: torch.Tensor) -> Targets:
     """Targets of a mixed image: where something is pasted, its label with weight 1.
 
     Args:
         targets: of the whole generated image, (H, W).
-        pasted_label: uint8 (H, W) train ids, 255 where the generated image is seen; None: nothing
-            is pasted.
+        pasted_label: uint8 (H, W) train ids, 255 where the generated image is seen.
     """
-    if pasted_label is None:
-        return targets
     label = pasted_label.to(targets.masks.device)
     pasted = label != IGNORE
     is_there = torch.bincount(label.flatten(), minlength=256)[:IGNORE] > 0

@@ -115,7 +115,6 @@ def test_a_covered_class_is_no_target_any_more():
     assert result.labels.tolist() == [0, 9]
     nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, 6, dtype=torch.bool))
     assert mix_targets(nothing, pasted).labels.tolist() == [9]
-    assert mix_targets(nothing, None) is nothing
 
 
 def test_sources_are_drawn_evenly_from_the_seed():

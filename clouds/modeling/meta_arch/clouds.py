@@ -321,9 +321,13 @@ class CLOUDS(nn.Module):
             images = [sample["clean_image"] for sample in generated]
             seeds = [int(sample.get("seed", 0)) for sample in generated]
             predictions = self._teacher_predictions(features, clean)
-            pseudo_targets = iter(labeler(images, predictions, seeds))
+            labelled = zip(labeler(images, predictions, seeds), generated, strict=True)
+            pseudo_targets = (
+                mix_targets(one, sample["pasted_label"]) if "pasted_label" in sample else one
+                for one, sample in labelled
+            )
         return [
-            mix_targets(next(pseudo_targets), sample.get("pasted_label"))
+            next(pseudo_targets)
             if is_generated(sample)
             else labelled_targets(sample, self.unlabeled_classes, self.device)
             for sample in batch
