@@ -190,9 +190,8 @@ def build_train_loader(
     records = [_training_records(dataset) for dataset in datasets]
     rare_classes = build_rare_class_sampling(cfg, datasets, records)
     all_records = [record for images in records for record in images]
-    sources = [record for record in all_records if record.domain is Domain.SOURCE]
-    factors = _factors(cfg, datasets)
-    weights = tuple(DatasetWeight(len(r), f) for r, f in zip(records, factors, strict=True))
+    factors = zip(records, _factors(cfg, datasets), strict=True)
+    weights = tuple(DatasetWeight(len(images), factor) for images, factor in factors)
     _log_mixture(datasets, weights)
     _log_classes(datasets)
     mixture = WeightedMixture(weights, cfg.SEED)
@@ -204,7 +203,7 @@ def build_train_loader(
             max_faulty,
             partly_labelled(datasets),
             rare_classes,
-            sources if cfg.INPUT.CLASS_MIXING else (),
+            [r for r in all_records if r.domain is Domain.SOURCE and cfg.INPUT.CLASS_MIXING],
         ),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         timeout=cfg.DATALOADER.TIMEOUT,
