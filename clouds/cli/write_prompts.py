@@ -88,13 +88,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="R",
         help="stop after R rounds without a valid prompt (default: %(default)s)",
     )
-    add(
-        "--max-new-tokens",
-        type=int,
-        default=640,
-        metavar="T",
-        help="maximum length of an answer (default: %(default)s)",
-    )
     add_model_options(parser)
     args = parser.parse_args(argv)
     if args.max_new_tokens < 1:
@@ -103,8 +96,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """How the language model is loaded."""
+    """How the language model is loaded, and the length of its answers."""
     add = parser.add_argument
+    add(
+        "--max-new-tokens",
+        type=int,
+        default=640,
+        metavar="T",
+        help="maximum length of an answer (default: %(default)s)",
+    )
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     add("--device", default="auto", help="auto, cpu, cuda or cuda:<number>")
     add("--offline", action="store_true", help="use the local cache only")

@@ -36,6 +36,7 @@ class Sampling:
         negative_prompt: content to avoid.
         true_cfg_scale: scale of the negative prompt for a model whose guidance is distilled; None:
             there is none.
+        scheduler: see `set_scheduler`.
         size: (height, width) of an image, pixels.
     """
 
@@ -43,6 +44,7 @@ class Sampling:
     guidance: float | None
     negative_prompt: str
     true_cfg_scale: float | None
+    scheduler: str
     size: tuple[int, int]
 
 

@@ -93,35 +93,33 @@ def stable_diffusion(
     torch_device = resolve_device(device, "--device")
     dtype = _resolve_dtype(dtype, torch_device)
     _check_offload(offload, torch_device)
-    control, label_images = None, None
-    if controlnet:
-        control = load_controlnet(Source(controlnet, dtype, offline, flag="--controlnet"))
-        label_images = LabelImages(control, control_colors, trained_classes(Path(controlnet)))
-    pipeline = load_pipeline(Source(model, dtype, offline, variant), control)
+    source = Source(model, dtype, offline, variant)
+    control = _load_control(controlnet, control_scale, control_colors, source)
+    pipeline = load_pipeline(source, None if control is None else control.network)
     _place(pipeline, offload, torch_device)
-    pipeline.set_progress_bar_config(disable=True)
-    sampling = Sampling(steps, guidance, negative_prompt, true_cfg_scale, (height, width))
-    arguments = call_arguments(pipeline, sampling)
-    settings: dict[str, SettingValue] = {
-        "scheduler": set_scheduler(pipeline, scheduler),
-        "steps": steps,
-        "guidance": arguments.get("guidance_scale", arguments.get("true_cfg_scale", "none")),
-        "negative_prompt": negative_prompt,
-        "dtype": dtype,
-    }
-    settings |= {"variant": variant} if variant else {}
-    if true_cfg_scale is not None:
-        settings["true_cfg_scale"] = true_cfg_scale
-    if label_images is not None:
-        arguments["controlnet_conditioning_scale"] = control_scale
-        settings |= {"controlnet": controlnet, "control_scale": control_scale}
-        settings["control_labels"] = label_images.name
-    return StableDiffusion(
-        pipeline, model, arguments, settings, (height, width), batch_size, label_images
-    )
+    size = height, width
+    sampling = Sampling(steps, guidance, negative_prompt, true_cfg_scale, scheduler, size)
+    return _assemble(pipeline, source, sampling, batch_size, control)
 
 
 GENERATOR_REGISTRY.register(stable_diffusion)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A loaded ControlNet.
+
+    Attributes:
+        network: of diffusers.
+        model: its id or folder.
+        scale: factor of what it adds.
+        label_images: makes its input.
+    """
+
+    network: Any
+    model: str
+    scale: float
+    label_images: LabelImages
 
 
 @dataclass
@@ -257,6 +255,45 @@ def _resolve_dtype(name: str, device: Any) -> str:
     return name
 
 
+def _load_control(model: str, scale: float, colors: str, base: Source) -> Control | None:
+    """The ControlNet of a pipeline; None without a name."""
+    if not model:
+        return None
+    network = load_controlnet(Source(model, base.dtype, base.offline, flag="--controlnet"))
+    label_images = LabelImages(network, colors, trained_classes(Path(model)))
+    return Control(network, model, scale, label_images)
+
+
+def _assemble(
+    pipeline: Any, source: Source, sampling: Sampling, batch_size: int, control: Control | None
+) -> StableDiffusion:
+    """The generator, with the arguments of its calls, and the settings that are recorded."""
+    arguments = call_arguments(pipeline, sampling)
+    settings: dict[str, SettingValue] = {
+        "scheduler": set_scheduler(pipeline, sampling.scheduler),
+        "steps": sampling.steps,
+        "guidance": arguments.get("guidance_scale", arguments.get("true_cfg_scale", "none")),
+        "negative_prompt": sampling.negative_prompt,
+        "dtype": source.dtype,
+    }
+    settings |= {"variant": source.variant} if source.variant else {}
+    if sampling.true_cfg_scale is not None:
+        settings["true_cfg_scale"] = sampling.true_cfg_scale
+    if control is not None:
+        arguments["controlnet_conditioning_scale"] = control.scale
+        settings |= {"controlnet": control.model, "control_scale": control.scale}
+        settings["control_labels"] = control.label_images.name
+    return StableDiffusion(
+        pipeline,
+        source.model,
+        arguments,
+        settings,
+        sampling.size,
+        batch_size,
+        None if control is None else control.label_images,
+    )
+
+
 def _check_offload(name: str, device: Any) -> None:
     if name not in OFFLOADS:
         raise ValueError(f"--offload is {name!r}; allowed are {', '.join(OFFLOADS)}")
@@ -269,6 +306,7 @@ def _check_offload(name: str, device: Any) -> None:
 
 def _place(pipeline: Any, offload: str, device: Any) -> None:
     """Put the pipeline on the device, or let its parts be put there while they work."""
+    pipeline.set_progress_bar_config(disable=True)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
