@@ -47,7 +47,7 @@ def campus(tmp_path):
 
 
 def write_pair(folder, name, raw):
-    save(folder / f"images/{name}.png", random_image(1, raw.shape))
+    save(folder / f"images/{name}.png", random_image(1, raw.shape[:2]))
     save(folder / f"labels/{name}.png", raw)
 
 
@@ -87,6 +87,71 @@ def test_one_dataset_without_splits_in_classes_of_cityscapes(tmp_path):
     assert lab.name == "lab" and lab.label_space == CITYSCAPES_19 and lab.domain is Domain.SOURCE
     assert lab.label_formats[0].ids.raw_ids == {i: (i,) for i in range(19)}
     assert lab.described_root == tmp_path / "data"
+
+
+def test_ids_of_a_label_space_that_the_file_only_names(tmp_path):
+    """By Cityscapes' documentation 7 is road, 26 car, 4 static, which does not count."""
+    path = tmp_path / "lab.yaml"
+    path.write_text("name: lab\nimages: i\nlabels: l\nlabel_space: cityscapes_19\n")
+    (lab,) = load_descriptions(str(path))
+    ids = lab.label_formats[0].ids
+    assert ids.apply(np.array([[7, 26, 4]], np.uint8)).tolist() == [[0, 13, 255]]
+    assert ids.unknown_ids(np.array([[7, 4, 35]], np.uint8)) == (35,)
+
+
+def test_the_palette_of_a_label_space(tmp_path):
+    path = tmp_path / "lab.yaml"
+    path.write_text(
+        "name: lab\nimages: i\nlabels: l\nlabel_space: cityscapes_19\n"
+        "ids: {road: 13, car: 55}\nignore_ids: 65\npalette: mapillary_65\n"
+    )
+    (lab,) = load_descriptions(str(path))
+    published = {13: (128, 64, 128), 55: (0, 0, 142), 65: (0, 0, 0)}  # Mapillary's config file
+    assert dict(lab.label_formats[0].colors) == published
+    path.write_text(path.read_text().replace("mapillary_65", "coco"))
+    with pytest.raises(DescriptionError, match="'palette' is 'coco'; allowed is "):
+        load_descriptions(str(path))
+
+
+COLORS = """\
+name: drawn
+images: images
+labels: labels
+stored_as: color
+classes:
+  - {name: road, color: [128, 0, 0]}
+  - {name: tree, color: [0, 9, 0], label_colors: [[0, 99, 0], [0, 0, 77]]}
+ignore_colors: [[255, 255, 255], [0, 0, 0]]
+"""
+
+
+def test_labels_of_colors(tmp_path):
+    (tmp_path / "drawn.yaml").write_text(COLORS)
+    colors = {"road": (128, 0, 0), "leaf": (0, 99, 0), "trunk": (0, 0, 77), "white": (255,) * 3}
+    rows = [["road", "leaf", "trunk"], ["white", "road", "leaf"]]
+    write_pair(tmp_path, "a", np.array([[colors[n] for n in row] for row in rows], np.uint8))
+    dataset = datasets(tmp_path / "drawn.yaml", ("drawn",)).get("drawn")
+    (record,) = dataset.records()
+    assert dataset.read_label(record).tolist() == [[0, 1, 1], [255, 0, 1]]
+    # the color in visualizations is none of the label files
+    write_pair(tmp_path, "a", np.full((4, 5, 3), (0, 9, 0), np.uint8))
+    with pytest.raises(ValueError, match=r"a\.png: 100 % of its pixels have the colors \(0, 9, 0"):
+        dataset.read_label(record)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (", color: [128, 0, 0]", "", "no 'color' of road. With 'stored_as: color' each class"),
+        ("[0, 0, 77]]", "[128, 0, 0]]", r"\[128, 0, 0\] is the color of road and of tree; a color"),
+        ("[0, 0, 0]]", "[0, 99, 0]]", r"\[0, 99, 0\] is the color of tree and of ignored; a color"),
+    ],
+)
+def test_labels_of_colors_that_are_not_described(tmp_path, old, new, words):
+    path = tmp_path / "drawn.yaml"
+    path.write_text(COLORS.replace(old, new, 1))
+    with pytest.raises(DescriptionError, match=rf"drawn\.yaml: {words}"):
+        load_descriptions(str(path))
 
 
 BAD = [
