@@ -148,3 +148,14 @@ def blocks_can_be_computed_again(enabled: bool, backbone: str) -> str | None:
     if enabled and backbone == "CLIP":
         return "needs a vision transformer, MODEL.BACKBONE.NAME ViT or CLIPViT"
     return None
+
+
+@cross_check("MODEL.CLOUDS.GENERATED_LABELS", "MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS")
+def given_labels_have_a_filter(labels: str, max_class_loss: float) -> str | None:
+    """Without it, 'filtered' labels would be the given ones."""
+    if labels == "filtered" and max_class_loss == 0:
+        return (
+            "is filtered, which needs MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS above 0 (FreeMask: "
+            "1.25); 'given' does not filter"
+        )
+    return None

@@ -328,9 +328,10 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.GENERATED_LABELS",
         "teacher",
-        "Labels of generated images in training: the 'teacher', refined (published), or 'given', "
-        "those that the images were generated for, without a teacher.",
-        one_of("teacher", "given"),
+        "Labels of generated images in training: the 'teacher', refined (published); 'given', "
+        "those that the images were generated for, without a teacher; or 'filtered', these with "
+        "the filters of MODEL.CLOUDS.PSEUDO_LABEL by the teacher's scores, without refiner.",
+        one_of("teacher", "given", "filtered"),
     ),
     Key(
         "MODEL.CLOUDS.REFINER",

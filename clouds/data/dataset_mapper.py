@@ -34,6 +34,7 @@ from clouds.data.structures import (
     Draw,
     EvalSample,
     GeneratedSample,
+    GivenLabelSample,
     ModelInput,
     Record,
     SourceSample,
@@ -229,13 +230,14 @@ class GeneratedMapper:
     Attributes:
         augmentations: of both views.
         student_augmentations: of the student's view, after `augmentations`.
-        read_labels: read the label that the image was generated for, in place of the clean view.
-            Otherwise a label, which some folders have to measure pseudo-labels, is not read.
+        labels: MODEL.CLOUDS.GENERATED_LABELS. With 'given' the label that the image was generated
+            for is read in place of the clean view, with 'filtered' in addition to it. With
+            'teacher' a label, which some folders have to measure pseudo-labels, is not read.
     """
 
     augmentations: AugmentationList
     student_augmentations: AugmentationList
-    read_labels: bool = False
+    labels: str = "teacher"
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> GeneratedMapper:
@@ -243,14 +245,14 @@ class GeneratedMapper:
         return cls(
             build_generated_augmentations(cfg),
             build_student_augmentations(cfg),
-            trains_on_given_labels(cfg),
+            cfg.MODEL.CLOUDS.GENERATED_LABELS,
         )
 
     def __call__(self, record: Record, seed: int) -> GeneratedSample | SourceSample:
         """The sample of a record and a seed in [0, 2**63).
 
         Raises:
-            ValueError: `read_labels`, and there is no label, or one of another size.
+            ValueError: a label is read, and there is none, or one of another size.
 
         It also raises as `read_generated_image`.
         """
@@ -259,21 +261,24 @@ class GeneratedMapper:
         # drawn first, so that the clean view does not depend on the student's augmentations
         clean, transforms = self.augmentations(image, rng)
         student, _ = self.student_augmentations(clean, rng)
-        if self.read_labels:
-            label = transforms.apply_segmentation(read_given_label(record, image.shape[:2]))
-            return {
-                **_model_input(record, to_tensor(student), image.shape),
-                "sem_seg": to_tensor(label),
-                "seed": seed,
-            }
+        label = None
+        if self.labels != "teacher":
+            given = read_given_label(record, image.shape[:2])
+            label = to_tensor(transforms.apply_segmentation(given))
+        if label is not None and self.labels == "given":
+            model_input = _model_input(record, to_tensor(student), image.shape)
+            return {**model_input, "sem_seg": label, "seed": seed}
         clean_image = to_tensor(clean)
-        return {
+        sample: GeneratedSample = {
             **_model_input(
                 record, clean_image if student is clean else to_tensor(student), image.shape
             ),
             "clean_image": clean_image,
             "seed": seed,
         }
+        if label is None:
+            return sample
+        return cast("GivenLabelSample", {**sample, "given_label": label})
 
 
 def trains_on_given_labels(cfg: CfgNode) -> bool:

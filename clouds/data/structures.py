@@ -137,13 +137,22 @@ class PartlyLabelledSample(SourceSample):
 class GeneratedSample(TrainInput):
     """Sample of a generated image without a label: teacher and refiner predict one.
 
-    A generated image that is trained on a given label is a `SourceSample`.
+    A generated image that is trained on a given label without a teacher is a `SourceSample`.
 
     clean_image: uint8 (3, H, W) RGB, input of teacher and refiner: the same geometry as `image`,
         without color jitter.
     """
 
     clean_image: torch.Tensor
+
+
+class GivenLabelSample(GeneratedSample):
+    """Sample of a generated image whose label is filtered by the teacher's scores.
+
+    given_label: uint8 (H, W) train ids that the image was generated for, 255 where none.
+    """
+
+    given_label: torch.Tensor
 
 
 class MixedSample(GeneratedSample):
@@ -270,8 +279,8 @@ def is_generated(sample: Sample) -> bool:
     return sample.get("domain") == Domain.GENERATED
 
 
-def needs_pseudo_label(sample: Sample) -> bool:
-    """Whether a sample is a generated image that is not trained on a given label."""
+def needs_teacher(sample: Sample) -> bool:
+    """Whether a sample is a generated image whose label depends on the teacher."""
     return is_generated(sample) and "sem_seg" not in sample
 
 

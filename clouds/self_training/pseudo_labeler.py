@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from clouds.d2 import CfgNode
-from clouds.data.dataset_mapper import trains_on_given_labels
 from clouds.data.datasets import generated
 from clouds.data.label_space import IGNORE
 from clouds.data.structures import Targets, masks_from_label
@@ -17,7 +16,12 @@ from clouds.self_training.ema import EMATeacher
 from clouds.self_training.filters import Filter, build_filters
 from clouds.self_training.filters.class_loss import ClassLosses
 from clouds.self_training.refiners import Refiner, build_refiner
-from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel, TeacherPrediction
+from clouds.self_training.refiners.base import (
+    NoRefiner,
+    PseudoLabel,
+    RefinedLabel,
+    TeacherPrediction,
+)
 from clouds.self_training.sinkhorn import BalancedAssignment
 
 
@@ -61,7 +65,8 @@ class PseudoLabeler:
         That is so if no dataset of DATASETS.TRAIN is generated, or by
         MODEL.CLOUDS.GENERATED_LABELS.
         """
-        if not generated(cfg.DATASETS.TRAIN) or trains_on_given_labels(cfg):
+        given = cfg.MODEL.CLOUDS.GENERATED_LABELS
+        if not generated(cfg.DATASETS.TRAIN) or given == "given":
             return None
         node = cfg.MODEL.CLOUDS.PSEUDO_LABEL
         losses = None
@@ -72,7 +77,7 @@ class PseudoLabeler:
             assignment = BalancedAssignment(node.SINKHORN.ROUNDS, node.SINKHORN.TEMPERATURE)
         return cls(
             EMATeacher.from_config(cfg, student),
-            lambda device: build_refiner(cfg, device),
+            lambda device: NoRefiner() if given == "filtered" else build_refiner(cfg, device),
             PseudoLabelOptions.from_config(cfg),
             build_filters(cfg, losses),
             assignment,
@@ -84,6 +89,7 @@ class PseudoLabeler:
         images: Sequence[Tensor],
         predictions: Iterable[TeacherPrediction],
         seeds: Sequence[int],
+        given: Sequence[Targets] = (),
     ) -> list[Targets]:
         """Targets of generated images.
 
@@ -91,8 +97,12 @@ class PseudoLabeler:
             images: clean images, uint8 (3, H, W) RGB.
             predictions: the teacher's, of each.
             seeds: one per image; random points are drawn from it.
+            given: targets of the labels that the images were generated for, which are filtered in
+                place of the teacher's labels; empty: none.
         """
         labels = self.labels(predictions)
+        if given:
+            return [self._filtered(label, one) for label, one in zip(labels, given, strict=True)]
         refined = self.refine(images, labels, seeds)
         return [
             self._filtered(label, pseudo_targets(label, better, self._options))

@@ -121,6 +121,7 @@ WORDS = {
     "list_config": [],
     "make_demo_data": [],
     "predict": ["--config-file", "x.yaml"],
+    "train_controlnet": ["--model", "x", "--dataset", "y", "--output", "z"],
     "train_net": ["--config-file", "x.yaml"],
     "trivial_baselines": ["--config-file", "x.yaml"],
     "write_prompts": ["--model", "x", "--output", "y"],

@@ -10,16 +10,21 @@ import torch
 from dataset_files import random_image, save, write
 from joint_samples import generated, joint_model, source
 
-from clouds.config import get_cfg
+from clouds.config import get_cfg, problems
 from clouds.data.build import build_train_loader, check_training_data
 from clouds.data.datasets import forget_listings, get_dataset
 from clouds.data.datasets.builtin import classes_text
 from clouds.data.datasets.manifest import Entry, append_entry, read_manifest
 from clouds.data.label_space import CITYSCAPES_19, builtin_label_space
-from clouds.data.structures import Domain
+from clouds.data.structures import Domain, class_map
 from clouds.files import file_sha256
 
 SIZE = (24, 32)
+FILTERED = {
+    "MODEL__CLOUDS__GENERATED_LABELS": "filtered",
+    "MODEL__CLOUDS__PSEUDO_LABEL__MAX_CLASS_LOSS": 1.25,
+    "MODEL__CLOUDS__REFINER": "sam",
+}
 
 
 def write_pair(root, number: int, label=None, labels: str = "approximate"):
@@ -144,6 +149,33 @@ def test_classes_of_a_folder_are_read_as_they_were_written(tmp_path, root):
     assert np.array_equal(dataset.read_label(dataset.records()[1]), a_label(1))
 
 
+def test_filtered_labels_come_with_the_teachers_view(cfg):
+    cfg.INPUT.COLOR_AUG_SSD = False
+    given = samples(cfg)
+    cfg.MODEL.CLOUDS.GENERATED_LABELS = "filtered"
+    for sample, other in zip(samples(cfg), given, strict=True):
+        if sample["domain"] == Domain.GENERATED:
+            assert "sem_seg" not in sample
+            assert torch.equal(sample["given_label"], other["sem_seg"])
+            assert torch.equal(sample["clean_image"], other["image"])
+
+
+def test_pasted_classes_are_in_given_labels(cfg):
+    """Class mixing: pixel for pixel the pasted class, else the given one."""
+    cfg.INPUT.CLASS_MIXING = True
+    model = joint_model(MODEL__CLOUDS__GENERATED_LABELS="given")
+    seen = 0
+    for sample in samples(cfg, 3):
+        if sample["domain"] == Domain.GENERATED:
+            (targets,) = model.targets([sample])
+            found = class_map(targets.labels, targets.masks)
+            pasted = sample["pasted_label"]
+            expected = torch.where(pasted == 255, sample["sem_seg"], pasted)
+            assert torch.equal(found.to(torch.uint8), expected)
+            seen += int((pasted != 255).sum())
+    assert seen
+
+
 # ---------------------------------------------------------------------- the model
 def test_a_given_label_trains_as_that_of_a_source_image():
     model = joint_model(MODEL__CLOUDS__GENERATED_LABELS="given")
@@ -154,6 +186,62 @@ def test_a_given_label_trains_as_that_of_a_source_image():
     same = model([given, source(2)])
     assert losses.keys() == same.keys()
     assert all(torch.equal(losses[name], same[name]) for name in losses)
+
+
+def test_filtered_labels_against_the_formula():
+    """Weight 0 where the teacher's cross-entropy is above 1.25 times the mean of the class."""
+    model = joint_model(**FILTERED)
+    means = torch.linspace(0.5, 4.0, 19, dtype=torch.float64)
+    totals = torch.stack([10 * means, torch.full_like(means, 10)])
+    model.pseudo_labeler.class_losses.load_state_dict({"totals": totals})
+    sample = generated(3)
+    label = torch.randint(0, 5, (64, 96), generator=torch.Generator().manual_seed(0))
+    label[label == 4] = 255
+    sample["given_label"] = label.to(torch.uint8)
+    (targets,) = model.targets([sample])
+    probability = teacher_scores(model, sample["clean_image"])
+    probability = probability / probability.sum(0).clamp(min=1)
+    kept = 0
+    for y in range(0, 64, 3):
+        for x in range(0, 96, 3):
+            c = int(label[y, x])
+            noisy = c != 255 and -probability[c, y, x].log() > 1.25 * means[c]
+            assert targets.weights[y, x] == (0 if noisy else 1), (y, x)
+            kept += not noisy
+    assert 0 < kept < 22 * 32
+    assert torch.equal(
+        class_map(targets.labels, targets.masks)[targets.weights > 0],
+        label[targets.weights > 0].to(torch.uint8),
+    )
+
+
+def teacher_scores(model, image):
+    with torch.no_grad():
+        labeler = model.pseudo_labeler
+        padded = model._preprocess([image])
+        features = labeler.teacher_parts["backbone"](padded.tensor)
+        (prediction,) = model._teacher_predictions(features, padded)
+    return prediction.scores
+
+
+def test_filtered_labels_need_no_refiner_and_train():
+    model = joint_model(**FILTERED, MODEL__CLOUDS__SAM__WEIGHTS="/nowhere.pth")
+    model.pseudo_labeler.prepare(torch.device("cpu"))  # not SAM
+    sample = {**generated(3), "given_label": source(3)["sem_seg"]}
+    losses = model([source(1), sample])
+    sum(losses.values()).backward()
+    before = model.pseudo_labeler.class_losses.means
+    model.pseudo_labeler.class_losses.commit(torch.device("cpu"))
+    assert before.isinf().all()
+    assert model.pseudo_labeler.class_losses.means[:4].isfinite().all()  # of the source alone
+
+
+def test_a_filter_without_a_limit_is_refused():
+    cfg = get_cfg()
+    cfg.MODEL.CLOUDS.GENERATED_LABELS = "filtered"
+    assert any("needs MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS above 0" in p for p in problems(cfg))
+    cfg.MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS = 1.25
+    assert not any("MAX_CLASS_LOSS" in p for p in problems(cfg))
 
 
 def test_an_image_without_its_label_is_refused():

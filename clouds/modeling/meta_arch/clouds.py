@@ -27,7 +27,7 @@ from clouds.data.structures import (
     check_image,
     is_generated,
     labelled_targets,
-    needs_pseudo_label,
+    needs_teacher,
     output_size,
     pad_to,
     seeds_of,
@@ -259,6 +259,10 @@ class CLOUDS(nn.Module):
         return super().load_state_dict(*args, **kwargs)
 
     @property
+    def _label_options(self) -> tuple[str, torch.device]:
+        return self.unlabeled_classes, self.device
+
+    @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
@@ -299,7 +303,7 @@ class CLOUDS(nn.Module):
         return images
 
     def _clean_images(self, batch: Sequence[Sample]) -> ImageList | None:
-        clean = [sample["clean_image"] for sample in batch if needs_pseudo_label(sample)]
+        clean = [sample["clean_image"] for sample in batch if needs_teacher(sample)]
         return self._preprocess(clean) if clean else None
 
     @torch.no_grad()
@@ -313,7 +317,7 @@ class CLOUDS(nn.Module):
 
         `clean` and `features` are these views and the teacher's features; None: computed here.
         """
-        generated = [sample for sample in batch if needs_pseudo_label(sample)]
+        generated = [sample for sample in batch if needs_teacher(sample)]
         pseudo_targets: Iterator[Targets] = iter(())
         clean = clean or self._clean_images(batch)
         if clean is not None:
@@ -322,16 +326,21 @@ class CLOUDS(nn.Module):
             images = [sample["clean_image"] for sample in generated]
             seeds = [int(sample.get("seed", 0)) for sample in generated]
             predictions = self._teacher_predictions(features, clean)
-            labelled = zip(labeler(images, predictions, seeds), generated, strict=True)
-            pseudo_targets = (
-                mix_targets(one, sample["pasted_label"]) if "pasted_label" in sample else one
-                for one, sample in labelled
-            )
-        return [
+            given = [
+                labelled_targets({**s, "sem_seg": s["given_label"]}, *self._label_options)
+                for s in generated
+                if "given_label" in s
+            ]
+            pseudo_targets = iter(labeler(images, predictions, seeds, given))
+        targets = [
             next(pseudo_targets)
-            if needs_pseudo_label(sample)
-            else labelled_targets(sample, self.unlabeled_classes, self.device)
+            if needs_teacher(sample)
+            else labelled_targets(sample, *self._label_options)
             for sample in batch
+        ]
+        return [
+            mix_targets(one, sample["pasted_label"]) if "pasted_label" in sample else one
+            for one, sample in zip(targets, batch, strict=True)
         ]
 
     def predict_targets(
