@@ -62,6 +62,7 @@ def test_a_description_of_two_splits(campus, tmp_path):
     assert train.label_space == LabelSpace(
         "campus", ("road", "Tree", "tuk-tuk"), (), (("road", "street"), ("Tree",), ("tuk-tuk",))
     )
+    assert train.label_formats[0].channel == "index"
     assert train.label_space.colors[0] == (1, 2, 3) and len(set(train.label_space.colors)) == 3
     write_pair(tmp_path / "train", "a", np.array([[0, 17, 3], [5, 6, 7], [255, 20, 22]], np.uint8))
     dataset = datasets(campus).get("campus_train")
@@ -97,6 +98,32 @@ def test_ids_of_a_label_space_that_the_file_only_names(tmp_path):
     ids = lab.label_formats[0].ids
     assert ids.apply(np.array([[7, 26, 4]], np.uint8)).tolist() == [[0, 13, 255]]
     assert ids.unknown_ids(np.array([[7, 4, 35]], np.uint8)) == (35,)
+
+
+def test_label_formats_of_a_description(tmp_path):
+    path = tmp_path / "lab.yaml"
+    text = "name: lab\nimages: i\nlabels: l\nclasses: [{name: road}, {name: tree}]\n"
+    path.write_text(
+        f"{text}label_formats:\n"
+        "  - {suffix: _id.png, stored_as: red, ids: {tree: [3-4], road: 9}, ignore_ids: 0}\n"
+        "  - {ids: train_ids}\n"
+    )
+    (lab,) = load_descriptions(str(path))
+    red, plain = lab.label_formats
+    assert (red.suffix, red.channel, red.ids.raw_ids) == ("_id.png", "red", {0: (9,), 1: (3, 4)})
+    assert (plain.suffix, plain.channel, plain.ids.raw_ids) == (".png", "index", {0: (0,), 1: (1,)})
+    assert (red.ids.ignore_ids, plain.ids.ignore_ids) == ((0,), (255,))
+    assert red.ids.name == "label ids of lab (0, 3-4, 9)"
+    path.write_text(f"{text}ids: train_ids\nlabel_suffix: _id.png\n")
+    assert load_descriptions(str(path))[0].label_formats[0].suffix == "_id.png"
+    path.write_text(f"{text}ids: {{tree: 3, lawn: 4}}\n")
+    with pytest.raises(
+        DescriptionError, match=r"'ids' is .* names of classes: road, tree; 'lawn' is"
+    ):
+        load_descriptions(str(path))
+    path.write_text(f"{text}label_formats:\n  - {{ids: train_ids, sufix: .png}}\n")
+    with pytest.raises(DescriptionError, match="'sufix' is not known here; did you mean 'suffix'"):
+        load_descriptions(str(path))
 
 
 def test_the_palette_of_a_label_space(tmp_path):
@@ -268,6 +295,32 @@ def test_classes_are_mapped_by_name_and_by_the_class_map(campus):
     assert ids.apply(np.array([[7, 21, 26, 27, 0]], np.uint8)).tolist() == [[0, 1, 2, 255, 255]]
     assert ids.unknown_ids(np.array([[27, 0, 90]], np.uint8)) == (90,)
     assert found.get("campus_train").label_formats[0].ids.raw_ids[2] == (5, 6, 7)
+
+
+def test_classes_are_merged_or_left_out_by_the_class_map(campus):
+    """GTA's ids 7, 8 and 21 are road, sidewalk and vegetation."""
+    keys = {"label_space": "campus", "class_map": ("gta5: sidewalk=road, vegetation=tree",)}
+    gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
+    assert gta.label_formats[-1].ids.raw_ids == {0: (7, 8), 1: (21,)}
+    keys["class_map"] = ("gta5: road=, vegetation=tree",)
+    gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
+    ids = gta.label_formats[-1].ids
+    assert ids.raw_ids == {1: (21,)} and ids.unknown_ids(np.array([[7, 8]])) == ()
+    assert gta.classes_present == (1,) and "road" in gta.unmapped_classes
+
+
+def test_no_class_in_common(campus):
+    """An error, but not of generated images, whose labels are optional: they have none then."""
+    campus.write_text(CAMPUS.replace("name: road", "name: lane"))
+    keys = {"label_space": "campus"}
+    generated = datasets(campus, ("campus_train", "sd_x"), **keys).get("sd_x")
+    assert generated.label_space.names == ("lane", "Tree", "tuk-tuk")
+    assert generated.label_formats == () and generated.classes_present == ()
+    words = (
+        r"gta5: none of its classes \(road, .* space campus \(lane, Tree, .* \"\('gta5: road=lane"
+    )
+    with pytest.raises(ValueError, match=words):
+        datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
 
 
 @pytest.mark.parametrize(

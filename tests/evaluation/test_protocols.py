@@ -117,6 +117,19 @@ def test_a_limited_input_is_told_once_and_predicted(name, caplog):
     assert "a short side of 32 pixels" in caplog.text and "LONG_SIDE_MAX, 64" in caplog.text
 
 
+@pytest.mark.parametrize("size", [(8, 80), (80, 8)])
+@pytest.mark.parametrize("tta", [False, True])
+@pytest.mark.parametrize("name", ["native", "slide"])
+def test_a_limited_input_of_any_direction_is_told(name, tta, size, caplog):
+    protocols._warn_of_limit.cache_clear()
+    keys = {"SHORT_SIDE": 32, "SLIDE__SHORT_SIDE": 32, "LONG_SIDE_MAX": 64, "AUG__ENABLED": tta}
+    protocol = protocol_of(name, **keys, SLIDE__CROP_SIZE=32, AUG__SCALES=(1.0,))
+    prepared, _ = protocol.prepare(pair(*size)[0], None, "x")
+    sample = {"image": torch.tensor(prepared).permute(2, 0, 1), "height": 8, "width": 8}
+    protocol.predict(ColorModel().eval(), sample)
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("size", [(32, 64), (1, 2), (31, 62), (480, 640)])
 def test_nothing_is_told_of_an_input_within_the_limit(size, caplog):
     protocols._warn_of_limit.cache_clear()
