@@ -194,8 +194,7 @@ def build_train_loader(
     check_batch_size(batch_size, world_size)
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED, *(mappers or {})))
     datasets = _training_datasets(cfg, domains)
-    given = trains_on_given_labels(cfg)
-    records = [_training_records(dataset, given) for dataset in datasets]
+    records = [_training_records(dataset, trains_on_given_labels(cfg)) for dataset in datasets]
     rare_classes = build_rare_class_sampling(cfg, datasets, records)
     all_records = [record for images in records for record in images]
     factors = zip(records, _factors(cfg, datasets), strict=True)
@@ -209,7 +208,7 @@ def build_train_loader(
             all_records,
             _mappers(cfg, rare_classes, mappers or {}),
             max_faulty,
-            partly_labelled(datasets, given),
+            partly_labelled(datasets, trains_on_given_labels(cfg)),
             rare_classes,
             [r for r in all_records if r.domain is Domain.SOURCE and cfg.INPUT.CLASS_MIXING],
         ),
