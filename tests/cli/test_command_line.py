@@ -119,6 +119,7 @@ WORDS = {
     "describe_dataset": ["images", "labels"],
     "generate_images": ["--output", "x"],
     "list_config": [],
+    "list_parameters": ["--config-file", "x.yaml"],
     "make_demo_data": [],
     "predict": ["--config-file", "x.yaml"],
     "train_controlnet": ["--model", "x", "--dataset", "y", "--output", "z"],
