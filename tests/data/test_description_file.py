@@ -302,11 +302,24 @@ def test_classes_are_merged_or_left_out_by_the_class_map(campus):
     keys = {"label_space": "campus", "class_map": ("gta5: sidewalk=road, vegetation=tree",)}
     gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
     assert gta.label_formats[-1].ids.raw_ids == {0: (7, 8), 1: (21,)}
+    assert gta.label_space.names == ("road", "Tree", "tuk-tuk")
     keys["class_map"] = ("gta5: road=, vegetation=tree",)
     gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
     ids = gta.label_formats[-1].ids
     assert ids.raw_ids == {1: (21,)} and ids.unknown_ids(np.array([[7, 8]])) == ()
     assert gta.classes_present == (1,) and "road" in gta.unmapped_classes
+
+
+def test_the_classes_of_a_described_label_set_in_another_label_space(campus):
+    """Tuk-tuks have ids, but are not in the label set that a mean over classes is taken of."""
+    campus.write_text(CAMPUS + "classes_present: [Tree, road]\n")
+    keys = {
+        "label_space": "cityscapes_19",
+        "class_map": ("campus_*: tuk-tuk=car, tree=vegetation",),
+    }
+    dataset = datasets(campus, **keys).get("campus_train")
+    assert dataset.label_formats[0].ids.classes == (0, 8, 13)
+    assert dataset.classes_present == (0, 8)
 
 
 def test_no_class_in_common(campus):
