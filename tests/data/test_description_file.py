@@ -75,8 +75,11 @@ def test_a_description_of_two_splits(campus, tmp_path):
 def test_unknown_ids_name_the_description(campus, tmp_path):
     write_pair(tmp_path / "train", "a", np.array([[0, 4]], np.uint8))
     dataset = datasets(campus).get("campus_train")
-    with pytest.raises(ValueError, match=r"a\.png: contains the ids 4, .*\(0, 3, 5-7, 17, 20-22, "):
+    with pytest.raises(
+        ValueError, match=r"a\.png: contains the ids 4, .*\(0, 3, 5-7, 17, 20-22, "
+    ) as error:
         dataset.read_label(dataset.records()[0])
+    assert f"Add them to the ids of a class or to ignore_ids: {campus}." in str(error.value)
 
 
 def test_one_dataset_without_splits_in_classes_of_cityscapes(tmp_path):
