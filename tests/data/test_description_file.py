@@ -75,8 +75,11 @@ def test_a_description_of_two_splits(campus, tmp_path):
 def test_unknown_ids_name_the_description(campus, tmp_path):
     write_pair(tmp_path / "train", "a", np.array([[0, 4]], np.uint8))
     dataset = datasets(campus).get("campus_train")
-    with pytest.raises(ValueError, match=r"a\.png: contains the ids 4, .*\(0, 3, 5-7, 17, 20-22, "):
+    with pytest.raises(
+        ValueError, match=r"a\.png: contains the ids 4, .*\(0, 3, 5-7, 17, 20-22, "
+    ) as error:
         dataset.read_label(dataset.records()[0])
+    assert f"Add them to the ids of a class or to ignore_ids: {campus}." in str(error.value)
 
 
 def test_one_dataset_without_splits_in_classes_of_cityscapes(tmp_path):
@@ -302,11 +305,24 @@ def test_classes_are_merged_or_left_out_by_the_class_map(campus):
     keys = {"label_space": "campus", "class_map": ("gta5: sidewalk=road, vegetation=tree",)}
     gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
     assert gta.label_formats[-1].ids.raw_ids == {0: (7, 8), 1: (21,)}
+    assert gta.label_space.names == ("road", "Tree", "tuk-tuk")
     keys["class_map"] = ("gta5: road=, vegetation=tree",)
     gta = datasets(campus, ("campus_train", "gta5"), **keys).get("gta5")
     ids = gta.label_formats[-1].ids
     assert ids.raw_ids == {1: (21,)} and ids.unknown_ids(np.array([[7, 8]])) == ()
     assert gta.classes_present == (1,) and "road" in gta.unmapped_classes
+
+
+def test_the_classes_of_a_described_label_set_in_another_label_space(campus):
+    """Tuk-tuks have ids, but are not in the label set that a mean over classes is taken of."""
+    campus.write_text(CAMPUS + "classes_present: [Tree, road]\n")
+    keys = {
+        "label_space": "cityscapes_19",
+        "class_map": ("campus_*: tuk-tuk=car, tree=vegetation",),
+    }
+    dataset = datasets(campus, **keys).get("campus_train")
+    assert dataset.label_formats[0].ids.classes == (0, 8, 13)
+    assert dataset.classes_present == (0, 8)
 
 
 def test_no_class_in_common(campus):
