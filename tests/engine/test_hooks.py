@@ -197,8 +197,12 @@ class FakeTeacher:
     def due(self, iteration):
         return (iteration + 1) % 3 == 0
 
-    def update(self):
+    def momentum_at(self, iteration):
+        return iteration / 10
+
+    def update(self, momentum):
         self.calls.append("update")
+        self.momentum = momentum
 
     def state_dict(self):
         return {"updates": self.calls.count("update")}
@@ -211,6 +215,7 @@ def test_ema_hook(tmp_path):
     teacher = FakeTeacher()
     trainer_of(tmp_path, "SOLVER.MAX_ITER", "7", hooks=[EMAHook(teacher)]).train()
     assert teacher.calls == ["reset", "update", "update"]
+    assert teacher.momentum == 0.5  # that of iteration 5, the last one with an update
     file = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert file["teacher"] == {"updates": 2}
     resumed = FakeTeacher()
