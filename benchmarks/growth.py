@@ -64,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> None:
         ("generated", generated(words)),
         ("components", components(words)),
     ):
-        print(tabulate(list(rows), [title, "s", *PARTS, "MiB more"], floatfmt=".2f"), flush=True)
+        print(tabulate(list(rows), [title, "s", *PARTS, "MiB more"], floatfmt=".3f"), flush=True)
         print()
 
 
