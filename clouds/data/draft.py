@@ -26,7 +26,7 @@ SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _MAX_RED_ID = 100  # larger values in the red channel are colors
 _EXAMPLES = 20  # images whose names are compared with those of all labels in their folder
 
-_ANY_ID = LabelFormat("", LabelMapping("ids", {}, tuple(range(MAX_RAW_ID + 1))))
+_ANY_ID = LabelMapping("ids", {}, tuple(range(MAX_RAW_ID + 1)))
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def read_values(path: Path, channel: Channel) -> npt.NDArray[np.integer]:
     if channel == "color":
         rgb = read_image(path, lossless=True).astype(np.int64)
         return np.asarray(rgb @ np.array([1 << 16, 1 << 8, 1]))
-    return read_label(path, LabelFormat("", _ANY_ID.ids, channel))
+    return read_label(path, LabelFormat("", _ANY_ID, channel))
 
 
 def guess_channel(labels: Sequence[Path]) -> Channel:
@@ -215,8 +215,7 @@ def _namings(images: Sequence[str], labels: Sequence[str]) -> tuple[Naming, ...]
     candidates: set[Naming] = set()
     for image in images[:: max(1, len(images) // _EXAMPLES)]:
         folder, _, name = image.rpartition("/")
-        for label in by_folder.get(folder, ()):
-            candidates |= _candidates(name, label)
+        candidates |= _candidates(name, by_folder.get(folder, ()))
     keys = {naming: _keys(naming, images, labels) for naming in candidates}
     ranked = sorted(
         (naming for naming in candidates if keys[naming]),
@@ -239,18 +238,35 @@ def _namings(images: Sequence[str], labels: Sequence[str]) -> tuple[Naming, ...]
     return tuple(chosen)
 
 
-def _candidates(image: str, label: str) -> set[Naming]:
-    """Forms under which these two names are a pair, with something in common."""
-    stems = [PurePosixPath(name).stem for name in (image, label)]
-    shared = _common_start(*stems)
-    if shared:
-        return {Naming("", image[len(shared) :], "", label[len(shared) :])}
-    ends = [name[len(stem) :] for name, stem in zip((image, label), stems, strict=True)]
-    shared = _common_start(*(stem[::-1] for stem in stems))
-    if not shared:
-        return set()
-    heads = [stem[: len(stem) - len(shared)] for stem in stems]
-    return {Naming(heads[0], ends[0], heads[1], ends[1])}
+def _candidates(image: str, labels: Sequence[str]) -> set[Naming]:
+    """Forms under which an image and the labels with the most similar names are pairs.
+
+    That is those with the longest common start; if none has any, with the longest common end.
+    """
+    stem = PurePosixPath(image).stem
+    stems = {label: PurePosixPath(label).stem for label in labels}
+    starts = {label: _common_start(stem, other) for label, other in stems.items()}
+    if any(starts.values()):
+        return {
+            Naming("", image[len(shared) :], "", label[len(shared) :])
+            for label, shared in _longest(starts)
+        }
+    ends = {label: _common_start(stem[::-1], other[::-1]) for label, other in stems.items()}
+    return {
+        Naming(
+            stem[: len(stem) - len(shared)],
+            image[len(stem) :],
+            stems[label][: len(stems[label]) - len(shared)],
+            label[len(stems[label]) :],
+        )
+        for label, shared in _longest(ends)
+    }
+
+
+def _longest(shared: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The entries with the longest value, none if that is empty."""
+    length = max(map(len, shared.values()), default=0)
+    return [entry for entry in shared.items() if len(entry[1]) == length > 0]
 
 
 def _common_start(first: str, second: str) -> str:

@@ -156,7 +156,13 @@ class Section:
         if value == []:
             return ()
         single = _color(value)
-        colors = [single] if single else [_color(v) for v in value] if _is_list(value) else [None]
+        colors = (
+            [single]
+            if single
+            else [_color(v) for v in value]
+            if isinstance(value, list)
+            else [None]
+        )
         valid = tuple(color for color in colors if color is not None)
         if len(valid) < len(colors):
             raise self.error(name, "a list of colors [red, green, blue], each 0 to 255")
@@ -181,10 +187,6 @@ class Section:
             if not isinstance(name, str) or not name.strip():
                 raise DescriptionError(f"{self.origin}: {name!r} is not a name; a text is expected")
         return list(self.content)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _color(value: Any) -> Color | None:

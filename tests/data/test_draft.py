@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from dataset_files import random_image, save
 
+from clouds.data import draft as draft_module
 from clouds.data.datasets import Datasets
 from clouds.data.datasets.description_file import load_descriptions
 from clouds.data.draft import Naming, description_text, draft_of
@@ -166,3 +167,14 @@ def test_files_that_are_no_dataset(tmp_path):
     save(tmp_path / "labels/a.png", many)
     with pytest.raises(ValueError, match=r"a\.png: the labels have more than 255 different values"):
         draft(tmp_path)
+
+
+def test_few_forms_of_names_are_tried_in_a_large_folder(monkeypatch):
+    """Each is compared with all files, so their number must not grow with that of the files."""
+    tried = []
+    keys = draft_module._keys
+    monkeypatch.setattr(draft_module, "_keys", lambda n, *files: tried.append(n) or keys(n, *files))
+    names = [f"a{i * 7919 % 99991}" for i in range(1000)]
+    images, labels = ([f"{name}{end}" for name in names] for end in (".jpg", "_mask.png"))
+    assert draft_module._namings(images, labels) == (Naming("", ".jpg", "", "_mask.png"),)
+    assert len(tried) <= 50
