@@ -15,16 +15,11 @@ Choose settings on other seeds than the ones that are reported.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
+from seeded_runs import SeededRuns, new_parser, summary
 from tabulate import tabulate
 
 PSEUDO_LABEL = "MODEL.CLOUDS.PSEUDO_LABEL."
@@ -66,6 +61,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """Overrides of the config, by the name of the row."""
 
+RUNS = SeededRuns("demo/joint", SETTINGS)
+
 RARE = ("pole", "traffic light", "rider", "bicycle")
 """Classes on which the demo's joint training fails."""
 
@@ -74,40 +71,15 @@ COLUMNS = ("", "mIoU", "accuracy", "rare classes", "teacher's labels", "mIoU of 
 
 def main() -> None:
     args = parse()
-    runs = [(name, seed) for seed in args.seeds for name in args.only]
-    with ThreadPoolExecutor(args.processes) as pool:
-        results = dict(zip(runs, pool.map(lambda run: train(args, *run), runs), strict=True))
-    rows = [row(name, [results[name, seed] for seed in args.seeds]) for name in args.only]
+    rows = [row(name, results) for name, results in RUNS.results(args, args.only).items()]
     print(tabulate(rows, COLUMNS))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, default=Path("output/noise_options"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser = new_parser(__doc__, "output/noise_options")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE, overrides of every run")
     return parser.parse_args(argv)
-
-
-def train(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    """Train with one setting and seed, unless that is done; returns its results.json."""
-    words = "".join(c if c.isalnum() else "_" for c in name)
-    folder: Path = args.output / f"{words}_{seed}"
-    results = folder / "results.json"
-    if not results.is_file():
-        command = [sys.executable, "-m", "clouds", "train", "--config-file", "demo/joint"]
-        command += ["--resume", "OUTPUT_DIR", str(folder), "SEED", str(seed)]
-        command += ["MODEL.DEVICE", "cpu", *SETTINGS[name], *args.opts]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name}, seed {seed}: exit status {done.returncode}\n{done.stderr[-2000:]}")
-    content: dict[str, Any] = json.loads(results.read_text())
-    return content
 
 
 def row(name: str, results: Sequence[dict[str, Any]]) -> list[str]:
@@ -135,13 +107,6 @@ def rare_ious(result: dict[str, Any]) -> Iterator[float]:
     """IoU, percent, of each rare class in each dataset where it is defined."""
     for dataset in result["datasets"].values():
         yield from (dataset["IoU"][c] for c in RARE if dataset["IoU"][c] is not None)
-
-
-def summary(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 if __name__ == "__main__":

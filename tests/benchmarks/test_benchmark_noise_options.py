@@ -15,6 +15,7 @@ from clouds.data.label_space import CITYSCAPES_19
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import noise_options  # noqa: E402
+import seeded_runs  # noqa: E402
 
 
 def result(miou, accuracies, *poles, teacher=20.0):
@@ -60,13 +61,13 @@ def test_a_run_with_results_is_not_repeated(tmp_path, monkeypatch):
         (folder / "results.json").write_text(json.dumps(result(10.0, (50.0,), 20.0)))
         return SimpleNamespace(returncode=len(commands) - 1, stderr="the reason")
 
-    monkeypatch.setattr(noise_options.subprocess, "run", run)
+    monkeypatch.setattr(seeded_runs.subprocess, "run", run)
     args = noise_options.parse(["--output", str(tmp_path), "--opts", "SOLVER.MAX_ITER", "3"])
     for _ in range(2):
-        assert noise_options.train(args, "dice 0", 4) == result(10.0, (50.0,), 20.0)
+        assert noise_options.RUNS.train(args, "dice 0", 4) == result(10.0, (50.0,), 20.0)
     (command,) = commands
     overrides = load_config("demo/joint", command[command.index("OUTPUT_DIR") :])
     assert (overrides.SEED, overrides.SOLVER.MAX_ITER) == (4, 3)
     assert overrides.MODEL.CLOUDS.PSEUDO_LABEL.DICE_WEIGHT == 0
     with pytest.raises(SystemExit, match=r"class mixing, seed 5: exit status 1\nthe reason"):
-        noise_options.train(args, "class mixing", 5)
+        noise_options.RUNS.train(args, "class mixing", 5)
