@@ -233,7 +233,7 @@ def instruction(
         return (
             f"Write {per_answer} detailed descriptions of photographs of street scenes, seen from "
             "a car or at street level. Each is one sentence of 25 to 45 words on a line of its "
-            "own, in English. Name concrete things that are in the picture and where they are, "
+            "own, in English. Name concrete things that are in the image and where they are, "
             "never something that is absent. Vary the form of the sentences.\n"
             f"Every description names all of these: {wanted}.\n"
             f"Every description also names the place ({place} in {region}), the time of day "
