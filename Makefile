@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # One test process per core, with one thread each (OMP_NUM_THREADS).
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-all check format mutation clean
+.PHONY: demo test test-all check format docs mutation clean
 
 demo: $(STAMP)
 	$(BIN)/python tools/demo.py
@@ -28,6 +28,11 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Writes the site to build/site; links that lead nowhere are errors.
+docs: $(STAMP)
+	$(BIN)/python -m pip install -e ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 # Some modules only: make mutation MODULES="ema confusion"
 mutation: $(STAMP)
