@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from clouds.downloads import one_warning
 from clouds.messages import format_examples
+from clouds.modeling.backbone import small_convnext
 from clouds.modeling.backbone.pretrained import pretrained_weights_are_skipped
 from clouds.modeling.backbone.torchscript import is_torchscript, read_torchscript
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
@@ -37,6 +38,7 @@ REASON_LENGTH = 300  # characters of another library's error: it may list every 
 def _register_own_configs() -> None:
     import open_clip
 
+    small_convnext.register()
     open_clip.add_model_config(OWN_CONFIGS)
 
 
