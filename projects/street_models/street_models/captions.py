@@ -80,6 +80,8 @@ def crop_caption(
     shares = np.bincount(label.ravel(), minlength=256)[: CITYSCAPES_19.num_classes] / label.size
     visible = np.flatnonzero(shares >= MIN_SHARE)
     if len(visible) == 0:
+        if not shares.any():
+            return "a street" + _ending(rng, facts, whole)
         visible = shares.argmax(keepdims=True)
     count = min(len(visible), int(rng.integers(2, MAX_PHRASES + 1)))
     chosen = rng.permutation(visible)[:count]
