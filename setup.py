@@ -1,4 +1,4 @@
-"""Metadata is in pyproject.toml; this adds the configs and prompts to the package that is built."""
+"""Metadata is in pyproject.toml; this adds files that are not modules to the packages built."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-RESOURCES = ("configs", "prompts")
-"""Top folders of the repository that become folders of the package `clouds`."""
+RESOURCES = {
+    "configs": "clouds/configs",
+    "prompts": "clouds/prompts",
+    "projects/street_models/weights": "street_models/weights",
+}
+"""Folders of the repository, and of the packages that they become."""
 
 
 class BuildWithResources(build_py):
@@ -20,8 +24,8 @@ class BuildWithResources(build_py):
         super().run()
         if self.editable_mode:
             return
-        for name in RESOURCES:
-            target = Path(self.build_lib, "clouds", name)
+        for name, built in RESOURCES.items():
+            target = Path(self.build_lib, built)
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build
             shutil.copytree(Path(__file__).resolve().parent / name, target)
 

@@ -25,6 +25,7 @@ LAYERS = (
     "resources",
     "downloads",
     "weights_io",
+    "weights_record",
     "yaml_core",
     "d2",
     "device",

@@ -51,6 +51,7 @@ def test_it_holds_configs_prompts_and_modules(wheel):
     assert {name.split("/")[0].split("-")[0] for name in names} == {
         "clouds",
         "clouds_dgss",
+        "street_models",
         "street_renderer",
     }
 
@@ -63,6 +64,7 @@ def test_its_entry_points(wheel):
     assert dict(parser["console_scripts"]) == {"clouds": "clouds.cli.main:main"}
     assert set(parser["clouds.commands"]) == {"demo", "make-demo-data"}
     assert set(parser["clouds.generators"]) == {"procedural"}
+    assert "street_clip" in parser["clouds.weights"]
 
 
 @pytest.mark.slow

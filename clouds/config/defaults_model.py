@@ -286,7 +286,8 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
         "laion2b_s29b_b131k_ft_soup",
-        "Tag of the CLIP model's weights in open_clip, or a file; empty: random weights.",
+        "Tag of the CLIP model's weights in open_clip, a file, or the name of weights that an "
+        "installed package offers (street_clip); empty: random weights.",
         is_path=True,
     ),
     Key(

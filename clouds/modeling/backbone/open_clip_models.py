@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clouds import plugins
 from clouds.downloads import one_warning
 from clouds.messages import format_examples
+from clouds.modeling.backbone import small_convnext
 from clouds.modeling.backbone.pretrained import pretrained_weights_are_skipped
 from clouds.modeling.backbone.torchscript import is_torchscript, read_torchscript
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
+from clouds.weights_record import GROUP, find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ REASON_LENGTH = 300  # characters of another library's error: it may list every 
 def _register_own_configs() -> None:
     import open_clip
 
+    small_convnext.register()
     open_clip.add_model_config(OWN_CONFIGS)
 
 
@@ -45,12 +49,14 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
 
     Args:
         name: open_clip's model name, such as `convnext_large_d_320` or `RN50`.
-        pretrained: open_clip's tag of its weights, a weights file, or empty for random weights.
+        pretrained: open_clip's tag of its weights, a weights file, a name of weights that an
+            installed package offers (`clouds.weights_record`), or empty for random weights.
 
     Within `skip_pretrained_weights`, `pretrained` only determines the activation function.
 
     Raises:
-        ValueError: the name or the tag is unknown, or the file does not hold weights of the model.
+        ValueError: the name or the tag is unknown, or the file does not hold weights of the model
+            or those that its record says.
         FileNotFoundError: the weights can neither be found nor downloaded.
     """
     import open_clip
@@ -77,12 +83,13 @@ def create_clip(name: str, pretrained: str = "") -> nn.Module:
             return _create(open_clip, name, tags)
     if pretrained in tags:
         return _from_tag(open_clip, name, pretrained)
-    if Path(pretrained).is_file():
-        return _from_file(open_clip, name, pretrained, tags)
+    if file := find_weights(pretrained):
+        return _from_file(open_clip, name, str(file), tags)
+    offered = ", ".join(plugins.names(GROUP)) or "none is installed"
     raise ValueError(
-        f"MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS is {pretrained!r}: neither a file nor one of "
-        f"open_clip's weights for {name} ({', '.join(tags) or 'it has none'}). "
-        "Leave it empty for random weights."
+        f"MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS is {pretrained!r}: neither a file, nor one of "
+        f"open_clip's weights for {name} ({', '.join(tags) or 'it has none'}), nor weights of an "
+        f"installed package ({offered}). Leave it empty for random weights."
     )
 
 

@@ -7,6 +7,7 @@ style, palette, domains        appearance of a domain: colors, weather, time of 
 layout                         objects of a scene and their positions; `Contents` is a request
 layout_sampler, object_placer  draw a random layout (with place_presets and street_plan)
 renderer                       layout and style -> image and label
+pretraining_style              scenes for pre-training, away from the looks of the demo
 dataset_writer, demo_data      images as files in the layouts of the real datasets
 dataset_sheet                  overview image of such files
 prompt_reader, prompt_lexicon  prompt -> classes, weather, time of day, place, ...

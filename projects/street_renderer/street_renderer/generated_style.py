@@ -85,7 +85,7 @@ def draw_style(
     autumn = float(rng.uniform(0.3, 0.9)) if rng.random() < 0.15 else float(rng.uniform(0, 0.1))
     return Style(
         name="generated",
-        palette={name: _draw_colors(rng, name) for name in COMMON},
+        palette={name: draw_colors(rng, name) for name in COMMON},
         conditions={condition: 1.0},
         clutter=float(rng.uniform(0.6, 1.5)),
         texture=float(rng.uniform(0.45, 1.1)),
@@ -97,10 +97,14 @@ def draw_style(
     )
 
 
-def _draw_colors(rng: np.random.Generator, material: str) -> tuple[RGB, ...]:
-    """The material's common colors with a shared random shift and one per color."""
+def draw_colors(rng: np.random.Generator, material: str, strength: float = 1.0) -> tuple[RGB, ...]:
+    """The material's common colors with a shared random shift and one per color.
+
+    Args:
+        strength: factor of the largest shifts.
+    """
     shared = 0.7 if material in _LARGEST_SHIFTS else 0.0
-    largest = np.array(_LARGEST_SHIFTS.get(material, _ANY_HUE))
+    largest = strength * np.array(_LARGEST_SHIFTS.get(material, _ANY_HUE))
     common_shift = shared * rng.uniform(-1, 1, 3)
     return tuple(
         _shifted(color, largest * (common_shift + (1 - shared) * rng.uniform(-1, 1, 3)))
