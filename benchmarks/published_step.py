@@ -100,6 +100,72 @@ def sizes(cfg: CfgNode) -> Any:
     )
 
 
+class PublishedLosses:
+    """transformers' matching and losses of all predictions.
+
+    Args:
+        cfg: has the weights and sizes.
+        device: of the predictions.
+    """
+
+    def __init__(self, cfg: CfgNode, device: torch.device) -> None:
+        former = cfg.MODEL.MASK_FORMER
+        self.weights = {
+            "cross_entropy": former.CLASS_WEIGHT,
+            "mask": former.MASK_WEIGHT,
+            "dice": former.DICE_WEIGHT,
+        }
+        self.criterion = mask2former().Mask2FormerLoss(sizes(cfg), self.weights).to(device)
+
+    def __call__(
+        self,
+        class_logits: list[Tensor],
+        mask_logits: list[Tensor],
+        targets: Sequence[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Weighted losses by our names.
+
+        Args:
+            class_logits: (N, Q, C + 1) of every prediction.
+            mask_logits: (N, Q, h, w) of every prediction.
+            targets: classes (K,) and masks, float (K, H, W), of each image.
+        """
+        earlier = [
+            {"class_queries_logits": classes, "masks_queries_logits": masks}
+            for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
+        ]
+        labels, masks = zip(*targets, strict=True)
+        by_name = self.criterion(
+            mask_logits[-1], class_logits[-1], list(masks), list(labels), earlier
+        )
+        losses = {}
+        for name, loss in by_name.items():
+            kind = next(kind for kind in self.weights if f"loss_{kind}" in name)
+            losses[name.replace("cross_entropy", "ce")] = self.weights[kind] * loss
+        return losses
+
+
+def with_masks(sample: Sample) -> Sample:
+    """A labelled sample of the published loader: with a mask of each class."""
+    target = masks_from_label(sample["sem_seg"])
+    return {**sample, "labels": target.labels, "masks": target.masks}
+
+
+def labelled_target(sample: Sample, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Classes (K,) and masks, float (K, H, W), of a sample of `with_masks`."""
+    return sample["labels"].to(device), sample["masks"].to(device).float()
+
+
+def adamw_of(cfg: CfgNode, network: nn.Module) -> torch.optim.AdamW:
+    """AdamW with a group for each parameter that trains."""
+    groups = [
+        {"params": [p], "lr": group["lr"], "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(cfg, network)
+        for p in group["params"]
+    ]
+    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, foreach=False)
+
+
 class PublishedStep:
     """Forward, backward, clip, step.
 
@@ -128,29 +194,12 @@ class PublishedStep:
         self.head = PublishedHead(cfg, widths).to(self.device).eval()
         self.head.load_weights(model.sem_seg_head)
         self.teacher = copy.deepcopy(self.head).requires_grad_(False)
-        former = cfg.MODEL.MASK_FORMER
-        self.weights = {
-            "cross_entropy": former.CLASS_WEIGHT,
-            "mask": former.MASK_WEIGHT,
-            "dice": former.DICE_WEIGHT,
-        }
-        self.criterion = mask2former().Mask2FormerLoss(sizes(cfg), self.weights).to(self.device)
-        groups = [
-            {"params": [p], "lr": group["lr"], "weight_decay": group["weight_decay"]}
-            for group in parameter_groups(cfg, self.head)
-            for p in group["params"]
-        ]
-        self.optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, foreach=False)
+        self.losses = PublishedLosses(cfg, self.device)
+        self.optimizer = adamw_of(cfg, self.head)
 
     def loaded(self, batch: Sequence[Sample]) -> list[Sample]:
         """The batch of the published loader, with a mask per class of each labelled image."""
-        samples = []
-        for sample in batch:
-            if "sem_seg" in sample:
-                target = masks_from_label(sample["sem_seg"])
-                sample = {**sample, "labels": target.labels, "masks": target.masks}
-            samples.append(sample)
-        return samples
+        return [with_masks(sample) if "sem_seg" in sample else sample for sample in batch]
 
     def __call__(self, batch: Sequence[Sample], clock: PartClock) -> dict[str, float]:
         """Train on a batch of `loaded`; returns the weighted losses."""
@@ -161,7 +210,7 @@ class PublishedStep:
         targets = [
             next(pseudo)
             if sample["domain"] == Domain.GENERATED
-            else (sample["labels"].to(self.device), sample["masks"].to(self.device).float())
+            else labelled_target(sample, self.device)
             for sample in batch
         ]
         with clock.part(HEAD):
@@ -188,27 +237,6 @@ class PublishedStep:
             features.append(x.contiguous())
         self.trunk.norm_pre(x)
         return features
-
-    def losses(
-        self,
-        class_logits: list[Tensor],
-        mask_logits: list[Tensor],
-        targets: Sequence[tuple[Tensor, Tensor]],
-    ) -> dict[str, Tensor]:
-        """Weighted losses by our names."""
-        earlier = [
-            {"class_queries_logits": classes, "masks_queries_logits": masks}
-            for classes, masks in zip(class_logits[:-1], mask_logits[:-1], strict=True)
-        ]
-        labels, masks = zip(*targets, strict=True)
-        by_name = self.criterion(
-            mask_logits[-1], class_logits[-1], list(masks), list(labels), earlier
-        )
-        losses = {}
-        for name, loss in by_name.items():
-            kind = next(kind for kind in self.weights if f"loss_{kind}" in name)
-            losses[name.replace("cross_entropy", "ce")] = self.weights[kind] * loss
-        return losses
 
     # ------------------------------------------------------------ pseudo-labels
 

@@ -87,7 +87,9 @@ def main(words: Sequence[str] | None = None) -> None:
         for phase in ("warmup", "joint") if args.phase == "both" else (args.phase,):
             ways = parts.ways(phase)
             untimed, args.untimed = args.untimed, 0  # those of the first phase are enough
-            report(args, phase, measure(ways, untimed, args.repeats, device), parts)
+            taken = measure(ways, untimed, args.repeats, device)
+            print(subject(args, phase, parts))
+            report(taken, device)
 
 
 def parse(
@@ -351,11 +353,9 @@ def take(way: StepFunction, device: torch.device, profile: bool) -> Taken:
     return Taken(span.cpu, span.wall, parts, peak.more, peak.total, losses)
 
 
-def report(
-    args: argparse.Namespace, phase: str, taken: dict[str, list[Taken]], parts: Parts
-) -> None:
-    on_cpu = args.device == "cpu"
-    print(subject(args, phase, parts))
+def report(taken: dict[str, list[Taken]], device: torch.device) -> None:
+    """Print the tables of all implementations, the first of which ratios are relative to."""
+    on_cpu = device.type == "cpu"
     seconds = {
         name: statistics.median(one.cpu if on_cpu else one.wall for one in steps)
         for name, steps in taken.items()

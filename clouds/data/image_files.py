@@ -2,7 +2,7 @@
 
 A PNG has a CRC-32 per chunk: all are checked before any decoder sees the file. A decoder may fill
 missing pixels with gray, so a file without its end marker is first decoded by Pillow, which is
-strict.
+strict. But Pillow fills rows that a whole PNG lacks with zeros, which other decoders refuse.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,6 +53,16 @@ _TIFF_DEPTH = 258
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = struct.Struct(">I4s")  # length of the content, name
 _PNG_END = b"IEND\xaeB`\x82"
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Color type of a PNG -> values per pixel."""
+
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)),
+    (0, 1, 1, 2),
+)
+"""First column and row, and steps, of the seven passes of an interlaced PNG."""
+
+_INFLATED = 1 << 16  # bytes at a time
 _PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 _SMALL_METADATA = 1000  # bytes; zlib expands them to less than Pillow's limit of 1 MiB
 _JPEG_END = b"\xff\xd9"
@@ -144,24 +155,62 @@ def _check_png(data: bytes) -> bytes:
     Raises:
         ValueError: a chunk up to the end of the PNG is truncated or does not match its CRC.
     """
-    view, start = memoryview(data), len(_PNG_SIGNATURE)
-    name = b""
-    kept, copied = [], 0
-    while name != b"IEND":
-        if start + _PNG_CHUNK.size > len(data):
-            raise ValueError(f"the PNG ends without its last chunk, after {len(data)} bytes")
-        length, name = _PNG_CHUNK.unpack_from(data, start)
-        end = start + _PNG_CHUNK.size + length
+    view, kept, copied = memoryview(data), [], 0
+    for name, start, end in _chunks(data):
         stored = data[end : end + 4]
         if len(stored) < 4:
             raise ValueError(f"chunk {name!r} at byte {start} of the PNG is truncated")
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(stored, "big"):
             raise ValueError(f"chunk {name!r} at byte {start} of the PNG does not match its CRC")
-        if name in _PNG_METADATA and length > _SMALL_METADATA:
+        if name in _PNG_METADATA and end - start - _PNG_CHUNK.size > _SMALL_METADATA:
             kept.append(view[copied:start])
             copied = end + 4
-        start = end + 4
     return b"".join([*kept, view[copied:]]) if kept else data
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start, and end of the content, of each chunk of a PNG up to its last one."""
+    start, name = len(_PNG_SIGNATURE), b""
+    while name != b"IEND":
+        if start + _PNG_CHUNK.size > len(data):
+            raise ValueError(f"the PNG ends without its last chunk, after {len(data)} bytes")
+        length, name = _PNG_CHUNK.unpack_from(data, start)
+        end = start + _PNG_CHUNK.size + length
+        yield name, start, end
+        start = end + 4
+
+
+def require_all_rows(data: bytes) -> None:
+    """Check that a PNG has as many pixels as its header says; Pillow would make the others 0.
+
+    Args:
+        data: a file that `open_image_file` has returned.
+
+    Raises:
+        ValueError, zlib.error: it has fewer, or they cannot be inflated.
+    """
+    needed, found = _size_of_rows(data), 0
+    inflate = zlib.decompressobj()
+    for name, start, end in _chunks(data):
+        rest = data[start + _PNG_CHUNK.size : end] if name == b"IDAT" else b""
+        while rest and found < needed and not inflate.eof:
+            found += len(inflate.decompress(rest, _INFLATED))
+            rest = inflate.unconsumed_tail
+    if found < needed and not inflate.eof:
+        found += len(inflate.flush())
+    if found < needed:
+        raise ValueError(f"the PNG holds {found} of the {needed} bytes of its pixels")
+
+
+def _size_of_rows(data: bytes) -> int:
+    """Bytes of all rows of a PNG by its header, each with the byte of its filter."""
+    _, width, height, depth, color, _, _, interlaced = PNG_HEADER.unpack_from(data)
+    size = 0
+    for left, top, across, down in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // across), -((top - height) // down)
+        if columns > 0:
+            size += rows * (1 + -(-columns * depth * _PNG_SAMPLES[color] // 8))
+    return size
 
 
 def _is_lossless(data: bytes, header: Image.Image) -> bool:

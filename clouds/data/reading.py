@@ -3,10 +3,11 @@
 Image files may be gray, with a palette or an alpha channel, CMYK, 16 bits deep, or rotated by an
 EXIF tag.
 
-What damage is seen depends on the format. The checksums of a PNG are all checked. A JPEG has none:
-a decoder notices only what is no valid code. That is a truncated file or scan, a missing restart
-marker, almost any hole of some hundred bytes, but only one in five to one in two wrong bytes, and
-no scan that is left out at the end of a progressive file. Other formats are as their decoder is.
+What damage is seen depends on the format. Of a PNG, all checksums and the number of rows are
+checked. A JPEG has no checksums: a decoder notices only what is no valid code. That is a truncated
+file or scan, a missing restart marker, almost any hole of some hundred bytes, but only one in five
+to one in two wrong bytes, and no scan that is left out at the end of a progressive file. Other
+formats are as their decoder is.
 Hashes in the manifest of generated images see every change.
 """
 
@@ -37,6 +38,7 @@ from clouds.data.image_files import (
     broken,
     identify,
     open_image_file,
+    require_all_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -87,6 +89,8 @@ def read_image(path: Path, strict: bool = False, lossless: bool = False) -> UInt
         if bgr is not None:
             return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
     try:
+        if header.format == "PNG":
+            require_all_rows(data)
         upright = ImageOps.exif_transpose(header)
         return np.array(upright.convert("RGB"), np.uint8)
     except DECODING_ERRORS as error:
@@ -114,17 +118,21 @@ def read_stored(path: Path) -> tuple[StoredPixels, UInt8Array | None]:
     if decoded is not None:
         return decoded, _palette(header)
     if header.mode in _ONE_CHANNEL:
-        return _unscaled(_decode_by_pillow(path, header), header, data), _palette(header)
+        return _unscaled(_decode_by_pillow(path, header, data), header, data), _palette(header)
     # Pillow keeps only the high 8 of the 16 bits of a color PNG; OpenCV keeps all
     channels = _decode_by_opencv(data, header, cv2.IMREAD_UNCHANGED)
     if channels is not None and channels.ndim == 3 and channels.shape[2] > 2:
         channels = channels[..., [2, 1, 0, 3][: channels.shape[2]]]
     elif channels is None and header.mode in ("RGB", "RGBA") and bits_per_value(header, data) == 8:
-        channels = _decode_by_pillow(path, header)
+        channels = _decode_by_pillow(path, header, data)
     if channels is None or not np.issubdtype(channels.dtype, np.integer):
         bits = bits_per_value(header, data)
         reason = f"{header.format} file of mode {header.mode}, {bits} bits per value"
         if header.format == "PNG":
+            try:
+                require_all_rows(data)
+            except DECODING_ERRORS as error:
+                raise broken(path, error) from error
             raise ValueError(
                 f"{path}: OpenCV cannot decode this {reason}, {header.width}x{header.height} "
                 "pixels. Store the ids in one channel."
@@ -192,9 +200,14 @@ def _decode_by_opencv(
         return None
 
 
-def _decode_by_pillow(path: Path, header: Image.Image) -> npt.NDArray[np.generic]:
+def _decode_by_pillow(path: Path, header: Image.Image, data: bytes) -> npt.NDArray[np.generic]:
     try:
-        return np.array(header)
+        pixels = np.array(header)
+        # Rows that are missing are 0 here. To count those of the file takes half as long as to
+        # decode it, so only where the last row, which is stored last, may be missing.
+        if header.format == "PNG" and (header.info.get("interlace") or not pixels[-1].any()):
+            require_all_rows(data)
+        return pixels
     except DECODING_ERRORS as error:
         raise broken(path, error) from error
 

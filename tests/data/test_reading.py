@@ -16,7 +16,7 @@ import pytest
 from dataset_files import ANY_IDS, random_image, save, save_palette, save_synthia
 from PIL import Image, ImageFile, PngImagePlugin
 
-from clouds.data import labels, reading
+from clouds.data import image_files, labels, reading
 from clouds.data.labels import LabelFormat
 from clouds.data.reading import DamagedImageError, read_image, read_size
 
@@ -29,10 +29,21 @@ def read_label(path: Path, channel: labels.Channel = "index") -> np.ndarray:
     return labels.read_label(path, LabelFormat("", ANY_IDS, channel))
 
 
-def png(size: tuple[int, int], color: int, pixels: bytes, interlaced=False, after=()) -> bytes:
-    """A PNG file of 8 bits, written by hand; `pixels` with a 0 before each row."""
-    head = struct.pack(">IIBBBBB", size[1], size[0], 8, color, 0, 0, interlaced)
-    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(pixels)), *after, (b"IEND", b"")]
+def png(
+    size: tuple[int, int],
+    color: int,
+    pixels: bytes,
+    interlaced=False,
+    after=(),
+    *,
+    before=(),
+    depth=8,
+    parts=None,
+) -> bytes:
+    """A PNG file, written by hand; `pixels` with a 0 before each row, or compressed in `parts`."""
+    head = struct.pack(">IIBBBBB", size[1], size[0], depth, color, 0, 0, interlaced)
+    data = [(b"IDAT", part) for part in parts or [zlib.compress(pixels)]]
+    chunks = [(b"IHDR", head), *before, *data, *after, (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
         for name, body in chunks
@@ -413,6 +424,98 @@ def test_a_whole_png_without_pixels(tmp_path, color):
     for reader in (read_image, lambda path: read_label(path, "red")):
         with pytest.raises(ValueError, match=r"/a\.png: cannot be read as an image: (?!None)"):
             reader(tmp_path / "a.png")
+
+
+def adam7_rows(pixels: np.ndarray, depth: int) -> bytes:
+    """The rows of an interlaced PNG as its specification tells; `pixels` (H, W, values)."""
+    # the table of the specification: which of the seven passes has a pixel of each 8x8 block
+    places = ["16462646", "77777777", "56565656", "77777777"]
+    places += ["36463646", "77777777", "56565656", "77777777"]
+    height, width = pixels.shape[:2]
+    table = np.array([[int(c) for c in row] for row in places])
+    at = table[np.arange(height) % 8][:, np.arange(width) % 8]
+    rows = [
+        pixels[y, at[y] == number]
+        for number in range(1, 8)
+        for y in range(height)
+        if (at[y] == number).any()
+    ]
+    return b"".join(b"\0" + packed(row, depth) for row in rows)
+
+
+def packed(row: np.ndarray, depth: int) -> bytes:
+    """Values of a row, each of `depth` bits, the first of them in the highest bits."""
+    bits = "".join(f"{value:0{depth}b}" for value in row.ravel())
+    bits += "0" * (-len(bits) % 8)
+    return bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
+
+
+KINDS = [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (1, 3), (2, 3), (4, 3), (8, 3)]
+KINDS += [(8, 2), (16, 2), (8, 4), (8, 6)]
+
+
+def png_of(depth: int, color: int, interlaced: bool, size=(9, 13)) -> tuple[np.ndarray, bytes]:
+    """Random values (H, W, channels), none of them 0, and the rows of a PNG with them."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    values = np.random.default_rng(0).integers(1, 2**depth, (*size, channels))
+    if interlaced:
+        return values, adam7_rows(values, depth)
+    return values, b"".join(b"\0" + packed(row, depth) for row in values)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize(("depth", "color"), KINDS)
+def test_a_whole_png_with_too_few_rows(tmp_path, depth, color, interlaced):
+    """Its chunks match their CRC and the stream its checksum; Pillow makes the other pixels 0."""
+    values, rows = png_of(depth, color, interlaced)
+    path = tmp_path / "a.png"
+
+    def write(pixels: bytes) -> None:
+        palette = [(b"PLTE", bytes(range(256)) * 3)] if color == 3 else []
+        path.write_bytes(png((9, 13), color, pixels, interlaced, before=palette, depth=depth))
+
+    write(rows)
+    reads_label = color != 4
+    assert read_image(path).shape == (9, 13, 3)
+    if reads_label and depth < 16:
+        assert np.array_equal(
+            read_label(path, "index" if color in (0, 3) else "red"), values[..., 0]
+        )
+    last = len(rows) - (1 + -(-13 * depth * values.shape[2] // 8))
+    for number in {len(rows) // 2, last, len(rows) - 1}:
+        write(rows[:number])
+        for reader in (
+            read_image,
+            *([lambda path: read_label(path, "red")] if reads_label else []),
+        ):
+            with pytest.raises(ValueError, match=r"/a\.png: cannot be read .* again; "):
+                reader(path)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (3, 2), (5, 5), (8, 8), (17, 4)])
+def test_the_number_of_bytes_of_a_png(tmp_path, size, interlaced):
+    path = tmp_path / "a.png"
+    _, rows = png_of(4, 0, interlaced, size)
+    image_files.require_all_rows(png(size, 0, rows, interlaced, depth=4))
+    with pytest.raises(
+        ValueError, match=rf"holds {len(rows) - 1} of the {len(rows)} bytes of its pixels"
+    ):
+        image_files.require_all_rows(png(size, 0, rows[:-1], interlaced, depth=4))
+    path.write_bytes(png(size, 0, rows + bytes(50), interlaced, depth=4))  # more is not less
+    assert read_image(path).shape == (*size, 3)
+
+
+def test_rows_of_zeros_are_no_missing_rows(tmp_path):
+    """Also in several chunks, and of a stream that zlib writes in far fewer bytes."""
+    ids = np.zeros((500, 700), np.uint8)
+    ids[:3] = 7
+    path = tmp_path / "a.png"
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in ids))
+    data = png((500, 700), 0, b"", parts=[rows[:9], b"", rows[9:30], rows[30:]])
+    path.write_bytes(data)
+    image_files.require_all_rows(data)
+    assert np.array_equal(read_label(path), ids)
 
 
 @pytest.mark.parametrize(
