@@ -26,6 +26,7 @@ from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
+from clouds.evaluation.image_scores import ImageScore, in_order, relative_names
 from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol, protocol_name
 from clouds.evaluation.pseudo_labels import (
     PseudoLabelResult,
@@ -120,7 +121,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     rank, world_size = comm.get_rank(), comm.get_world_size()
     workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
-    selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.VISUALIZED_IMAGES)
+    records = _labeled_records(dataset)
+    selected = evenly_spaced(records, cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(dataset)
     panels: dict[int, UInt8Array] = {}
@@ -133,7 +135,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
             if sample["file_name"] in panel_numbers:
                 panel = _panel(sample, prediction, dataset.label_space)
                 panels[panel_numbers[sample["file_name"]]] = panel
-    gathered = comm.all_gather((evaluator.images, panels))
+    gathered = comm.all_gather((evaluator.images, panels, evaluator.image_scores))
     result = DatasetResult.from_confusion(
         name,
         dataset.label_space,
@@ -141,9 +143,13 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         dataset.classes_present,
         subsets=_class_subsets(dataset, cfg.DATASETS.TRAIN),
         unmapped_classes=dataset.unmapped_classes,
-        images=sum(images for images, _ in gathered),
+        images=sum(images for images, _, _ in gathered),
         seconds=time.perf_counter() - start,
-        panels=merge_by_number([panels for _, panels in gathered]),
+        panels=merge_by_number([panels for _, panels, _ in gathered]),
+        image_scores=in_order(
+            relative_names([record.image for record in records]),
+            [scores for _, _, scores in gathered],
+        ),
     )
     if comm.is_main_process():
         rate = result.images_per_second
@@ -157,6 +163,7 @@ class SemSegEvaluator(DatasetEvaluator):
     Attributes:
         confusion: counts over the images that this process has evaluated.
         images: number of these images.
+        image_scores: of each of them; its file is the sample's "file_name", empty without.
 
     Args:
         dataset: in the label space of the model (`Datasets.get`); or the name of a dataset whose
@@ -172,6 +179,7 @@ class SemSegEvaluator(DatasetEvaluator):
         label_space = self.dataset.label_space
         self.confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore)
         self.images = 0
+        self.image_scores: list[ImageScore] = []
         self._records: dict[str, Record] | None = None
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
@@ -196,10 +204,14 @@ class SemSegEvaluator(DatasetEvaluator):
                         "weights may have diverged. Use an earlier checkpoint."
                     )
                 prediction = class_map(prediction, (int(label.shape[0]), int(label.shape[1])))
+            counts = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore)
             try:
-                self.confusion.update(prediction, label)
+                counts.update(prediction, label)
             except ValueError as error:
                 raise ValueError(f"{sample['file_name']}: {error}") from error
+            self.confusion.add(counts)
+            file, classes = str(sample.get("file_name", "")), self.dataset.classes_present
+            self.image_scores.append(ImageScore.from_confusion(file, counts, classes))
             self.images += 1
 
     def _read_label(self, file_name: str) -> Tensor:
