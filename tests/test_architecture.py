@@ -39,6 +39,7 @@ LAYERS = (
     "evaluation",
     "engine",
     "inference",
+    "report",
     "generation",
     "cli",
     "__main__",

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from clouds import comm
 from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
+from clouds.data.dataset_mapper import EvaluationMapper, read_image_and_label
 from clouds.data.datasets import Datasets, DatasetSpec, dataset_names, get_dataset
 from clouds.data.label_space import LabelSpace
 from clouds.data.label_statistics import check_labels
@@ -155,6 +157,47 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         rate = result.images_per_second
         logger.info("%s: mIoU %.2f, %d images, %.2f/s", name, result.miou, result.images, rate)
     return result
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """One image with its prediction, as it is evaluated.
+
+    Attributes:
+        image: (H, W, 3) RGB, as it is in the dataset.
+        label: (H', W') uint8 train ids on which the prediction is scored.
+        prediction: (H', W') uint8 train ids.
+        score: of the prediction.
+    """
+
+    image: UInt8Array
+    label: UInt8Array
+    prediction: UInt8Array
+    score: ImageScore
+
+
+def predict_image(
+    cfg: CfgNode, model: nn.Module, dataset: DatasetSpec, record: Record
+) -> PredictedImage:
+    """Predict and score one image as `evaluate_dataset` does.
+
+    Raises:
+        OSError, ValueError: a file is missing or broken; scores or labels are no valid ones.
+        torch.OutOfMemoryError: on any device.
+    """
+    protocol = build_protocol(cfg)
+    sample: dict[str, Any] = {**EvaluationMapper(protocol.prepare)(record)}
+    label = sample.pop("label")
+    with _evaluation_mode(cfg, model) as segmenter:
+        prediction = _predict(protocol, segmenter, sample)
+    evaluator = SemSegEvaluator(dataset)
+    evaluator.process([{**sample, "label": label}], [{"sem_seg": prediction}])
+    return PredictedImage(
+        image=read_image_and_label(record)[0],
+        label=label.numpy(),
+        prediction=prediction.cpu().numpy().astype(np.uint8),
+        score=evaluator.image_scores[0],
+    )
 
 
 class SemSegEvaluator(DatasetEvaluator):
