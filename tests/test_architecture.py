@@ -40,6 +40,7 @@ LAYERS = (
     "evaluation",
     "engine",
     "inference",
+    "report",
     "generation",
     "cli",
     "__main__",

@@ -39,6 +39,14 @@ COMMANDS = {
             "MODEL.WEIGHTS output/model_final.pth",
         ),
     ),
+    "report": Command(
+        "clouds.cli.report",
+        "write one HTML file about a run, or several side by side",
+        (
+            "clouds report output/demo/joint",
+            "clouds report output/demo/warmup output/demo/joint --output compared.html",
+        ),
+    ),
     "predict": Command(
         "clouds.cli.predict",
         "predict the classes of images and videos with a checkpoint",

@@ -61,6 +61,10 @@ class ConfusionMatrix:
             chunk = slice(start, start + _CHUNK_SIZE)
             self.counts += self._count(predicted[chunk], labeled[chunk])
 
+    def add(self, other: ConfusionMatrix) -> None:
+        """Add the counts of another matrix of the same classes."""
+        self.counts = self.counts.to(other.counts.device) + other.counts
+
     def _check_values(self, name: str, values: Tensor, counted: Tensor) -> None:
         if values.dtype.is_floating_point or values.dtype.is_complex or values.dtype == torch.bool:
             raise ValueError(f"{name} must have an integer type, not {values.dtype}")

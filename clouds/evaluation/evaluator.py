@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +21,14 @@ from tqdm import tqdm
 from clouds import comm
 from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
+from clouds.data.dataset_mapper import EvaluationMapper, read_image_and_label
 from clouds.data.datasets import Datasets, DatasetSpec, dataset_names, get_dataset
 from clouds.data.label_space import LabelSpace
 from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
 from clouds.evaluation.confusion import ConfusionMatrix
+from clouds.evaluation.image_scores import ImageScore, in_order, relative_names
 from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol, protocol_name
 from clouds.evaluation.pseudo_labels import (
     PseudoLabelResult,
@@ -120,7 +123,8 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     rank, world_size = comm.get_rank(), comm.get_world_size()
     workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
     loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
-    selected = evenly_spaced(_labeled_records(dataset), cfg.TEST.VISUALIZED_IMAGES)
+    records = _labeled_records(dataset)
+    selected = evenly_spaced(records, cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(dataset)
     panels: dict[int, UInt8Array] = {}
@@ -133,7 +137,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
             if sample["file_name"] in panel_numbers:
                 panel = _panel(sample, prediction, dataset.label_space)
                 panels[panel_numbers[sample["file_name"]]] = panel
-    gathered = comm.all_gather((evaluator.images, panels))
+    gathered = comm.all_gather((evaluator.images, panels, evaluator.image_scores))
     result = DatasetResult.from_confusion(
         name,
         dataset.label_space,
@@ -141,14 +145,59 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         dataset.classes_present,
         subsets=_class_subsets(dataset, cfg.DATASETS.TRAIN),
         unmapped_classes=dataset.unmapped_classes,
-        images=sum(images for images, _ in gathered),
+        images=sum(images for images, _, _ in gathered),
         seconds=time.perf_counter() - start,
-        panels=merge_by_number([panels for _, panels in gathered]),
+        panels=merge_by_number([panels for _, panels, _ in gathered]),
+        image_scores=in_order(
+            relative_names([record.image for record in records]),
+            [scores for _, _, scores in gathered],
+        ),
     )
     if comm.is_main_process():
         rate = result.images_per_second
         logger.info("%s: mIoU %.2f, %d images, %.2f/s", name, result.miou, result.images, rate)
     return result
+
+
+@dataclass(frozen=True)
+class PredictedImage:
+    """One image with its prediction, as it is evaluated.
+
+    Attributes:
+        image: (H, W, 3) RGB, as it is in the dataset.
+        label: (H', W') uint8 train ids on which the prediction is scored.
+        prediction: (H', W') uint8 train ids.
+        score: of the prediction.
+    """
+
+    image: UInt8Array
+    label: UInt8Array
+    prediction: UInt8Array
+    score: ImageScore
+
+
+def predict_image(
+    cfg: CfgNode, model: nn.Module, dataset: DatasetSpec, record: Record
+) -> PredictedImage:
+    """Predict and score one image as `evaluate_dataset` does.
+
+    Raises:
+        OSError, ValueError: a file is missing or broken; scores or labels are no valid ones.
+        torch.OutOfMemoryError: on any device.
+    """
+    protocol = build_protocol(cfg)
+    sample: dict[str, Any] = {**EvaluationMapper(protocol.prepare)(record)}
+    label = sample.pop("label")
+    with _evaluation_mode(cfg, model) as segmenter:
+        prediction = _predict(protocol, segmenter, sample)
+    evaluator = SemSegEvaluator(dataset)
+    evaluator.process([{**sample, "label": label}], [{"sem_seg": prediction}])
+    return PredictedImage(
+        image=read_image_and_label(record)[0],
+        label=label.numpy(),
+        prediction=prediction.cpu().numpy().astype(np.uint8),
+        score=evaluator.image_scores[0],
+    )
 
 
 class SemSegEvaluator(DatasetEvaluator):
@@ -157,6 +206,7 @@ class SemSegEvaluator(DatasetEvaluator):
     Attributes:
         confusion: counts over the images that this process has evaluated.
         images: number of these images.
+        image_scores: of each of them; its file is the sample's "file_name", empty without.
 
     Args:
         dataset: in the label space of the model (`Datasets.get`); or the name of a dataset whose
@@ -172,6 +222,7 @@ class SemSegEvaluator(DatasetEvaluator):
         label_space = self.dataset.label_space
         self.confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore)
         self.images = 0
+        self.image_scores: list[ImageScore] = []
         self._records: dict[str, Record] | None = None
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Any]) -> None:
@@ -196,10 +247,14 @@ class SemSegEvaluator(DatasetEvaluator):
                         "weights may have diverged. Use an earlier checkpoint."
                     )
                 prediction = class_map(prediction, (int(label.shape[0]), int(label.shape[1])))
+            counts = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore)
             try:
-                self.confusion.update(prediction, label)
+                counts.update(prediction, label)
             except ValueError as error:
                 raise ValueError(f"{sample['file_name']}: {error}") from error
+            self.confusion.add(counts)
+            file, classes = str(sample.get("file_name", "")), self.dataset.classes_present
+            self.image_scores.append(ImageScore.from_confusion(file, counts, classes))
             self.images += 1
 
     def _read_label(self, file_name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Results of an evaluation: scores, a table, and results.json with their provenance.
+"""Results of an evaluation: scores, a table, results.json with their provenance, per_image.json.
 
 All scores are in percent. nan: the score is not defined, because the class is not in the dataset's
 label set or is neither labeled nor predicted. Means over classes are taken without nan; the mean
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -29,6 +30,7 @@ from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.environment import provenance
 from clouds.evaluation.confusion import ConfusionMatrix
+from clouds.evaluation.image_scores import ImageScore
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
 from clouds.files import atomic_write, file_sha256, raw_bytes
 
@@ -42,6 +44,10 @@ PACKAGES = (
 
 VISUALIZATIONS = "visualizations"
 """Folder of the panels, in OUTPUT_DIR."""
+
+RESULTS_FILE = "results.json"
+IMAGE_SCORES_FILE = "per_image.json"
+"""Files with the scores of the datasets, and with those of single images, in OUTPUT_DIR."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class DatasetResult:
             their pixels do not count.
         unscored_classes: classes of the model that the dataset does not have; predicted, they are
             wrong.
+        confusion: pixels by label (rows) and prediction (columns), by train id.
+        image_scores: of each image, in the order of the dataset.
         panels: image, label and prediction side by side, (H, W, 3) RGB; not compared by `==`.
     """
 
@@ -80,6 +88,8 @@ class DatasetResult:
     seconds: float
     unmapped_classes: tuple[str, ...] = ()
     unscored_classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    image_scores: tuple[ImageScore, ...] = ()
     panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
@@ -94,6 +104,7 @@ class DatasetResult:
         images: int = 0,
         seconds: float = 0.0,
         unmapped_classes: Sequence[str] = (),
+        image_scores: Sequence[ImageScore] = (),
         panels: Sequence[UInt8Array] = (),
     ) -> DatasetResult:
         """Compute the scores from the counts over all images of a dataset.
@@ -101,7 +112,7 @@ class DatasetResult:
         Args:
             classes: train ids in the dataset's label set.
             subsets: train ids for `subset_miou`, by their number; a value of None: not requested.
-            unmapped_classes: see the attribute.
+            unmapped_classes, image_scores: see the attributes.
         """
         iou = torch.full((confusion.num_classes,), torch.nan, dtype=torch.float64)
         iou[list(classes)] = confusion.iou(classes)
@@ -125,6 +136,8 @@ class DatasetResult:
             unscored_classes=tuple(
                 name for i, name in enumerate(label_space.names) if i not in classes
             ),
+            confusion=tuple(map(tuple, confusion.counts.cpu().tolist())),
+            image_scores=tuple(image_scores),
             panels=tuple(panels),
         )
 
@@ -174,6 +187,7 @@ class DatasetResult:
                 "images": self.images,
                 "seconds": self.seconds,
                 "images-per-second": self.images_per_second,
+                "confusion-matrix": self.confusion,
             }
         )
         return plain
@@ -294,6 +308,17 @@ class Results:
             },
         }
 
+    def image_scores(self) -> dict[str, Any]:
+        """Scores of single images for JSON, by dataset; None in place of nan."""
+        datasets = {
+            result.name: [
+                {"file": s.file, "mIoU": s.miou, "pixel-accuracy": s.pixel_accuracy}
+                for s in result.image_scores
+            ]
+            for result in self.datasets
+        }
+        return {"unit": "percent", "datasets": _plain(datasets)}
+
 
 def describe_run(
     cfg: CfgNode, model: nn.Module, *, weights: str | None = None, iteration: int | None = None
@@ -323,7 +348,7 @@ def describe_run(
 
 
 def write_results(results: Results, run: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write results.json and `visualizations/<dataset>/<number>.png`, each file atomically.
+    """Write results.json, per_image.json and `visualizations/<dataset>/<number>.png`, atomically.
 
     Args:
         run: as returned by `describe_run`.
@@ -340,10 +365,23 @@ def write_results(results: Results, run: Mapping[str, Any], folder: str | Path) 
         path = folder / VISUALIZATIONS / f"{name}.png"
         with atomic_write(path, "wb") as file:
             Image.fromarray(panel).save(file, "PNG")
-    path = folder / "results.json"
+    with atomic_write(folder / IMAGE_SCORES_FILE, "w") as file:
+        json.dump(results.image_scores(), file, allow_nan=False)
+    path = folder / RESULTS_FILE
     with atomic_write(path, "w") as file:
-        json.dump({**results.to_dict(), **run}, file, indent=2, allow_nan=False)
+        file.write(
+            _rows_on_lines(json.dumps({**results.to_dict(), **run}, indent=2, allow_nan=False))
+        )
     return path
+
+
+def _rows_on_lines(text: str) -> str:
+    """Indented JSON with each list of whole numbers on one line, such as a row of a matrix."""
+    return re.sub(r"\[\n\s*(-?\d+(?:,\n\s*-?\d+)*)\n\s*\]", _on_one_line, text)
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{', '.join(found[1].replace(',', ' ').split())}]"
 
 
 def hash_file(path: str | Path) -> str:

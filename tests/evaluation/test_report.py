@@ -16,6 +16,7 @@ from torch import nn
 from clouds.config import get_cfg
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.evaluation import ConfusionMatrix, DatasetResult, Results
+from clouds.evaluation.image_scores import ImageScore
 from clouds.evaluation.report import describe_run, hash_file, hash_model, write_results
 
 ALL = tuple(range(19))
@@ -187,7 +188,12 @@ def test_results_file(tmp_path):
     assert list(scores) == [
         *("mIoU", "mIoU-16", "pixel-accuracy", "mean-accuracy", "IoU"),
         *("unmapped-classes", "unscored-classes", "images", "seconds", "images-per-second"),
+        "confusion-matrix",
     ]
+    matrix = np.zeros((19, 19), int)
+    for (label, prediction), pixels in COUNTS.items():
+        matrix[label, prediction] = pixels
+    assert scores["confusion-matrix"] == matrix.tolist()
     assert scores["images"] == 3 and scores["images-per-second"] == 2.0
     assert content["seed"] == 7 and content["iteration"] == 12
     assert content["weights"]["file"] == str(weights)
@@ -226,15 +232,41 @@ def test_a_failed_write_keeps_the_previous_file(tmp_path, monkeypatch):
     write(tmp_path)
     before = (tmp_path / "results.json").read_text()
 
-    def fail(*args, **kwargs):
-        args[1].write('{"half": ')
+    def fail(descriptor):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("clouds.evaluation.report.json.dump", fail)
+    monkeypatch.setattr("clouds.files.os.fsync", fail)  # after the text was written
     with pytest.raises(OSError, match="no space"):
         write(tmp_path)
     assert (tmp_path / "results.json").read_text() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json", "per_image.json"}
+
+
+def test_rows_of_the_confusion_matrix_are_lines(tmp_path):
+    cfg = get_cfg()
+    cfg.DATASETS.CLASS_MAP = ("camvid11_*: [ 1, 2 ]=road",)  # text is left as it is
+    content = write(tmp_path, cfg)
+    lines = (tmp_path / "results.json").read_text().splitlines()
+    row = f"        [60{', 0' * 18}],"
+    assert row in lines and len([line for line in lines if line.count(",") > 17]) == 19
+    assert content["config"]["DATASETS"]["CLASS_MAP"] == ["camvid11_*: [ 1, 2 ]=road"]
+
+
+def test_scores_of_single_images(tmp_path):
+    nan = math.nan
+    scores = (ImageScore("a/0.png", 12.5, 50.0), ImageScore("odd \udcff.png", nan, nan))
+    results = Results("native", (small(image_scores=scores), small("bdd_val")))
+    write_results(results, {}, tmp_path)
+    assert json.loads((tmp_path / "per_image.json").read_text()) == {
+        "unit": "percent",
+        "datasets": {
+            "cityscapes_val": [
+                {"file": "a/0.png", "mIoU": 12.5, "pixel-accuracy": 50.0},
+                {"file": "odd \udcff.png", "mIoU": None, "pixel-accuracy": None},
+            ],
+            "bdd_val": [],
+        },
+    }
 
 
 def test_file_hash_after_a_change_of_the_file(tmp_path):
