@@ -40,6 +40,7 @@ LAYERS = (
     "engine",
     "inference",
     "generation",
+    "ablation",
     "cli",
     "__main__",
 )
