@@ -30,6 +30,9 @@ CLUSTERS = ("slurm", "local", "debug")
 JOB = "job.json"
 """File in the folder of a run: the job that it was submitted as."""
 
+CONSTRUCTOR_OPTIONS = ("slurm_max_num_timeout", "slurm_python")
+"""Options that submitit's AutoExecutor takes when it is made; it takes the others later."""
+
 POLL_SECONDS = {"slurm": 20.0, "local": 0.5, "debug": 0.0}
 
 
@@ -162,9 +165,11 @@ class ClusterRunner:
 
     def _executor(self) -> Any:
         submitit = import_submitit()
+        at_start = {k: v for k, v in self.options.items() if k in CONSTRUCTOR_OPTIONS}
+        later = {k: v for k, v in self.options.items() if k not in CONSTRUCTOR_OPTIONS}
         try:
-            executor = submitit.AutoExecutor(folder=self.folder, cluster=self.cluster)
-            executor.update_parameters(**self.options)
+            executor = submitit.AutoExecutor(self.folder, cluster=self.cluster, **at_start)
+            executor.update_parameters(**later)
         except (NameError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"submitit cannot use --cluster {self.cluster} with the options "

@@ -67,6 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "opts",
         nargs="*",
+        default=[],
         metavar="KEY VALUE",
         help="config overrides of every run, after FILE: SOLVER.MAX_ITER 1000",
     )
