@@ -21,13 +21,16 @@ class Resources:
     Attributes:
         folder: name of the folder.
         suffix: of its files, with the dot.
+        other: a folder in it whose files are of another kind; empty: none.
     """
 
     folder: str
     suffix: str
+    other: str = ""
 
 
-CONFIGS = Resources("configs", ".yaml")
+CONFIGS = Resources("configs", ".yaml", other="ablations")
+ABLATIONS = Resources("configs/ablations", ".yaml")
 PROMPTS = Resources("prompts", ".txt")
 
 
@@ -52,7 +55,7 @@ def short_names(kind: Resources) -> list[str]:
     """Names of all files, such as 'warmup/gta_rn50', sorted."""
     top = folder_of(kind)
     files = [path.relative_to(top).with_suffix("") for path in top.rglob(f"*{kind.suffix}")]
-    return sorted(path.as_posix() for path in files)
+    return sorted(path.as_posix() for path in files if path.parts[0] != kind.other)
 
 
 def find(kind: Resources, name: str | Path) -> Path:

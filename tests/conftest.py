@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+from ablation_files import ablation_file, fake_train  # noqa: F401
 from reference_files import published, reference  # noqa: F401
 
 

@@ -42,6 +42,7 @@ LAYERS = (
     "inference",
     "report",
     "generation",
+    "ablation",
     "cli",
     "__main__",
 )

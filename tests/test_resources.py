@@ -11,7 +11,7 @@ import yaml
 import clouds
 from clouds.config import load_config
 from clouds.generation.prompts import read_prompts
-from clouds.resources import CONFIGS, PROMPTS, find, near_names, short_names
+from clouds.resources import ABLATIONS, CONFIGS, PROMPTS, find, near_names, short_names
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,7 +42,9 @@ def test_short_names_are_the_files():
         ["find", "configs", "-name", "*.yaml"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     files = {line.removeprefix("configs/").removesuffix(".yaml") for line in done.stdout.split()}
-    assert set(short_names(CONFIGS)) == files
+    ablations = {name for name in files if name.startswith("ablations/")}
+    assert set(short_names(CONFIGS)) == files - ablations
+    assert {f"ablations/{name}" for name in short_names(ABLATIONS)} == ablations != set()
     assert short_names(PROMPTS) == ["street_scenes"]
 
 

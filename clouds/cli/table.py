@@ -58,6 +58,25 @@ COMMANDS = {
             "--output predictions TEST.SHORT_SIDE 512",
         ),
     ),
+    "ablate": Command(
+        "clouds.cli.ablate",
+        "train several settings with several seeds, and compare them in a table",
+        (
+            "clouds ablate components",
+            "clouds ablate demo_noise --seeds 10 11 --only 'class mixing' --jobs 2",
+            "clouds ablate mine.yaml --cluster slurm --job-options timeout_min=1440 "
+            "slurm_partition=gpu",
+        ),
+    ),
+    "compare": Command(
+        "clouds.cli.compare",
+        "compare runs that exist in a table",
+        (
+            "clouds compare output/a output/b",
+            "clouds compare --group sam=output/a0,output/a1 --group none=output/b0,output/b1 "
+            "--baseline none --save table.tex",
+        ),
+    ),
     "generate": Command(
         "clouds.cli.generate",
         "generate unlabeled training images from prompts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -166,9 +167,15 @@ def _no_such_file(path: Path, parents: Sequence[Path]) -> str:
 
 
 def _parse(path: Path) -> list[Setting]:
+    with yaml_errors(path), path.open(encoding="utf-8") as file:
+        return _settings_of(file, path)
+
+
+@contextlib.contextmanager
+def yaml_errors(path: Path) -> Iterator[None]:
+    """Raise ConfigError, with the line, if the file that is read in the context is not YAML."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return _settings_of(file, path)
+        yield
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError([f"{path}{line}: not valid YAML: {error.problem}"]) from error
@@ -192,16 +199,25 @@ def _settings_of(stream: IO[str] | str, path: Path) -> list[Setting]:
     loader = CoreLoader(stream)
     try:
         root = loader.get_single_node()
-        return [] if root is None else list(_flatten(loader, root, "", path))
+        return [] if root is None else settings_of_node(loader, root, path)
     finally:
         loader.dispose()
+
+
+def settings_of_node(loader: CoreLoader, node: yaml.Node, path: Path) -> list[Setting]:
+    """Settings of a mapping of a YAML file, nested or by dotted names.
+
+    Raises:
+        ConfigError: it is no mapping, or a name occurs twice in it.
+    """
+    return list(_flatten(loader, node, "", path))
 
 
 def _flatten(loader: CoreLoader, node: yaml.Node, prefix: str, path: Path) -> Iterator[Setting]:
     """One setting per leaf under `node`, whose dotted name is `prefix`."""
     origin = f"{path}:{node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode) and prefix not in _KEYS:
-        _check_duplicates(node, path)
+        check_duplicates(node, path)
         loader.flatten_mapping(node)
         for name_node, value_node in node.value:
             name = str(loader.construct_object(name_node))
@@ -225,7 +241,7 @@ def _value(loader: CoreLoader, node: yaml.Node, name: str) -> Any:
     return loader.construct_object(node, deep=True)
 
 
-def _check_duplicates(node: yaml.MappingNode, path: Path) -> None:
+def check_duplicates(node: yaml.MappingNode, path: Path) -> None:
     """Raise ConfigError for a name that occurs twice; YAML would keep the last one."""
     lines: dict[str, int] = {}
     for name_node, _ in node.value:

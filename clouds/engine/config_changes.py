@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -33,8 +33,10 @@ HARMLESS_KEYS = (
 """Keys and sections that may differ in a resumed run without an effect on training."""
 
 
-def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
-    """Lines 'KEY: saved -> present' of keys that differ in a resumed run, without HARMLESS_KEYS.
+def changed_keys(
+    saved_config: object, cfg: CfgNode, harmless_keys: Sequence[str] = HARMLESS_KEYS
+) -> list[str]:
+    """Lines 'KEY: saved -> present' of keys that differ in a resumed run.
 
     Keys of earlier versions are compared by their present names; those without effect are skipped.
     Of texts of several lines, only the lines that differ are told, those of the saved one after '-'
@@ -42,6 +44,8 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
 
     Args:
         saved_config: YAML of the saved run's config.
+        cfg: the present one.
+        harmless_keys: keys and sections that are not told.
 
     Raises:
         ValueError: it is another object, or other text.
@@ -52,7 +56,7 @@ def changed_keys(saved_config: object, cfg: CfgNode) -> list[str]:
         f"{key}: {_difference(saved.get(key, '(absent)'), present.get(key, '(absent)'))}"
         for key in sorted(saved.keys() | present.keys())
         if saved.get(key) != present.get(key)
-        and not any(key == harmless or key.startswith(harmless + ".") for harmless in HARMLESS_KEYS)
+        and not any(key == harmless or key.startswith(harmless + ".") for harmless in harmless_keys)
     ]
 
 

@@ -116,10 +116,10 @@ def evaluation_folder(folder: Path, protocol: str, datasets: Sequence[str], weig
     if weights and path.parent.resolve() != folder.resolve():
         name = f"{path.parent.resolve().name}_{name}"
     parts = (protocol, "+".join(datasets), name)
-    return folder / EVALUATIONS / "_".join(_file_name(part) for part in parts)
+    return folder / EVALUATIONS / "_".join(file_name(part) for part in parts)
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """`text` as part of a file name; a long one is cut, with a hash in place of the rest."""
     plain = re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("._")
     if len(plain) <= MAX_NAME:
