@@ -16,7 +16,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from in_turns import machine, parser_of, report, timed
+from in_turns import machine, parser_of, report, timed, without_tf32
 from torch import Tensor
 
 from clouds.modeling.backbone.clip import CLIP
@@ -32,16 +32,14 @@ Features = dict[str, Tensor]
 def main() -> None:
     args = parse()
     device = torch.device(args.device)
-    torch.manual_seed(SEED)
-    ours = CLIP(clip_model=create_clip(args.clip), model_name=args.clip).to(device)
-    plain = copy.deepcopy(ours)
-    plain.clip_model.visual.to(memory_format=torch.contiguous_format)
+    ours, plain = make(args.clip, device)
     images = torch.randn(args.images, 3, args.size, args.size, device=device)
     variants: dict[str, Callable[[], Features]] = {
         "published code": lambda: published(plain, images),
         "ours": lambda: ours(images),
     }
-    compare(variants["published code"](), variants["ours"]())
+    with without_tf32():
+        compare(variants["published code"](), variants["ours"]())
     if args.amp:
         variants["published code, bf16"] = lambda: in_bf16(lambda: published(plain, images), device)
         variants["ours, bf16"] = lambda: in_bf16(lambda: ours(images), device)
@@ -65,6 +63,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--amp", action="store_true", help="also under bf16 autocast")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     return parser.parse_args()
+
+
+def make(clip: str, device: torch.device) -> tuple[CLIP, CLIP]:
+    """Ours, and a copy for `published`, with the same random weights."""
+    torch.manual_seed(SEED)
+    ours = CLIP(clip_model=create_clip(clip), model_name=clip).to(device)
+    plain = copy.deepcopy(ours)
+    plain.clip_model.visual.to(memory_format=torch.contiguous_format)
+    return ours, plain
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from in_turns import Span, in_turns, machine, parser_of, report
+from in_turns import Span, in_turns, machine, parser_of, report, without_tf32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +70,8 @@ def main() -> None:
         "ours": lambda: matched_logits(ours(features), queries),
     }
     gradients = [torch.randn_like(logits) / logits.numel() for logits in variants["ours"]()]
-    compare(heads, variants, gradients)
+    with without_tf32():
+        compare(heads, variants, gradients)
     if args.compile:
         ours.compile()
 

@@ -13,7 +13,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -142,6 +143,20 @@ def timed(
 ) -> dict[str, list[float]]:
     """Name -> seconds of each round, see `in_turns`."""
     return in_turns(ways, lambda way: seconds_of(way, device), rounds, untimed)
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Convolutions on a GPU in full float32 within the context, for comparisons of results.
+
+    By default torch computes them in TF32, but not matrix products.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def report(

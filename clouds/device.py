@@ -37,6 +37,15 @@ def resolve_device(name: str, setting: str = "MODEL.DEVICE") -> torch.device:
     return torch.device(name)
 
 
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """A context in which autocast does not apply on `device`; the meta device has no autocast."""
+    import torch
+
+    if device.type == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def autocast(cfg: CfgNode, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A new autocast context as set by SOLVER.AMP; one without effect if it is not enabled.
 

@@ -208,6 +208,14 @@ KEYS: tuple[Key, ...] = (
         "at a time; their gradients are added, which gives those of the whole batch.",
         at_least(1),
     ),
+    Key(
+        "SOLVER.MEMORY_GIB",
+        0.0,
+        "Memory of a GPU, GiB, for which SOLVER.ACCUMULATE and, if that is not enough, "
+        "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING are raised from their values until the estimate "
+        "of a step fits nine tenths of it (docs/training.md#memory); 0: they are used as they are.",
+        at_least(0),
+    ),
     Key("SOLVER.MAX_ITER", 40000, "Training iterations.", at_least(0)),
     Key("SOLVER.BASE_LR", 1e-5, "Learning rate of the head.", above(0)),
     Key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", within(0, 1)),

@@ -31,6 +31,7 @@ from clouds.engine.initial_weights import (
 from clouds.engine.interrupt import Interrupted, StopRequest
 from clouds.engine.last_completed import LastCompleted, disk_full
 from clouds.engine.lr_scheduler import build_lr_scheduler
+from clouds.engine.memory import fit_to_memory
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.run_folder import prepare
 from clouds.engine.run_lock import locked, on_main_process
@@ -100,6 +101,8 @@ class Trainer(TrainerBase):
         self.cfg = with_value(cfg, "MODEL.DEVICE", str(self.device))
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
         check_batch_size(self.batch_size, comm.get_world_size(), int(cfg.SOLVER.ACCUMULATE))
+        if model is None:
+            self.cfg = cfg = fit_to_memory(self.cfg, comm.get_world_size())
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
         self.check_files(loader, evaluate)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clouds.comm import mean_over_ranks
 from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
+from clouds.device import full_precision
 from clouds.modeling.matcher import CostWeights, Match, MatchedPairs, match, matching_costs
 from clouds.modeling.points import (
     Generator,
@@ -166,14 +167,14 @@ class SetCriterion(nn.Module):
             weighted losses, scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction,
             `loss_ce_0`, … of the earlier ones (0: of the initial queries).
         """
-        with torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
+        with full_precision(predictions.mask_logits[0].device):
             return self._losses(predictions, targets, seeds, normalizers)
 
     def totals(
         self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
     ) -> BatchTotals:
         """What `forward` would compute the normalizers of these images from; no gradient flows."""
-        with torch.no_grad(), torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
+        with torch.no_grad(), full_precision(predictions.mask_logits[0].device):
             return self._matched(predictions, targets, seeds).totals
 
     def totals_of_targets(

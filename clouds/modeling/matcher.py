@@ -79,7 +79,9 @@ def match(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
     """
     # Costs that are not finite must not raise here: the losses are then not finite either, and the
     # trainer stops with an error that names the images.
-    on_host = costs.float().nan_to_num().cpu()
+    finite = costs.float().nan_to_num()
+    # The meta device, on which memory is counted, has no values: any assignment will do.
+    on_host = torch.zeros(finite.shape) if finite.is_meta else finite.cpu()
     return [
         [_assign(image[:, :count]) for image, count in zip(layer, counts, strict=True)]
         for layer in on_host

@@ -116,7 +116,7 @@ class PointSampler:
         candidates, random = points.candidates.flatten(0, 1), points.random.flatten(0, 1)
         selected = random.new_empty(len(masks), self.num_points, 2)
         as_complex = torch.view_as_complex  # copies x and y of a point as one number
-        step = max(len(masks), 1) if masks.is_cuda else MASKS_PER_CHUNK
+        step = MASKS_PER_CHUNK if masks.is_cpu else max(len(masks), 1)
         for first in range(0, len(masks), step):
             chunk = slice(first, first + step)
             certainty = point_sample(masks[chunk], candidates[chunk])[:, 0].abs_()
@@ -200,7 +200,7 @@ def mask_losses(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tenso
 
 def _indices_of_smallest(values: Tensor, count: int) -> Tensor:
     """Indices of the `count` smallest values of each row (N, P), in any order: (N, count)."""
-    if values.is_cuda or not 0 < count < values.shape[1]:
+    if not values.is_cpu or not 0 < count < values.shape[1]:
         return values.topk(count, dim=1, largest=False, sorted=False).indices
     # NumPy's partition uses the CPU's vector instructions: 7 times as fast as topk.
     order = np.argpartition(values.numpy(), count - 1, axis=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clouds.device import full_precision
 from clouds.modeling.backbone.base import TextEncoder
 
 TEMPLATES: tuple[str, ...] = (
@@ -49,7 +50,7 @@ class TextEmbeddings:
             (N, Q, num_classes + 1): per class the maximum over its synonyms, no-object last.
         """
         # The scale is up to 100, and half precision would round the cosines to half a percent.
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_precision(embeddings.device):
             similarity = scale * F.normalize(embeddings.float(), dim=-1) @ self.rows.T
         per_class = torch.split(similarity, [*self.counts, 1], dim=-1)
         return torch.stack([columns.amax(-1) for columns in per_class], dim=-1)

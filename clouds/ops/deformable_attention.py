@@ -115,7 +115,7 @@ def _kernel(name: str, device: torch.device) -> Forward:
         from clouds.ops.deformable_attention_triton import deformable_attention_triton
 
         return deformable_attention_triton
-    if device.type == "cpu":
+    if device.type in ("cpu", "meta"):  # the meta device needs the shapes alone
         from clouds.ops.deformable_attention_cpu import deformable_attention_cpu
 
         return deformable_attention_cpu

@@ -49,7 +49,7 @@ def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
     state = read_weights(node.WEIGHTS, node.MODEL) if node.WEIGHTS else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.SEED)
-        sam = _build(node.MODEL)
+        sam = build_architecture(node.MODEL)
     if state is None:
         logger.warning(
             "SAM %s has random weights (MODEL.CLOUDS.SAM.WEIGHTS is empty): "
@@ -115,7 +115,8 @@ def _size_of(state: Any) -> str | None:
     return WIDTHS.get(width, f"a SAM with {width} channels")
 
 
-def _build(model: str) -> Any:
+def build_architecture(model: str) -> Any:
+    """The modules of a SAM of that name, their weights random; raises as `build_sam`."""
     package, install = "segment-anything", install_extra("sam")
     if model == "mobile":
         package = "mobile_sam"
