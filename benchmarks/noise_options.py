@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from seeded_runs import SeededRuns, new_parser, summary
+from street_renderer.seeded_runs import SeededRuns, Setting, new_parser, summary
 from tabulate import tabulate
 
 PSEUDO_LABEL = "MODEL.CLOUDS.PSEUDO_LABEL."
@@ -61,7 +61,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """Overrides of the config, by the name of the row."""
 
-RUNS = SeededRuns("demo/joint", SETTINGS)
+RUNS = SeededRuns({name: Setting("demo/joint", opts) for name, opts in SETTINGS.items()})
 
 RARE = ("pole", "traffic light", "rider", "bicycle")
 """Classes on which the demo's joint training fails."""

@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from seeded_runs import SeededRuns, new_parser, summary
+from street_renderer.seeded_runs import SeededRuns, Setting, new_parser, summary
 from tabulate import tabulate
 
 SETTINGS = {
@@ -32,7 +32,7 @@ SETTINGS = {
 }
 """Overrides of the config, by the name of the row."""
 
-RUNS = SeededRuns("demo/warmup", SETTINGS)
+RUNS = SeededRuns({name: Setting("demo/warmup", opts) for name, opts in SETTINGS.items()})
 
 CLASSES = ("terrain", "truck", "train")
 """Those that the rendered synthia does not label."""

@@ -175,7 +175,7 @@ class DatasetResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers and strings for JSON; None in place of nan."""
-        plain: dict[str, Any] = _plain(
+        values: dict[str, Any] = plain(
             {
                 "mIoU": self.miou,
                 **{f"mIoU-{size}": value for size, value in self.subset_miou.items()},
@@ -190,7 +190,7 @@ class DatasetResult:
                 "confusion-matrix": self.confusion,
             }
         )
-        return plain
+        return values
 
 
 @dataclass(frozen=True)
@@ -300,10 +300,10 @@ class Results:
         return {
             "unit": "percent",
             "protocol": self.protocol,
-            "mean": _plain({"mIoU": self.mean_miou, **means}),
+            "mean": plain({"mIoU": self.mean_miou, **means}),
             "datasets": {result.name: result.to_dict() for result in self.datasets},
             "pseudo-labels": {
-                r.name: _plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
+                r.name: plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
                 for r in self.pseudo_labels
             },
         }
@@ -343,7 +343,7 @@ def describe_run(
             "model_sha256": hash_model(model),
         },
         "versions": {**provenance(), **{name: _version(name) for name in PACKAGES}},
-        "config": _plain(cfg),
+        "config": plain(cfg),
     }
 
 
@@ -420,12 +420,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert config nodes to dicts, tuples to lists, and nan and infinity to None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

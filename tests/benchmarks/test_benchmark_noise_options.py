@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-
-import pytest
 
 from clouds.config import load_config
 from clouds.data.label_space import CITYSCAPES_19
@@ -15,7 +11,6 @@ from clouds.data.label_space import CITYSCAPES_19
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import noise_options  # noqa: E402
-import seeded_runs  # noqa: E402
 
 
 def result(miou, accuracies, *poles, teacher=20.0):
@@ -48,26 +43,3 @@ def test_settings_are_configs_that_differ():
     assert combined.INPUT.CLASS_MIXING and combined.MODEL.CLOUDS.ITERATION_UPDATE == 1
     assert combined.MODEL.CLOUDS.PSEUDO_LABEL.DICE_WEIGHT == 0
     assert set(noise_options.RARE) <= set(CITYSCAPES_19.names)
-
-
-def test_a_run_with_results_is_not_repeated(tmp_path, monkeypatch):
-    commands = []
-
-    def run(command, env, **options):
-        commands.append(command)
-        assert env["OMP_NUM_THREADS"] == "1"
-        folder = Path(command[command.index("OUTPUT_DIR") + 1])
-        folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(result(10.0, (50.0,), 20.0)))
-        return SimpleNamespace(returncode=len(commands) - 1, stderr="the reason")
-
-    monkeypatch.setattr(seeded_runs.subprocess, "run", run)
-    args = noise_options.parse(["--output", str(tmp_path), "--opts", "SOLVER.MAX_ITER", "3"])
-    for _ in range(2):
-        assert noise_options.RUNS.train(args, "dice 0", 4) == result(10.0, (50.0,), 20.0)
-    (command,) = commands
-    overrides = load_config("demo/joint", command[command.index("OUTPUT_DIR") :])
-    assert (overrides.SEED, overrides.SOLVER.MAX_ITER) == (4, 3)
-    assert overrides.MODEL.CLOUDS.PSEUDO_LABEL.DICE_WEIGHT == 0
-    with pytest.raises(SystemExit, match=r"class mixing, seed 5: exit status 1\nthe reason"):
-        noise_options.RUNS.train(args, "class mixing", 5)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-
-import pytest
 
 from clouds.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import seeded_runs  # noqa: E402
 import unlabeled_classes  # noqa: E402
 
 
@@ -35,27 +30,3 @@ def test_settings_are_configs_that_differ_in_what_they_say():
     told = [(c.DATASETS.TRAIN, c.MODEL.MASK_FORMER.UNLABELED_CLASSES) for c in configs.values()]
     both = ("gta5", "synthia")
     assert told == [(("gta5",), "ignore"), (both, "ignore"), (both, "absent")]
-
-
-def test_a_run_with_results_is_not_repeated(tmp_path, monkeypatch):
-    commands = []
-
-    def run(command, env, **options):
-        commands.append(command)
-        assert env["OMP_NUM_THREADS"] == "1"
-        folder = Path(command[command.index("OUTPUT_DIR") + 1])
-        folder.mkdir()
-        (folder / "results.json").write_text(json.dumps(result(10.0, 20.0)))
-        return SimpleNamespace(returncode=len(commands) - 1, stderr="the reason")
-
-    monkeypatch.setattr(seeded_runs.subprocess, "run", run)
-    args = SimpleNamespace(output=tmp_path, opts=["SOLVER.MAX_ITER", "3"])
-    for _ in range(2):
-        found = unlabeled_classes.RUNS.train(args, "gta5 and synthia, absent", 4)
-        assert found == result(10.0, 20.0)
-    (command,) = commands
-    overrides = load_config("demo/warmup", command[command.index("OUTPUT_DIR") :])
-    assert (overrides.SEED, overrides.SOLVER.MAX_ITER) == (4, 3)
-    assert overrides.MODEL.MASK_FORMER.UNLABELED_CLASSES == "absent"
-    with pytest.raises(SystemExit, match=r"gta5, seed 5: exit status 1\nthe reason"):
-        unlabeled_classes.RUNS.train(args, "gta5", 5)

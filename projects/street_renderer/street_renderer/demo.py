@@ -1,33 +1,45 @@
 """The complete method on a small scale on a CPU, from prompts to scores on unseen domains.
 
 Renders a labeled source and three unseen target domains, generates images from prompts, and trains
-in two phases: source pre-training, then joint training on source and generated images. It runs the
-commands of a real experiment, prints each of them, and collects the results in OUTPUT/index.html.
-Nothing is downloaded.
+in two phases: source pre-training, then joint training on source and generated images. From the
+same weights it also trains on the source alone, and on generated images without SAM, for as many
+iterations. It runs the commands of a real experiment, prints each of them, and collects the results
+in OUTPUT/index.html. Nothing is downloaded.
+
+A run is on one thread, so that its scores do not depend on the number of cores. `--full` trains
+more rows with three seeds, and writes street_world.json and street_world.md into the folder
+--results. It is resumed by the same command.
 """
 
 from __future__ import annotations
 
 import argparse
 import html
-import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clouds.cli.command_line import add_overrides, given_overrides, path_or_name
+from street_renderer.ablation import (
+    FURTHER_ROWS,
+    PSEUDO_LABELS,
+    ROWS,
+    TITLES,
+    Results,
+    record,
+    table,
+    write,
+)
+from street_renderer.seeded_runs import SeededRuns, add_run_flags
 
 DATASETS = ("gta5", "cityscapes_val", "bdd_val", "mapillary_val")
-PHASES = {
-    "warmup": "source pre-training: source only",
-    "joint": "joint training: source and generated images",
-}
-
+SIZE = (160, 320)
+"""Height and width of generated images, pixels."""
 
 STYLE = """
 body { font: 16px/1.4 sans-serif; margin: 0 auto; padding: 1em; max-width: 1400px; }
@@ -56,27 +68,37 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     return shown
 
 
-def score_table(results: dict[str, dict[str, Any]]) -> str:
-    """Phases as rows, unseen domains as columns, mIoU in percent."""
-    names = list(next(iter(results.values()))["datasets"])
-    head = "".join(f"<th>{html.escape(name)}" for name in [*names, "mean"])
+Result = Mapping[str, Any]
+"""The content of a results.json."""
+
+
+def score_table(results: Mapping[str, Result]) -> str:
+    """Trainings as rows, unseen domains as columns, mIoU in percent."""
+    domains = list(next(iter(results.values()))["datasets"])
+    head = "".join(f"<th>{html.escape(domain)}" for domain in [*domains, "mean"])
     head = head.replace("_", "_<wbr>")  # where a line may break
     rows = []
-    for phase, result in results.items():
-        scores = [result["datasets"][name]["mIoU"] for name in names]
+    for name, result in results.items():
+        scores = [result["datasets"][domain]["mIoU"] for domain in domains]
         cells = "".join(f"<td>{score:.1f}" for score in [*scores, result["mean"]["mIoU"]])
-        rows.append(f"<tr><td>{html.escape(PHASES[phase])}{cells}")
+        rows.append(f"<tr><td>{html.escape(TITLES[name])}{cells}")
     return f"<div class=wide><table><tr><th>mIoU, %{head}{''.join(rows)}</table></div>"
 
 
-def pseudo_label_table(result: dict[str, Any]) -> str:
-    """mIoU of the pseudo-labels of the generated images, in percent."""
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}<td>{score:.1f}"
-        for labels in result["pseudo-labels"].values()
-        for name, score in labels["mIoU"].items()
-    )
-    table = f"<table><tr><th>labels of generated images<th>mIoU, %{rows}</table>"
+def percent(score: float | None) -> str:
+    """A score with one decimal; '-' where it is not defined."""
+    return "-" if score is None else f"{score:.1f}"
+
+
+def pseudo_label_table(results: Mapping[str, Result]) -> str:
+    """mIoU of the label maps of the generated images, in percent, by training."""
+    head = "".join(f"<th>{html.escape(name)}" for name in PSEUDO_LABELS)
+    rows = []
+    for name, result in results.items():
+        for labels in result["pseudo-labels"].values():
+            cells = "".join(f"<td>{percent(labels['mIoU'][label])}" for label in PSEUDO_LABELS)
+            rows.append(f"<tr><td>{html.escape(TITLES[name])}{cells}")
+    table = f"<table><tr><th>labels of generated images, mIoU, %{head}{''.join(rows)}</table>"
     return f"<div class=wide>{table}</div>"
 
 
@@ -93,7 +115,7 @@ def gallery(folder: Path, at: Path) -> str:
 
 
 def page(
-    commands: list[str], results: dict[str, dict[str, Any]], output: Path, generated: Path
+    commands: Sequence[str], results: Mapping[str, Result], output: Path, generated: Path
 ) -> str:
     """The results as HTML: scores, commands, images."""
     sheet = os.path.relpath(generated / "contact_sheet.png", output)
@@ -104,7 +126,7 @@ def page(
         "<p>Trained on rendered scenes that look like a game, then jointly with images generated "
         "from prompts, without labels. Evaluated on three domains that are not part of the "
         "training.</p>"
-        f"{score_table(results)}{pseudo_label_table(results['joint'])}"
+        f"{score_table(results)}{pseudo_label_table(results)}"
         f"<pre>{html.escape((2 * chr(10)).join(commands))}</pre>"
         f"<h2>After joint training</h2>{gallery(output / 'joint', output)}"
         f"<h2>After source pre-training</h2>{gallery(output / 'warmup', output)}"
@@ -130,10 +152,23 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--prompts", type=path_or_name, default="street_scenes", metavar="FILE",
         help="one per line, or the name of prompts of the package (default: %(default)s)",
     )  # fmt: skip
-    add_overrides(parser, "of both phases' configs, SOLVER.MAX_ITER 100")
+    parser.add_argument("--full", action="store_true", help="the whole table, over several seeds")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="of the trainings (default: 0; with --full 0 1 2)"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="folder of the table of --full (default: that of --output)"
+    )
+    add_run_flags(parser, processes=2)
+    add_overrides(parser, "of all configs, SOLVER.MAX_ITER 100")
     args = parser.parse_args(argv)
     args.opts = given_overrides(parser, args.opts)
-    for name in ("data", "output"):
+    if args.seeds is None:
+        args.seeds = [0, 1, 2] if args.full else [0]
+    if not args.full and (len(args.seeds) > 1 or args.results is not None):
+        parser.error("several --seeds and --results are for --full")
+    args.results = args.results or args.output
+    for name in ("data", "output", "results"):
         setattr(args, name, getattr(args, name).expanduser())
     return args
 
@@ -144,42 +179,68 @@ def generated_folder(args: argparse.Namespace) -> Path:
     return folder
 
 
-def commands_of(args: argparse.Namespace) -> list[list[str]]:
-    """The commands of the demo, in order, as arguments of `clouds`."""
+def data_commands(args: argparse.Namespace) -> list[list[str]]:
+    """The commands that make the data, in order, as arguments of `clouds`."""
     render = ["make-demo-data", "--output", str(args.data), "--datasets", *DATASETS]
     render += ["--train", str(args.train), "--val", str(args.val)]
     render += ["--contact-sheet", str(args.output / "scenes.png")]
-    generate = ["generate", "--generator", "procedural"]
-    generate += ["--prompts", args.prompts, "--count", str(args.generated)]
-    generate += ["--height", "160", "--width", "320", "--output", str(generated_folder(args))]
-    trainings = []
-    for phase in PHASES:
-        command = ["train", "--config-file", f"demo/{phase}", "--overwrite"]
-        command += ["OUTPUT_DIR", str(args.output / phase)]
-        if phase == "joint":
-            command += ["MODEL.WEIGHTS", str(args.output / "warmup" / "model_final.pth")]
-        trainings.append([*command, *args.opts])
-    return [render, generate, *trainings, ["baselines", "--config-file", "demo/warmup"]]
+    generate = ["generate", "--generator", "procedural", "--prompts", args.prompts]
+    generate += ["--count", str(args.generated)]
+    size = ["--height", str(SIZE[0]), "--width", str(SIZE[1])]
+    commands = [render, [*generate, *size, "--output", str(generated_folder(args))]]
+    if args.full:
+        relit = generated_folder(args).with_name("relit")
+        commands.append([*generate, *size, "--condition", "gta5", "--output", str(relit)])
+    return commands
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     args = parse(argv)
     started = time.monotonic()
-    export = f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"
-    print(f"$ {export}")
+    commands = [f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"]
+    print(f"$ {commands[0]}")
     args.output.mkdir(parents=True, exist_ok=True)
     environment = {"DETECTRON2_DATASETS": str(args.data)}
-    commands = [export, *(run(command, environment) for command in commands_of(args))]
+    commands += [run(command, environment) for command in data_commands(args)]
+    rows = {**ROWS, **FURTHER_ROWS} if args.full else ROWS
+    runs = SeededRuns(rows, args.full, args.full, environment, lambda text: print(text, flush=True))
+    print(f"Trainings on one thread each, {args.processes} at a time; log.txt in their folders:")
+    results = runs.results(args, list(rows))
+    commands += [
+        shlex.join(["clouds", *runs.command(args, name, seed)])
+        for seed in args.seeds
+        for name in rows
+    ]
+    if args.full:
+        report_full(args, results, argv)
+    else:
+        commands.append(run(["baselines", "--config-file", "demo/warmup"], environment))
+        report(args, {name: of_seeds[0] for name, of_seeds in results.items()}, commands)
+    print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes.")
 
-    results = {
-        phase: json.loads((args.output / phase / "results.json").read_text()) for phase in PHASES
-    }
+
+def report(
+    args: argparse.Namespace, results: Mapping[str, Result], commands: Sequence[str]
+) -> None:
+    """Write the page of results, and print the scores."""
     index = args.output / "index.html"
     index.write_text(page(commands, results, args.output, generated_folder(args)))
     print(f"\nmIoU, mean over the unseen domains {', '.join(DATASETS[1:])}:")
-    for phase, title in PHASES.items():
-        print(f"  {title}: {results[phase]['mean']['mIoU']:.1f}")
-    minutes = (time.monotonic() - started) / 60
-    print(f"Done in {minutes:.1f} minutes. Open {index} for images and scores;")
+    for name, result in results.items():
+        print(f"  {TITLES[name]}: {result['mean']['mIoU']:.1f}")
+    print("mIoU of the labels of generated images:")
+    for name, result in results.items():
+        for labels in result["pseudo-labels"].values():
+            scores = ", ".join(f"{n} {percent(labels['mIoU'][n])}" for n in PSEUDO_LABELS)
+            print(f"  {TITLES[name]}: {scores}")
+    print(f"Open {index} for images and scores;")
     print(f"`tensorboard --logdir {shlex.quote(str(args.output))}` shows the training curves.")
+
+
+def report_full(args: argparse.Namespace, results: Results, argv: Sequence[str] | None) -> None:
+    """Write and print the table of all rows and seeds."""
+    command = shlex.join(["clouds", "demo", *(sys.argv[1:] if argv is None else argv)])
+    content = record(results, args.seeds, command, args.processes)
+    files = write(results, content, args.results)
+    print(f"\n{table(results)}\n\nWritten to {' and '.join(map(str, files))}.")

@@ -1,10 +1,17 @@
-"""The style of images rendered from prompts: one random style per image, from wide ranges.
+"""The style of images rendered from prompts: one random style per image.
 
-A domain of `street_renderer.domains` has one palette and one camera. Here the palette is drawn
-around the common one, and camera, clutter, texture and light from wide ranges. No range was fitted
-to the source or to an evaluated domain. But the ranges overlap with all of them, and all domains
-share the same models of buildings and cars: these images transfer to the rendered domains more
-easily than images of Stable Diffusion to real ones.
+A domain of `street_renderer.domains` has one palette and one camera. `draw_style` draws the palette
+around the common one, and camera, clutter, texture and light from wide ranges. `draw_photo_style`,
+the style of prompts' images, narrows them to what photographs have in common, as those that a
+diffusion model was trained on: colors near the common palette, a camera at the height of eyes,
+some noise and compression, and at night a long exposure. These images are nearer to photographs
+than the source is, as a diffusion model's are nearer to them than a game is.
+
+No range was fitted to the source or to an evaluated domain, and none is taken from their styles:
+the ranges are centered on neutral values, that is the common palette and a camera that leaves
+colors as they are. But they overlap with all domains, which also share the same models of
+buildings and cars: these images transfer to the rendered domains more easily than images of Stable
+Diffusion to real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +26,7 @@ import numpy.typing as npt
 from street_renderer.palette import COMMON, RGB
 from street_renderer.style import Lens, Style, Time, Weather
 
-GENERATED_STYLE = 1
+GENERATED_STYLE = 2
 """Incremented whenever these styles change, so that old and new images are not mixed."""
 
 LENS = Lens(
@@ -46,6 +53,32 @@ LENSES: Mapping[Time, Lens] = {
     "night": replace(LENS, exposure=(1.2, 2.0), gamma=(0.75, 1.05), noise=(0.0, 5.0)),
 }
 """Lens by time of day; photographs at night have longer exposures than a moving camera allows."""
+
+PHOTO_LENS = Lens(
+    eye=(1.1, 1.9),
+    horizon=(0.38, 0.54),
+    view=(48, 84),
+    aim=(0.40, 0.60),
+    tilt=(-1.0, 1.0),
+    blur=(0.40, 0.70),
+    noise=(0.5, 2.5),
+    vignette=(0.0, 0.20),
+    saturation=(0.80, 1.20),
+    contrast=(0.90, 1.10),
+    exposure=(0.92, 1.08),
+    gamma=(0.90, 1.10),
+    cast=0.04,
+    softness=(75, 100),
+    hood=0.1,
+)
+
+PHOTO_LENSES: Mapping[Time, Lens] = {
+    "day": PHOTO_LENS,
+    "dusk": replace(PHOTO_LENS, exposure=(1.3, 1.7), gamma=(0.75, 0.95)),
+    "night": replace(PHOTO_LENS, exposure=(1.6, 2.4), gamma=(0.70, 0.95)),
+}
+PHOTO_STRENGTH = 0.6
+"""Factor of the largest shifts of colors."""
 
 CONDITIONS: Mapping[tuple[Weather, Time], float] = {
     ("clear", "day"): 6, ("overcast", "day"): 3, ("rain", "day"): 1, ("fog", "day"): 0.8,
@@ -94,6 +127,22 @@ def draw_style(
         autumn=autumn,
         palms=float(rng.uniform(0.3, 0.9)) if rng.random() < 0.1 else 0.0,
         lens=LENSES[condition[1]],
+    )
+
+
+def draw_photo_style(
+    rng: np.random.Generator, weather: Weather | None = None, time: Time | None = None
+) -> Style:
+    """Draw a style for one image as photographs have it; see `draw_style`."""
+    style = draw_style(rng, weather, time)
+    ((_, drawn_time),) = style.conditions
+    return replace(
+        style,
+        palette={name: draw_colors(rng, name, PHOTO_STRENGTH) for name in COMMON},
+        clutter=float(rng.uniform(0.8, 1.4)),
+        texture=float(rng.uniform(0.5, 1.0)),
+        spread=float(rng.uniform(6, 16)),
+        lens=PHOTO_LENSES[drawn_time],
     )
 
 

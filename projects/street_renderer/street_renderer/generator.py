@@ -23,7 +23,7 @@ from clouds.generation.generators.registry import (
     SettingValue,
 )
 from street_renderer import Contents, Style, render
-from street_renderer.generated_style import GENERATED_STYLE, draw_style
+from street_renderer.generated_style import GENERATED_STYLE, draw_photo_style
 from street_renderer.prompt_reader import SceneDescription, parse_scene
 from street_renderer.relighting import RecordedScenes
 from street_renderer.renderer import RENDERER_VERSION, check_size
@@ -130,7 +130,7 @@ def render_prompt(prompt: str, seed: int, size: tuple[int, int]) -> GeneratedIma
     best: tuple[int, GeneratedImage] | None = None
     for attempt in range(MAX_ATTEMPTS):
         rng = np.random.default_rng((seed, attempt))
-        style = style_for(scene, draw_style(rng, scene.weather, scene.time), palms=palms)
+        style = style_for(scene, draw_photo_style(rng, scene.weather, scene.time), palms=palms)
         image = GeneratedImage(*render(rng, style, contents_for(scene), size))
         missing = len(requested) - _count_visible(image, requested)
         if best is None or missing < best[0]:

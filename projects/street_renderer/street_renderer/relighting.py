@@ -16,7 +16,7 @@ from clouds.generation.condition import Condition
 from clouds.generation.generators.registry import GeneratedImage
 from street_renderer.dataset_writer import Recipe, recorded_scene, sample_paths
 from street_renderer.demo_data import RECORD, read_record
-from street_renderer.generated_style import draw_style
+from street_renderer.generated_style import draw_photo_style
 from street_renderer.prompt_reader import SceneDescription
 from street_renderer.renderer import RENDERER_VERSION, render_layout
 from street_renderer.style import Look, sample_look
@@ -76,7 +76,7 @@ def another_look(look: Look, scene: SceneDescription, seed: int) -> Look:
     What changes the shapes of things is kept: camera, hood and the share of palms.
     """
     rng = np.random.default_rng(seed)
-    style = draw_style(rng, scene.weather, scene.time)
+    style = draw_photo_style(rng, scene.weather, scene.time)
     style = replace(style, palms=look.style.palms)
     size = look.camera.rows, look.camera.columns
     new = sample_look(rng, style, size)

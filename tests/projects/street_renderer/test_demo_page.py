@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import pytest
 from PIL import Image
 from street_renderer import demo
 
@@ -36,20 +37,22 @@ class Page(HTMLParser):
 
 def test_page(tmp_path):
     results = {}
-    for phase in demo.PHASES:
-        panel = tmp_path / phase / "visualizations/bdd_val/0.png"
+    for name, row in demo.ROWS.items():
+        panel = tmp_path / (row.folder or name) / "visualizations/bdd_val/0.png"
         panel.parent.mkdir(parents=True)
         Image.new("RGB", (1200, 200)).save(panel)
-        scores = {name: {"mIoU": 40 + i} for i, name in enumerate(demo.DATASETS[1:])}
-        labels = {"sd_demo": {"mIoU": {"teacher": 50.04}}}
-        results[phase] = {"datasets": scores, "mean": {"mIoU": 41}, "pseudo-labels": labels}
+        scores = {domain: {"mIoU": 40 + i} for i, domain in enumerate(demo.DATASETS[1:])}
+        labels = {"sd_demo": {"mIoU": {"teacher": 50.04, "refined": 51.06, "student": None}}}
+        labels = labels if name == "joint" else {}
+        results[name] = {"datasets": scores, "mean": {"mIoU": 41}, "pseudo-labels": labels}
     text = demo.page(["python a.py 'x y' <z>"], results, tmp_path, tmp_path / "g&h")
     page = Page(text)
     assert page.open == []  # every div is closed
     numbers = ["40.0", "41.0", "42.0", "41.0"]
     assert page.cells[:5] == ["mIoU, %", *demo.DATASETS[1:], "mean"]
-    assert [cell for cell in page.cells if "." in cell][: 2 * 4] == 2 * numbers
-    assert "50.0" in page.cells
+    assert [cell for cell in page.cells if "." in cell][: 4 * 4] == 4 * numbers
+    first = page.cells.index("50.0")
+    assert page.cells[first - 1 : first + 3] == [demo.TITLES["joint"], "50.0", "51.1", "-"]
     viewports = [a for tag, a, _ in page.tags if tag == "meta" and a.get("name") == "viewport"]
     assert [a["content"] for a in viewports] == ["width=device-width, initial-scale=1"]
     images = [(a["src"], around) for tag, a, around in page.tags if tag == "img"]
@@ -62,3 +65,21 @@ def test_page(tmp_path):
     # what may be wider than a phone scrolls by itself, not the page
     wide = [around for tag, _, around in page.tags if tag in ("img", "table")]
     assert wide == [["wide"]] * 6
+
+
+def test_commands_make_the_data_that_rows_train_on(tmp_path):
+    args = demo.parse(["--data", str(tmp_path), "--generated", "7"])
+    render, generate = demo.data_commands(args)
+    assert render[0] == "make-demo-data" and set(demo.DATASETS) <= set(render)
+    assert generate[generate.index("--count") + 1] == "7"
+    assert generate[-1] == str(tmp_path / "stable_diffusion/demo")
+
+
+def test_seeds_and_results_belong_to_the_whole_table(capsys):
+    assert demo.parse([]).seeds == [0]
+    assert demo.parse(["--full"]).seeds == [0, 1, 2]
+    assert demo.parse(["--full", "--output", "a"]).results.name == "a"
+    for words in (["--seeds", "0", "1"], ["--results", "docs"]):
+        with pytest.raises(SystemExit):
+            demo.parse(words)
+        assert "are for --full" in capsys.readouterr().err

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from street_renderer import STYLES
-from street_renderer.generated_style import draw_style
+from street_renderer.generated_style import draw_photo_style, draw_style
 from street_renderer.generator import render_prompt
+from street_renderer.palette import COMMON
 
 from clouds.data.label_space import CITYSCAPES_19
 from clouds.generation.generators import build_generator
@@ -62,10 +63,11 @@ def test_excluded_classes_are_never_visible():
 
 
 def test_weather_time_and_bustle_of_the_prompt_are_rendered():
-    def brightness(prompt):
-        return np.mean([p.image.mean() for p in generated(prompt, range(6))])
+    def sky_light(prompt):
+        sky = CITYSCAPES_19.names.index("sky")
+        return np.mean([p.image[p.label == sky].mean() for p in generated(prompt, range(6))])
 
-    day, night = (brightness(f"a residential street on a clear {t}") for t in ("day", "night"))
+    day, night = (sky_light(f"a residential street on a clear {t}") for t in ("day", "night"))
     assert night < 0.65 * day
     # snow covers the ground; fog reduces the contrast
     road = CITYSCAPES_19.names.index("road")
@@ -99,7 +101,7 @@ def test_viewpoint_of_the_prompt_is_rendered():
 
 
 def test_every_image_has_its_own_style_and_none_is_an_evaluated_domain():
-    styles = [draw_style(np.random.default_rng(seed)) for seed in range(20)]
+    styles = [draw_photo_style(np.random.default_rng(seed)) for seed in range(20)]
     asphalts = {style.palette["asphalt"] for style in styles}
     assert len(asphalts) == 20
     domains = [replace(style, name="") for style in STYLES.values()]
@@ -113,9 +115,25 @@ def test_every_image_has_its_own_style_and_none_is_an_evaluated_domain():
 
 def test_style_has_the_requested_weather_and_time():
     rng = np.random.default_rng(0)
-    assert list(draw_style(rng, "fog", "night").conditions) == [("fog", "night")]
-    drawn = {next(iter(draw_style(rng, time="dusk").conditions)) for _ in range(60)}
-    assert {time for _, time in drawn} == {"dusk"} and len(drawn) > 1
+    for draw in (draw_style, draw_photo_style):
+        assert list(draw(rng, "fog", "night").conditions) == [("fog", "night")]
+        drawn = {next(iter(draw(rng, time="dusk").conditions)) for _ in range(60)}
+        assert {time for _, time in drawn} == {"dusk"} and len(drawn) > 1
+
+
+def test_images_of_prompts_are_nearer_to_neutral_colors_than_wide_styles():
+    """Twenty palettes of each: mean distance of a color from the common one."""
+
+    def distance(draw):
+        palettes = [draw(np.random.default_rng(seed)).palette for seed in range(20)]
+        gaps = [
+            np.linalg.norm(np.subtract(palette[name], COMMON[name], dtype=float), axis=-1).mean()
+            for palette in palettes
+            for name in COMMON
+        ]
+        return np.mean(gaps)
+
+    assert 0.4 < distance(draw_photo_style) / distance(draw_style) < 0.8
 
 
 def test_prompts_without_a_known_word_give_a_warning():
@@ -130,4 +148,4 @@ def test_a_too_small_size_is_an_error():
 
 
 def test_the_settings_have_the_keys_of_earlier_versions():
-    assert build_generator("procedural").settings == {"painter": 1, "style": 1}
+    assert build_generator("procedural").settings == {"painter": 1, "style": 2}
