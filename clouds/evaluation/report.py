@@ -317,7 +317,7 @@ class Results:
             ]
             for result in self.datasets
         }
-        return {"unit": "percent", "datasets": _plain(datasets)}
+        return {"unit": "percent", "datasets": plain(datasets)}
 
 
 def describe_run(
