@@ -54,12 +54,17 @@ _HELD_OUT = 200
 
 @dataclass(frozen=True)
 class Options:
-    """What the weights depend on, besides the scenes."""
+    """What the weights depend on, besides the scenes.
+
+    Attributes:
+        init: weights to start from, a file; empty: random ones.
+    """
 
     steps: int = 3000
     batch_size: int = 192
     lr: float = 1.5e-3
     seed: int = 0
+    init: str = ""
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Sequence[str]) -> Tensor:
@@ -106,7 +111,7 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options = options
         self.step = 0
-        self.model = create_clip(MODEL_NAME)
+        self.model = create_clip(MODEL_NAME, options.init)
         self.model.visual.to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.model.train()
@@ -240,7 +245,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--lr", type=float, default=default.lr)
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed, help="of weights and batches")
+    parser.add_argument("--scene-seed", type=int, default=0)
+    parser.add_argument("--init", default=default.init, help="weights to start from, a file")
     parser.add_argument("--save-every", type=int, default=300, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser.parse_args(arguments)
@@ -253,11 +260,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     height, width = args.size
-    train_set = SceneSet(args.seed, "train", args.count, height, width)
-    val_set = SceneSet(args.seed, "val", args.held_out, height, width)
+    train_set = SceneSet(args.scene_seed, "train", args.count, height, width)
+    val_set = SceneSet(args.scene_seed, "val", args.held_out, height, width)
     for name, scenes in (("train", train_set), ("val", val_set)):
         render_scenes(args.scenes / name, scenes)
-    options = Options(args.steps, args.batch_size, args.lr, args.seed)
+    options = Options(args.steps, args.batch_size, args.lr, args.seed, args.init)
     train(Scenes(args.scenes / "train"), Scenes(args.scenes / "val"), args.output, options,
           args.save_every)  # fmt: skip
 
