@@ -111,9 +111,10 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options = options
         self.step = 0
-        self.model = create_clip(MODEL_NAME, options.init)
+        # open_clip's model, whose methods are no part of nn.Module
+        self.model: Any = create_clip(MODEL_NAME, options.init)
         self.model.visual.to(memory_format=torch.channels_last)
-        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.averaged: nn.Module = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.model.train()
         self._tokenizer = get_tokenizer(MODEL_NAME)
         self._optimizer = torch.optim.AdamW(_groups(self.model), betas=_BETAS, fused=True)
@@ -141,8 +142,9 @@ class Trainer:
         with torch.no_grad():
             scale.clamp_(max=_MAX_SCALE)
             decay = min(_EMA_DECAY, (1 + self.step) / (10 + self.step))
-            averaged = list(self.averaged.parameters())
-            torch._foreach_lerp_(averaged, list(self.model.parameters()), 1 - decay)
+            averaged: list[Tensor] = list(self.averaged.parameters())
+            current: list[Tensor] = list(self.model.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - decay)
         self.step += 1
         return float(loss.detach())
 
@@ -175,7 +177,8 @@ class Trainer:
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameters with weight decay, and those without: biases, norms, scales, embeddings."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim > 1 and "embedding" not in name
         (decayed if matrix else others).append(parameter)
@@ -235,7 +238,10 @@ def train(
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     default = Options()
-    parser = argparse.ArgumentParser(prog="street_models.train_clip", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="street_models.train_clip", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/street_clip"))
     parser.add_argument("--scenes", type=Path, default=Path("output/street_scenes"),
                         help="folder of the rendered scenes, 250 KB each")  # fmt: skip
