@@ -17,7 +17,6 @@ from clouds import plugins
 from clouds.files import file_sha256
 
 GROUP = "clouds.weights"
-_ENTRIES = ("sha256", "command")
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,15 @@ def read_record(weights: Path) -> WeightsRecord | None:
         return None
     try:
         details = json.loads(file.read_text(encoding="utf-8"))
-        values = [details[name] for name in _ENTRIES]
-        if not all(isinstance(value, str) for value in values):
+        record = WeightsRecord(details["sha256"], details["command"], details)
+        if not isinstance(record.sha256, str) or not isinstance(record.command, str):
             raise TypeError
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{file} is not a record of weights: a JSON object with the texts "
-            f"{' and '.join(_ENTRIES)} is expected. Restore it from the repository."
+            "sha256 and command is expected. Restore it from the repository."
         ) from error
-    return WeightsRecord(*values, details)
+    return record
 
 
 def check_record(weights: Path) -> None:

@@ -27,6 +27,8 @@ PAGES = {
     "DEVIATIONS.md": "DEVIATIONS.md",
     "datasets.md": "datasets/README.md",
     "street_renderer.md": "projects/street_renderer/README.md",
+    "street_models.md": "projects/street_models/README.md",
+    "street_clip.md": "projects/street_models/weights/street_clip.md",
 }
 """Page -> document outside of docs/, relative to the repository."""
 

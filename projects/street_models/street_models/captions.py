@@ -82,7 +82,7 @@ def crop_caption(
     if len(visible) == 0:
         if not shares.any():
             return "a street" + _ending(rng, facts, whole)
-        visible = shares.argmax(keepdims=True)
+        visible = np.array([shares.argmax()])
     count = min(len(visible), int(rng.integers(2, MAX_PHRASES + 1)))
     chosen = rng.permutation(visible)[:count]
     phrases = [_phrase(rng, image, label == c, instances, int(c), shares[c]) for c in chosen]

@@ -115,11 +115,13 @@ class CropSampler:
         self, rng: np.random.Generator, number: int, window: Window, whole: bool
     ) -> Crop:
         scenes = self._scenes
-        parts = [window.of(a[number]) for a in (scenes.images, scenes.labels, scenes.instances)]
-        if rng.random() < 0.5:
-            parts = [part[:, ::-1] for part in parts]
-        caption = crop_caption(rng, *parts, scenes.facts[number], whole)
-        return Crop(resized(parts[0]), caption, None)
+        step = 1 if rng.random() >= 0.5 else -1
+        image, label, instances = (
+            window.of(array[number])[:, ::step]
+            for array in (scenes.images, scenes.labels, scenes.instances)
+        )
+        caption = crop_caption(rng, image, label, instances, scenes.facts[number], whole)
+        return Crop(resized(image), caption, None)
 
 
 def object_window(

@@ -4,23 +4,27 @@
 
 renders images of the looks with a seed of its own, cuts one crop per class out of each, and prints
 the top-1 accuracy among the 19 classes, per look and class, and what classes are mistaken for.
+With `--record COMMAND` it writes the record of the weights, which the library checks them against.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import torch
 from street_renderer.dataset_writer import Recipe, render_sample
+from street_renderer.pretraining_style import PRETRAINING_STYLE
+from street_renderer.renderer import RENDERER_VERSION
 from torch import Tensor
 
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.files import atomic_write
+from clouds.files import atomic_write, file_sha256
 from clouds.modeling.backbone.open_clip_models import create_clip
+from clouds.weights_record import record_file
 from street_models.scenes import UInt8Array
 from street_models.weight_files import STREET_CLIP
 from street_models.zero_shot import MODEL_NAME, ObjectCrops, classify, confusion, mean_accuracy
@@ -78,26 +82,66 @@ def mean_of(tables: dict[str, Tensor]) -> float:
     return sum(mean_accuracy(table) for table in tables.values()) / len(tables)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="street_models.evaluate_clip", description=__doc__)
+def scores_of(tables: dict[str, Tensor]) -> dict[str, float]:
+    """Accuracy per look, and `mean`, percent."""
+    scores = {name: round(mean_accuracy(table), 2) for name, table in tables.items()}
+    return {**scores, "mean": round(mean_of(tables), 2)}
+
+
+def write_record(weights: Path, command: str, evaluation: Mapping[str, object]) -> None:
+    """Write the record of weights, see `clouds.weights_record`.
+
+    Args:
+        command: makes the weights.
+        evaluation: what was measured, and how.
+    """
+    record = {
+        "sha256": file_sha256(weights),
+        "command": command,
+        "renderer": RENDERER_VERSION,
+        "scenes": PRETRAINING_STYLE,
+        "evaluation": evaluation,
+    }
+    with atomic_write(record_file(weights)) as file:
+        file.write((json.dumps(record, indent=2) + "\n").encode())
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="street_models.evaluate_clip", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--weights", default=str(STREET_CLIP))
     parser.add_argument("--images", type=int, default=40, help="per look")
     parser.add_argument("--seed", type=int, default=1000, help="of the rendered images")
     parser.add_argument("--json", type=Path, help="file to write the accuracies to")
-    args = parser.parse_args(arguments)
+    parser.add_argument(
+        "--record", metavar="COMMAND", help="write the record of the weights that COMMAND made"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command."""
+    args = parse_arguments(arguments)
     cv2.setNumThreads(1)
+    # weights that get a new record need not match an old one
+    if args.record is not None:
+        record_file(Path(args.weights)).unlink(missing_ok=True)
     model = create_clip(MODEL_NAME, args.weights).eval()
     tables = {}
     for name in UNSEEN:
         crops = ObjectCrops.of(looked_at(name, args.seed, args.images), args.seed)
         tables[name] = confusion(crops.classes, classify(model, crops.images))
     print(report(tables))
+    scores = scores_of(tables)
     if args.json is not None:
-        scores = {name: round(mean_accuracy(table), 2) for name, table in tables.items()}
-        scores["mean"] = round(mean_of(tables), 2)
         with atomic_write(args.json) as file:
             file.write(json.dumps(scores, indent=2).encode())
+    if args.record is not None:
+        evaluation = {"images": args.images, "seed": args.seed, "top1": scores}
+        write_record(Path(args.weights), args.record, evaluation)
 
 
 if __name__ == "__main__":

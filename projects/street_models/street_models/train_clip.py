@@ -54,12 +54,17 @@ _HELD_OUT = 200
 
 @dataclass(frozen=True)
 class Options:
-    """What the weights depend on, besides the scenes."""
+    """What the weights depend on, besides the scenes.
+
+    Attributes:
+        init: weights to start from, a file; empty: random ones.
+    """
 
     steps: int = 3000
     batch_size: int = 192
     lr: float = 1.5e-3
     seed: int = 0
+    init: str = ""
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Sequence[str]) -> Tensor:
@@ -106,9 +111,10 @@ class Trainer:
         torch.manual_seed(options.seed)
         self.options = options
         self.step = 0
-        self.model = create_clip(MODEL_NAME)
+        # open_clip's model, whose methods are no part of nn.Module
+        self.model: Any = create_clip(MODEL_NAME, options.init)
         self.model.visual.to(memory_format=torch.channels_last)
-        self.averaged = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.averaged: nn.Module = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.model.train()
         self._tokenizer = get_tokenizer(MODEL_NAME)
         self._optimizer = torch.optim.AdamW(_groups(self.model), betas=_BETAS, fused=True)
@@ -136,8 +142,9 @@ class Trainer:
         with torch.no_grad():
             scale.clamp_(max=_MAX_SCALE)
             decay = min(_EMA_DECAY, (1 + self.step) / (10 + self.step))
-            averaged = list(self.averaged.parameters())
-            torch._foreach_lerp_(averaged, list(self.model.parameters()), 1 - decay)
+            averaged: list[Tensor] = list(self.averaged.parameters())
+            current: list[Tensor] = list(self.model.parameters())
+            torch._foreach_lerp_(averaged, current, 1 - decay)
         self.step += 1
         return float(loss.detach())
 
@@ -170,7 +177,8 @@ class Trainer:
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
     """Parameters with weight decay, and those without: biases, norms, scales, embeddings."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim > 1 and "embedding" not in name
         (decayed if matrix else others).append(parameter)
@@ -230,7 +238,10 @@ def train(
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     default = Options()
-    parser = argparse.ArgumentParser(prog="street_models.train_clip", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="street_models.train_clip", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("output/street_clip"))
     parser.add_argument("--scenes", type=Path, default=Path("output/street_scenes"),
                         help="folder of the rendered scenes, 250 KB each")  # fmt: skip
@@ -240,7 +251,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)
     parser.add_argument("--lr", type=float, default=default.lr)
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed, help="of weights and batches")
+    parser.add_argument("--scene-seed", type=int, default=0)
+    parser.add_argument("--init", default=default.init, help="weights to start from, a file")
     parser.add_argument("--save-every", type=int, default=300, help="steps between checkpoints")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     return parser.parse_args(arguments)
@@ -253,11 +266,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     height, width = args.size
-    train_set = SceneSet(args.seed, "train", args.count, height, width)
-    val_set = SceneSet(args.seed, "val", args.held_out, height, width)
+    train_set = SceneSet(args.scene_seed, "train", args.count, height, width)
+    val_set = SceneSet(args.scene_seed, "val", args.held_out, height, width)
     for name, scenes in (("train", train_set), ("val", val_set)):
         render_scenes(args.scenes / name, scenes)
-    options = Options(args.steps, args.batch_size, args.lr, args.seed)
+    options = Options(args.steps, args.batch_size, args.lr, args.seed, args.init)
     train(Scenes(args.scenes / "train"), Scenes(args.scenes / "val"), args.output, options,
           args.save_every)  # fmt: skip
 

@@ -98,9 +98,9 @@ def test_it_learns_one_batch_by_heart(sampler):
             return self.crops[(self.next - 1) % 8]
 
     batch = SameBatch()
-    trainer = Trainer(Options(steps=10_000, batch_size=8, lr=1e-1))
-    losses = [trainer.train_step(batch) for _ in range(25)]
-    assert losses[-1] < 0.7 * losses[0]
+    trainer = Trainer(Options(steps=10_000, batch_size=8, lr=3e-2))
+    losses = [trainer.train_step(batch) for _ in range(15)]
+    assert min(losses) < 0.5 * losses[0]
 
 
 def test_an_interrupted_run_ends_bit_for_bit_as_a_whole_one(sampler, tmp_path):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+
 import numpy as np
 import pytest
 import torch
-from street_models.evaluate_clip import UNSEEN, looked_at, main, mean_of, report
+from street_models.evaluate_clip import UNSEEN, looked_at, main, mean_of, report, write_record
 from street_models.train_clip import write_weights
+from street_models.weight_files import STREET_CLIP
 from street_models.zero_shot import ObjectCrops, classify, confusion, mean_accuracy
 from torch.nn import functional as F
 
@@ -18,6 +22,7 @@ from clouds.modeling.backbone.open_clip_models import (
     get_tokenizer,
 )
 from clouds.modeling.text_classifier import TEMPLATES
+from clouds.weights_record import check_record, read_record
 
 
 def test_scores_by_hand():
@@ -73,6 +78,35 @@ def test_images_of_the_unseen_looks_have_the_short_side_of_the_demo(name):
     ((image, label, instances),) = looked_at(name, seed=1000, count=1)
     assert min(label.shape) == 160 and image.shape == (*label.shape, 3)
     assert instances.shape == label.shape
+
+
+def test_a_record_matches_the_weights_and_no_others(tmp_path):
+    weights = tmp_path / "street_clip.safetensors"
+    weights.write_bytes(b"as trained")
+    write_record(weights, "python -m street_models.train_clip", {"top1": {"mean": 60.0}})
+    check_record(weights)
+    weights.write_bytes(b"altered")
+    with pytest.raises(ValueError, match=r"SHA-256 is .*python -m street_models\.train_clip"):
+        check_record(weights)
+
+
+def test_the_shipped_weights_are_the_recorded_ones():
+    model = create_clip("street_clip", str(STREET_CLIP))
+    record = read_record(STREET_CLIP)
+    assert record is not None
+    assert hashlib.sha256(STREET_CLIP.read_bytes()).hexdigest() == record.sha256
+    assert set(record.details["evaluation"]["top1"]) == {*UNSEEN, "mean"}
+    assert float(model.logit_scale) > 3  # trained: it starts at 2.66
+
+
+@pytest.mark.slow
+def test_the_recorded_scores_are_measured(capsys):
+    record = read_record(STREET_CLIP)
+    assert record is not None
+    main([])
+    printed = capsys.readouterr().out
+    mean = float(re.search(r"mean of the looks: ([\d.]+) %", printed)[1])
+    assert mean == pytest.approx(record.details["evaluation"]["top1"]["mean"], abs=0.5)
 
 
 @pytest.mark.slow
