@@ -23,7 +23,7 @@ WEIGHTS_KEYS = {
 }
 """Keys that name a backbone's own weights, and those backbones."""
 
-SAM_NAMES = ("vit_b", "vit_l", "vit_h", "mobile", "tiny")
+SAM_NAMES = ("vit_b", "vit_l", "vit_h", "mobile", "street", "tiny")
 sam_model = Rule(
     f"one of {', '.join(map(repr, SAM_NAMES))}, an id on the Hugging Face hub such as "
     "facebook/sam2.1-hiera-tiny, or a folder (with a slash, such as ./folder)",
@@ -346,15 +346,17 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.SAM.MODEL",
         "vit_h",
-        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'tiny' is for tests. Or a SAM "
-        "of transformers with its weights (docs/refiners.md): its id on the Hugging Face hub, such "
-        "as facebook/sam2.1-hiera-tiny, or a folder.",
+        "SAM's image encoder; 'mobile' needs the package mobile_sam, 'street' is Street-SAM, for "
+        "rendered streets, 'tiny' is for tests. Or a SAM of transformers with its weights "
+        "(docs/refiners.md): its id on the Hugging Face hub, such as facebook/sam2.1-hiera-tiny, "
+        "or a folder.",
         sam_model,
     ),
     Key(
         "MODEL.CLOUDS.SAM.WEIGHTS",
         "weights/sam_vit_h_4b8939.pth",
-        "File with SAM's weights; empty: random weights. Models of transformers bring their own.",
+        "File with SAM's weights, or the name of weights that an installed package offers "
+        "(street_sam); empty: random weights. Models of transformers bring their own.",
         is_path=True,
     ),
     Key(

@@ -8,3 +8,4 @@ _PACKAGE = Path(__file__).resolve().parent
 _BUILT = _PACKAGE / "weights"
 FOLDER = _BUILT if _BUILT.is_dir() else _PACKAGE.parent / "weights"
 STREET_CLIP = FOLDER / "street_clip.safetensors"
+STREET_SAM = FOLDER / "street_sam.safetensors"

@@ -13,7 +13,9 @@ from torch import nn
 
 from clouds.d2 import CfgNode
 from clouds.messages import format_examples, install_extra
-from clouds.weights_io import nonfinite_tensors, read_torch
+from clouds.self_training.refiners.sam.conv_encoder import STRIDE, ConvEncoder
+from clouds.weights_io import nonfinite_tensors, read_safetensors, read_torch
+from clouds.weights_record import find_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,10 @@ WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 POSITIONS = "image_encoder.pos_embed"
 MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
 
+STREET_STEM = "image_encoder.pyramid.inner_blocks.0.0.weight"
+
 TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
+STREET_SIDE, STREET_PROMPT = 256, 64
 
 
 def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
@@ -47,9 +52,7 @@ def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
     """
     node = cfg.MODEL.CLOUDS.SAM
     state = read_weights(node.WEIGHTS, node.MODEL) if node.WEIGHTS else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.SEED)
-        sam = build_architecture(node.MODEL)
+    sam = random_sam(node.MODEL, cfg.SEED)
     if state is None:
         logger.warning(
             "SAM %s has random weights (MODEL.CLOUDS.SAM.WEIGHTS is empty): "
@@ -66,21 +69,41 @@ def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
     return sam.requires_grad_(False).eval().to(device)
 
 
+def random_sam(model: str, seed: int) -> Any:
+    """A SAM with random weights, a function of `seed`; torch's global generator is unchanged.
+
+    Raises:
+        ImportError: the package that the model comes from is not installed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_architecture(model)
+
+
 def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
     """Weights from a file, on the CPU.
 
+    Args:
+        path: the file, or a name of weights that an installed package offers.
+        model: MODEL.CLOUDS.SAM.MODEL.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, holds no SAM, or one of another size than `model`.
+        ValueError: it cannot be read, is not what its record says (`clouds.weights_record`), holds
+            no SAM, or one of another size than `model`.
     """
-    if not Path(path).is_file():
+    try:
+        file = find_weights(str(path))
+    except ValueError as error:
+        raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {error}") from error
+    if file is None:
         official = f" They are at {DOWNLOADS[model]}" if model in DOWNLOADS else ""
         raise FileNotFoundError(
             f"MODEL.CLOUDS.SAM.WEIGHTS: there is no file {path}. Name a file with the weights of "
             f"SAM {model}, or set the key to '' for random ones.{official}"
         )
     try:
-        state = read_torch(Path(path))
+        state = _read(file)
     except ValueError as error:
         raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {error}") from error
     size = _size_of(state)
@@ -101,12 +124,18 @@ def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
     return weights
 
 
+def _read(path: Path) -> Any:
+    return read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+
+
 def _size_of(state: Any) -> str | None:
     """The model whose weights these seem to be; None: not SAM's."""
     if not isinstance(state, dict):
         return None
     if MOBILE_STEM in state:
         return "mobile"
+    if STREET_STEM in state:
+        return "street"
     if POSITIONS not in state:
         return None
     width = state[POSITIONS].shape[-1]
@@ -127,43 +156,50 @@ def build_architecture(model: str) -> Any:
         raise ImportError(
             f"MODEL.CLOUDS.SAM.MODEL {model} needs the package {package}: {install}"
         ) from error
-    return _tiny() if model == "tiny" else registry["vit_t" if model == "mobile" else model]()
+    if model == "tiny":
+        return _tiny()
+    if model == "street":
+        encoder = ConvEncoder(STREET_SIDE, STREET_PROMPT)
+        return _small(encoder, STREET_SIDE // STRIDE, STREET_PROMPT, 2)
+    return registry["vit_t" if model == "mobile" else model]()
 
 
 def _tiny() -> Any:
-    """A SAM with all parts of the real one, long side 128, for tests and for demos on a CPU."""
-    from segment_anything.modeling import (
-        ImageEncoderViT,
-        MaskDecoder,
-        PromptEncoder,
-        Sam,
-        TwoWayTransformer,
-    )
+    """A SAM with all parts of the real one, long side 128, for tests."""
+    from segment_anything.modeling import ImageEncoderViT
 
-    cells = TINY_SIDE // TINY_PATCH
+    encoder = ImageEncoderViT(
+        img_size=TINY_SIDE,
+        patch_size=TINY_PATCH,
+        embed_dim=TINY_WIDTH,
+        depth=2,
+        num_heads=2,
+        out_chans=TINY_PROMPT,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=4,
+        global_attn_indexes=(1,),
+    )
+    return _small(encoder, TINY_SIDE // TINY_PATCH, TINY_PROMPT, 8)
+
+
+def _small(encoder: Any, cells: int, dim: int, heads: int) -> Any:
+    """A SAM with a small image encoder, whose embeddings are (dim, cells, cells)."""
+    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    side = encoder.img_size
     return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=TINY_SIDE,
-            patch_size=TINY_PATCH,
-            embed_dim=TINY_WIDTH,
-            depth=2,
-            num_heads=2,
-            out_chans=TINY_PROMPT,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            window_size=4,
-            global_attn_indexes=(1,),
-        ),
+        image_encoder=encoder,
         prompt_encoder=PromptEncoder(
-            embed_dim=TINY_PROMPT,
+            embed_dim=dim,
             image_embedding_size=(cells, cells),
-            input_image_size=(TINY_SIDE, TINY_SIDE),
+            input_image_size=(side, side),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
-            transformer_dim=TINY_PROMPT,
+            transformer_dim=dim,
             transformer=TwoWayTransformer(
-                depth=2, embedding_dim=TINY_PROMPT, mlp_dim=128, num_heads=8
+                depth=2, embedding_dim=dim, mlp_dim=2 * dim, num_heads=heads
             ),
         ),
     )

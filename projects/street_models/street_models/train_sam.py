@@ -1,0 +1,417 @@
+"""Train Street-SAM: point prompts in rendered scenes to masks, as SAM was trained.
+
+Every prompt gets three masks, of which the one with the smallest loss is trained (20 focal + dice),
+and predicted IoUs, trained by their squared error (Kirillov et al., 2023). The images are drawn
+anew for each step; none is stored. The same command continues an interrupted run, to the same
+weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from clouds.cli.command_line import user_errors_in_one_line
+from clouds.files import atomic_write
+from clouds.self_training.refiners.sam.frame import Frame
+from clouds.self_training.refiners.sam.model import random_sam
+from clouds.weights_io import read_torch, write_safetensors
+from street_models.sam_data import SamExample, SamExamples
+from street_models.scenes import Scenes, SceneSet, render_scenes
+
+FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 20.0, 1.0, 1.0
+MAX_POINTS, USUAL_POINTS = 8, 5
+"""Half of the steps have the number of points that CLOUDS draws, the others 1 to 8."""
+SECOND_PASS_SHARE = 0.2
+"""Share of the steps with a second pass, prompted with the mask of the first, too."""
+BOX_SHARE = 0.1
+"""Share of the steps that are prompted with boxes, too."""
+SIMILARITY_WEIGHT = 0.3
+"""Weight of the loss of the masks of `similarity_masks`."""
+SIMILARITY_SCALE, SIMILARITY_OFFSET = 10.0, 5.0
+SINGLE_MASK_WEIGHT = 0.3
+"""Weight of the loss of the mask that SAM predicts where one is asked for."""
+
+
+ATTENTION = (
+    "cross_attn_token_to_image",
+    "cross_attn_image_to_token",
+    "final_attn_token_to_image",
+)
+"""Modules of the mask decoder's attention between tokens and pixels."""
+DECAY_SHARE = 0.25
+"""Share of the steps, the last, in which the learning rate falls."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of the training.
+
+    Attributes:
+        iterations: optimizer steps.
+        encoder_iterations: the first of them, which train the image encoder alone; see
+            `Step.encoder_losses`.
+        batch: images per step.
+        prompts, encoder_prompts: per image, at most.
+        learning_rate: the largest; see `learning_rate`.
+        warmup: steps until it is reached.
+        momentum: of the average of the weights.
+        seed: of weights, images and prompts.
+    """
+
+    iterations: int = 3600
+    encoder_iterations: int = 800
+    batch: int = 2
+    prompts: int = 8
+    encoder_prompts: int = 24
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup: int = 50
+    momentum: float = 0.998
+    seed: int = 0
+
+
+@dataclass
+class Losses:
+    """Of one step: sums of all parts; `iou` is that of the chosen masks, for the log."""
+
+    total: Tensor
+    mask: float
+    iou_error: float
+    iou: float
+
+
+def mask_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """20 focal + dice of masks, (K, M): logits (K, M, h, w), targets (K, h, w) from 0 to 1.
+
+    The focal loss has gamma 2 and does not weight foreground and background. Its minimum is at the
+    target also where that is between 0 and 1.
+    """
+    target = targets[:, None].expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid()
+    error = (target - probability).abs()
+    focal = (error.square() * entropy).mean((-2, -1))
+    overlap = (probability * target).sum((-2, -1))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + 1)
+    return FOCAL_WEIGHT * focal + DICE_WEIGHT * dice
+
+
+def mask_ious(logits: Tensor, targets: Tensor) -> Tensor:
+    """IoU of masks, (K, M), of the same arguments as `mask_losses`."""
+    predicted, true = logits > 0, (targets > 0.5)[:, None]
+    intersection = (predicted & true).sum((-2, -1))
+    union = (predicted | true).sum((-2, -1))
+    return intersection / union.clamp(min=1)
+
+
+class Step:
+    """Losses of a SAM for examples; draws the kind of prompts of a step.
+
+    Args:
+        sam: a `segment_anything.modeling.Sam`.
+    """
+
+    def __init__(self, sam: Any) -> None:
+        self.sam = sam
+
+    def __call__(self, examples: Sequence[SamExample], boxes: bool, second_pass: bool) -> Losses:
+        """The mean over all prompts of the examples."""
+        embeddings = self.sam.image_encoder(torch.stack([e.pixels for e in examples]))
+        parts = []
+        for embedding, example in zip(embeddings, examples, strict=True):
+            logits, ious = self._decode(embedding, example, boxes, None)
+            parts.append(self._losses(logits, ious, example))
+            if second_pass:
+                best = ious[:, 1:].argmax(1) + 1
+                mask = logits[torch.arange(len(best)), best][:, None].detach()
+                logits, ious = self._decode(embedding, example, boxes, mask)
+                parts.append(self._losses(logits, ious, example))
+        mask_loss, iou_loss, iou = (torch.cat(part).mean() for part in zip(*parts, strict=True))
+        similarity = torch.cat(
+            [self._similarity(*each)[0] for each in zip(embeddings, examples, strict=True)]
+        ).mean()
+        total = mask_loss + IOU_WEIGHT * iou_loss + SIMILARITY_WEIGHT * similarity
+        return Losses(total, mask_loss.item(), iou_loss.item(), iou.item())
+
+    def encoder_losses(self, examples: Sequence[SamExample]) -> Losses:
+        """Those of `similarity_masks` alone, a third of the cost of a step with the decoder."""
+        embeddings = self.sam.image_encoder(torch.stack([e.pixels for e in examples]))
+        parts = [
+            self._similarity(embedding, example)
+            for embedding, example in zip(embeddings, examples, strict=True)
+        ]
+        mask_loss, iou = (torch.cat(part).mean() for part in zip(*parts, strict=True))
+        return Losses(mask_loss, mask_loss.item(), 0.0, iou.item())
+
+    def _similarity(self, embedding: Tensor, example: SamExample) -> tuple[Tensor, Tensor]:
+        """Per prompt: loss and IoU of `similarity_masks`."""
+        logits = similarity_masks(embedding, example.points, self.sam.image_encoder.img_size)
+        height, width = example.masks.shape[1:]
+        visible = logits[:, None, :height, :width]
+        losses = mask_losses(visible, example.masks)[:, 0]
+        return losses, mask_ious(visible.detach(), example.masks)[:, 0]
+
+    def _decode(
+        self, embedding: Tensor, example: SamExample, boxes: bool, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (K, 4, 4s, 4s) and predicted IoUs (K, 4); the first are those of a single mask."""
+        encoder = self.sam.prompt_encoder
+        foreground = torch.ones(example.points.shape[:2], dtype=torch.int)
+        sparse, dense = encoder(
+            points=(example.points, foreground),
+            boxes=example.boxes if boxes else None,
+            masks=masks,
+        )
+        logits, ious = self.sam.mask_decoder.predict_masks(
+            embedding[None], encoder.get_dense_pe(), sparse, dense
+        )
+        return logits, ious
+
+    @staticmethod
+    def _losses(logits: Tensor, ious: Tensor, example: SamExample) -> tuple[Tensor, ...]:
+        """Per prompt: the mask loss, the error of the predicted IoUs, the chosen mask's IoU."""
+        height, width = example.masks.shape[1:]
+        visible = logits[..., :height, :width]
+        losses = mask_losses(visible, example.masks)
+        true = mask_ious(visible.detach(), example.masks)
+        mask_loss = losses[:, 1:].amin(1) + SINGLE_MASK_WEIGHT * losses[:, 0]
+        chosen = true[:, 1:].gather(1, ious[:, 1:].argmax(1, keepdim=True))[:, 0]
+        return mask_loss, F.mse_loss(ious, true, reduction="none").mean(1), chosen
+
+
+class Average:
+    """Moving average of a module's weights, with a momentum that starts low."""
+
+    def __init__(self, module: torch.nn.Module, momentum: float) -> None:
+        self.momentum = momentum
+        self.weights = {n: p.detach().clone() for n, p in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, iteration: int) -> None:
+        """After step `iteration`, from 0."""
+        momentum = min(self.momentum, (1 + iteration) / (10 + iteration))
+        for name, value in module.state_dict().items():
+            self.weights[name].lerp_(value, 1 - momentum)
+
+
+def similarity_masks(embedding: Tensor, points: Tensor, side: int) -> Tensor:
+    """Logits of masks from the image embedding alone, by the cosine similarity of its pixels.
+
+    Args:
+        embedding: (C, s, s) of an image.
+        points: (K, P, 2), (x, y) in the frame.
+        side: of the frame, pixels.
+
+    Returns:
+        (K, side / 2, side / 2), positive where a pixel's cosine similarity with the mean embedding
+        at the points is above 0.5.
+    """
+    grid = (points + 0.5) * (2 / side) - 1
+    at_points = F.grid_sample(embedding[None], grid[None], align_corners=False)[0].mean(-1)
+    cosine = F.normalize(at_points.T, dim=1) @ F.normalize(embedding.flatten(1), dim=0)
+    logits = SIMILARITY_SCALE * cosine - SIMILARITY_OFFSET
+    grid_logits = logits.unflatten(1, embedding.shape[1:])[None]
+    size = (side // 2, side // 2)
+    return F.interpolate(grid_logits, size, mode="bilinear", align_corners=False)[0]
+
+
+@torch.no_grad()
+def initialize(sam: Any) -> None:
+    """Initialize the mask decoder so that like attends to like.
+
+    In attention between tokens and pixels, query and key projection get the same weights, so that
+    products are larger where positions are near and embeddings are similar; and what tokens take
+    from pixels is a projection of the pixels' embedding. From independent weights a decoder needs
+    thousands of steps until it looks at a point's surroundings.
+    """
+    for name, module in sam.mask_decoder.transformer.named_modules():
+        kind = name.split(".")[-1]
+        if kind not in ATTENTION:
+            continue
+        module.q_proj.weight.mul_(2)
+        module.k_proj.weight.copy_(module.q_proj.weight)
+        if kind != "cross_attn_image_to_token":
+            torch.nn.init.orthogonal_(module.v_proj.weight)
+            module.out_proj.weight.copy_(module.v_proj.weight.T)
+
+
+def learning_rate(options: Options, iteration: int) -> float:
+    """Of step `iteration`, from 0: it rises linearly, is constant, then falls linearly to 0."""
+    rising = (iteration + 1) / options.warmup
+    falling = (options.iterations - iteration) / (DECAY_SHARE * options.iterations)
+    return options.learning_rate * min(1.0, rising, falling)
+
+
+class Training:
+    """A run that can be interrupted.
+
+    Args:
+        folder: of checkpoint and TensorBoard's events.
+        scenes: to train on.
+    """
+
+    def __init__(self, folder: Path, scenes: Scenes, options: Options) -> None:
+        self.folder, self.options = folder, options
+        self.sam = random_sam("street", options.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            initialize(self.sam)
+        self.step = Step(self.sam)
+        self.examples = SamExamples(scenes, Frame.of_segment_anything(self.sam), options.seed)
+        self.optimizer = torch.optim.AdamW(
+            self.sam.parameters(), options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.average = Average(self.sam, options.momentum)
+        self.iteration = 0
+
+    @property
+    def checkpoint(self) -> Path:
+        """File of the newest state."""
+        return self.folder / "checkpoint.pth"
+
+    def run_step(self) -> Losses:
+        """One optimizer step, a function of the weights and of the iteration."""
+        rng = np.random.default_rng((self.options.seed, 1, self.iteration))
+        usual = rng.random() < 0.5
+        points = USUAL_POINTS if usual else int(rng.integers(1, MAX_POINTS + 1))
+        boxes, second = rng.random() < BOX_SHARE, rng.random() < SECOND_PASS_SHARE
+        first = self.iteration * self.options.batch
+        encoder_only = self.iteration < self.options.encoder_iterations
+        prompts = self.options.encoder_prompts if encoder_only else self.options.prompts
+        batch = [self.examples(first + i, prompts, points) for i in range(self.options.batch)]
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options, self.iteration)
+        losses = (
+            self.step.encoder_losses(batch) if encoder_only else self.step(batch, boxes, second)
+        )
+        self.optimizer.zero_grad()
+        losses.total.backward()
+        torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.sam, self.iteration)
+        self.iteration += 1
+        return losses
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        state = {
+            "model": self.sam.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.weights,
+            "iteration": self.iteration,
+            "options": vars(self.options),
+        }
+        with atomic_write(self.checkpoint) as file:
+            torch.save(state, file)
+
+    def resume(self) -> None:
+        """Continue from the checkpoint, if there is one.
+
+        Raises:
+            ValueError: it is of a run with other options, or damaged.
+        """
+        if not self.checkpoint.is_file():
+            return
+        state = read_torch(self.checkpoint)
+        if not self._continues(state["options"], state["iteration"]):
+            raise ValueError(
+                f"{self.checkpoint} is of a run with {state['options']}, but this one has "
+                f"{vars(self.options)}. Name another --output, or the options of that run."
+            )
+        self.sam.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average.weights = state["average"]
+        self.iteration = state["iteration"]
+
+    def _continues(self, options: dict[str, Any], iteration: int) -> bool:
+        """Whether a run with `options` has had the same steps as this one until `iteration`.
+
+        So a run may get more or fewer steps as long as none of the steps done differs.
+        """
+        other, own = Options(**options), self.options
+        changed = {"iterations": own.iterations, "encoder_iterations": own.encoder_iterations}
+        if replace(other, **changed) != own:
+            return False
+        ends = {min(each.encoder_iterations, iteration) for each in (other, own)}
+        rates = [[learning_rate(each, i) for i in range(iteration)] for each in (other, own)]
+        return len(ends) == 1 and rates[0] == rates[1]
+
+    def write_weights(self, path: Path) -> None:
+        """Write the averaged weights in half precision, by the file's suffix as safetensors."""
+        weights = {name: value.half() for name, value in self.average.weights.items()}
+        with atomic_write(path) as file:
+            if path.suffix == ".safetensors":
+                write_safetensors(weights, file)
+            else:
+                torch.save(weights, file)
+
+
+def train(training: Training, weights: Path, save_every: float) -> None:
+    """Run all steps that are left, writing checkpoint and weights every `save_every` seconds."""
+    total = training.options.iterations
+    saved = time.monotonic()
+    with (
+        SummaryWriter(str(training.folder)) as board,
+        tqdm(total=total, initial=training.iteration, unit="step", mininterval=10) as bar,
+    ):
+        mean: dict[str, float] = {}
+        while training.iteration < total:
+            losses = training.run_step()
+            for name in ("mask", "iou_error", "iou"):
+                value = getattr(losses, name)
+                board.add_scalar(f"train/{name}", value, training.iteration)
+                mean[name] = 0.98 * mean.get(name, value) + 0.02 * value
+            bar.set_postfix({n: f"{v:.3f}" for n, v in mean.items()}, refresh=False)
+            bar.update()
+            if time.monotonic() - saved > save_every or training.iteration == total:
+                training.save()
+                training.write_weights(weights)
+                saved = time.monotonic()
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add, default = parser.add_argument, Options()
+    add("--output", type=Path, default=Path("output/street_sam"), help="folder of the run")
+    add("--scenes", type=Path, default=Path("output/street_scenes"), help="of rendered scenes")
+    add("--count", type=int, default=12000, help="scenes (default: %(default)s)")
+    add("--size", type=int, nargs=2, default=(160, 320), metavar=("H", "W"))
+    add("--weights", type=Path, help="file for the weights (default: in the folder)")
+    add("--save-every", type=float, default=240, metavar="SECONDS")
+    for name, value in vars(default).items():
+        flag = "--" + name.replace("_", "-")
+        add(flag, type=type(value), default=value, help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train, or continue; returns the exit code."""
+    args = parse(argv)
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    with user_errors_in_one_line():
+        options = Options(**{name: getattr(args, name) for name in vars(Options())})
+        folder = args.scenes / "train"
+        render_scenes(folder, SceneSet(options.seed, "train", args.count, *args.size))
+        training = Training(args.output, Scenes(folder), options)
+        training.resume()
+        train(training, args.weights or args.output / "street_sam.safetensors", args.save_every)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,209 @@
+"""Training of Street-SAM: losses, initialization, steps, resuming, and weights that load."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from street_models.sam_data import SamExamples
+from street_models.train_sam import (
+    Options,
+    Step,
+    Training,
+    initialize,
+    learning_rate,
+    main,
+    mask_ious,
+    mask_losses,
+    similarity_masks,
+    train,
+)
+from torchvision.ops import sigmoid_focal_loss
+
+from clouds.config import get_cfg
+from clouds.self_training.refiners.sam import model
+from clouds.self_training.refiners.sam.backends import build_point_sam
+from clouds.self_training.refiners.sam.frame import Frame
+from clouds.self_training.refiners.sam.model import random_sam
+from clouds.weights_io import read_safetensors
+
+SMALL = Options(iterations=4, encoder_iterations=2, batch=1, prompts=2, encoder_prompts=3, seed=3)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Street-SAM for images of 64 pixels."""
+    monkeypatch.setattr(model, "STREET_SIDE", 64)
+
+
+def random_logits(*shape):
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_mask_loss_is_20_focal_plus_dice():
+    logits, targets = random_logits(2, 3, 4, 6), (random_logits(2, 4, 6) > 0).float()
+    losses = mask_losses(logits, targets)
+    for k in range(2):
+        for m in range(3):
+            focal = sigmoid_focal_loss(logits[k, m], targets[k], alpha=-1, reduction="mean")
+            p, t = logits[k, m].sigmoid(), targets[k]
+            dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+            assert float(losses[k, m]) == pytest.approx(float(20 * focal + dice), rel=1e-5)
+
+
+def test_a_pixel_that_is_partly_in_the_mask_gets_its_share():
+    logit = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    target = torch.full((1, 1, 1), 0.3)
+    for _ in range(400):
+        entropy = mask_losses(logit, target)
+        (gradient,) = torch.autograd.grad(entropy.sum(), logit)
+        logit = (logit - 0.5 * gradient).detach().requires_grad_()
+    assert 0.2 < float(logit.sigmoid()) < 0.5
+
+
+def test_ious_by_hand():
+    logits = torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]], [[-1.0, 1.0], [1.0, 1.0]]]])
+    target = torch.tensor([[[1.0, 0.2], [0.6, 0.0]]])
+    assert mask_ious(logits, target).tolist() == [[pytest.approx(1 / 3), pytest.approx(1 / 4)]]
+
+
+def test_similar_pixels_are_in_the_mask():
+    embedding = torch.zeros(3, 8, 8)
+    embedding[0, :, :4], embedding[1, :, 4:] = 2.0, 5.0
+    points = torch.tensor([[[4.0, 9.0], [10.0, 50.0]], [[60.0, 9.0], [44.0, 50.0]]])
+    masks = similarity_masks(embedding, points, 64)
+    assert masks.shape == (2, 32, 32)
+    for mask, inside, outside in ((masks[0], 0, 31), (masks[1], 31, 0)):
+        assert mask[:, inside].tolist() == pytest.approx([5.0] * 32)  # cosine 1
+        assert mask[:, outside].tolist() == pytest.approx([-5.0] * 32)  # cosine 0
+
+
+def test_learning_rates():
+    options = Options(iterations=400, learning_rate=2.0, warmup=10)
+    rates = [learning_rate(options, i) for i in (0, 4, 9, 200, 299, 350, 399)]
+    assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0, 1.0, 0.02])
+
+
+def test_after_initialization_pixels_attend_to_the_nearest_point(small):
+    """Of the weights between a point and a grid of pixels, the largest are around the point."""
+    sam = random_sam("street", 0)
+    initialize(sam)
+    encoder, side = sam.prompt_encoder, 64
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    points = torch.tensor([[[12.0, 20.0]], [[52.0, 36.0]]])
+    with torch.no_grad():
+        sparse, _ = encoder(points=(points, torch.ones(2, 1)), boxes=None, masks=None)
+        query = attention.q_proj(sparse[:, 0] - encoder.point_embeddings[1].weight)
+        key = attention.k_proj(encoder.get_dense_pe()[0].flatten(1).T)
+        cells = (query @ key.T).argmax(1)
+    for cell, point in zip(cells.tolist(), points[:, 0].tolist(), strict=True):
+        row, column = divmod(cell, side // 8)
+        assert math.dist((8 * column + 4, 8 * row + 4), point) < 12
+
+
+def test_a_step_decodes_as_the_mask_decoder(small, scenes):
+    sam = random_sam("street", 0)
+    example = SamExamples(scenes, Frame.of_segment_anything(sam), 0)(0, 3, 4)
+    encoder = sam.prompt_encoder
+    with torch.no_grad():
+        [embedding] = sam.image_encoder(example.pixels[None])
+        logits, ious = Step(sam)._decode(embedding, example, True, None)
+        sparse, dense = encoder(
+            points=(example.points, torch.ones(example.points.shape[:2])),
+            boxes=example.boxes,
+            masks=None,
+        )
+        for many, slots in ((True, slice(1, None)), (False, slice(0, 1))):
+            expected, expected_ious = sam.mask_decoder(
+                embedding[None], encoder.get_dense_pe(), sparse, dense, many
+            )
+            torch.testing.assert_close(logits[:, slots], expected)
+            torch.testing.assert_close(ious[:, slots], expected_ious)
+
+
+def test_it_learns_an_image_by_heart(small, scenes, tmp_path):
+    training = Training(tmp_path, scenes, Options(seed=1))
+    example = training.examples(0, 4, 5)
+    values = []
+    for _ in range(40):
+        losses = training.step([example], False, False)
+        training.optimizer.zero_grad()
+        losses.total.backward()
+        training.optimizer.step()
+        values.append(losses.total.item())
+    assert values[-1] < 0.6 * values[0]
+
+
+def test_every_kind_of_step_trains_its_parts(small, scenes, tmp_path):
+    training = Training(tmp_path, scenes, SMALL)
+    example = training.examples(0, 3, 5)
+
+    def trained(losses):
+        training.optimizer.zero_grad()
+        losses.total.backward()
+        assert math.isfinite(losses.total.item())
+        return {n for n, p in training.sam.named_parameters() if p.grad is not None}
+
+    plain = trained(training.step([example], False, False))
+    assert any(name.startswith("mask_decoder.iou_prediction_head") for name in plain)
+    more = trained(training.step([example], True, True)) - plain
+    assert {name.rsplit(".", 2)[0] for name in more} >= {"prompt_encoder.mask_downscaling"}
+    assert any("point_embeddings" in name for name in more)  # those of box corners
+    encoder = trained(training.step.encoder_losses([example]))
+    assert {name.split(".")[0] for name in encoder} == {"image_encoder"}
+
+
+def test_training_in_two_runs_writes_the_weights_of_one(small, scenes, tmp_path, monkeypatch):
+    train(Training(tmp_path / "whole", scenes, SMALL), tmp_path / "whole.safetensors", 1e9)
+    original = Training.run_step
+
+    def cut(self):
+        if self.iteration == 3:
+            raise KeyboardInterrupt
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run_step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(Training(tmp_path / "cut", scenes, SMALL), tmp_path / "cut.safetensors", -1)
+    again = Training(tmp_path / "cut", scenes, SMALL)
+    again.resume()
+    assert again.iteration == 3
+    train(again, tmp_path / "cut.safetensors", 1e9)
+    mine, theirs = (read_safetensors(tmp_path / f"{run}.safetensors") for run in ("cut", "whole"))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_may_get_more_steps_but_no_other_options(small, scenes, tmp_path):
+    training = Training(tmp_path, scenes, Options(iterations=40, batch=1, prompts=2, warmup=5))
+    training.iteration = 12
+    training.save()
+    longer = Training(tmp_path, scenes, Options(iterations=80, batch=1, prompts=2, warmup=5))
+    longer.resume()
+    assert longer.iteration == 12
+    for other in (
+        Options(iterations=12, batch=1, prompts=2, warmup=5),  # its learning rate fell already
+        Options(iterations=40, encoder_iterations=9, batch=1, prompts=2, warmup=5),
+        Options(iterations=40, batch=1, prompts=2, warmup=5, seed=4),
+    ):
+        with pytest.raises(ValueError, match=r"is of a run with .* but this one has"):
+            Training(tmp_path, scenes, other).resume()
+
+
+def test_the_command_trains_and_the_library_loads_its_weights(small, scene_folder, tmp_path):
+    words = ["--scenes", scene_folder, "--count", 24, "--size", 80, "160"]
+    words += ["--output", tmp_path / "run", "--iterations", 2, "--encoder-iterations", 1]
+    words += ["--batch", 1, "--prompts", 2, "--encoder-prompts", 2]
+    assert main([str(word) for word in words]) == 0
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+    cfg = get_cfg()
+    node = cfg.MODEL.CLOUDS.SAM
+    node.MODEL, node.WEIGHTS = "street", str(tmp_path / "run" / "street_sam.safetensors")
+    sam = build_point_sam(cfg, torch.device("cpu"))
+    image = torch.zeros(3, 32, 64, dtype=torch.uint8)
+    points = np.full((2, 5, 2), 9, np.float32)
+    [(masks, ious)] = sam.predict_masks(sam.embed([image]), [points], [(32, 64)])
+    assert masks.shape == (2, 32, 64) and ious.shape == (2, 3)
