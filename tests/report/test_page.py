@@ -183,15 +183,19 @@ def test_in_a_browser(two, tmp_path, chromium, width):
     # headless windows are at least 500 pixels wide: a frame is of any width
     frame = f'<iframe id="f" src="probed.html" style="width:{width}px;height:800px;border:0">'
     (tmp_path / "frame.html").write_text(frame)
-    inside = (
-        "setTimeout(() => document.body.append("
-        "document.getElementById('f').contentDocument.getElementById('probe').textContent), 3000)"
-    )
+    inside = """const timer = setInterval(() => {
+      const probe = document.getElementById("f").contentDocument.getElementById("probe");
+      if (probe) { clearInterval(timer); document.body.append(probe.textContent); }
+    }, 100)"""
     with (tmp_path / "frame.html").open("a") as file:
         file.write(f"</iframe><script>{inside}</script>")
     command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--virtual-time-budget=10000", (tmp_path / "frame.html").as_uri()]
+    command += [
+        "--hide-scrollbars",
+        "--allow-file-access-from-files",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    command += ["--virtual-time-budget=30000", (tmp_path / "frame.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = json.loads(re.search(r"\{.*\}", done.stdout.split("</script>")[-1])[0])
     assert found["errors"] == []
