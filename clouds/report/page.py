@@ -104,8 +104,8 @@ def write_report(
     read = read_runs([expand_user(folder) for folder in runs])
     path = read[0].folder / FILE if output is None else expand_user(output)
     html = render(read, script, images=images, device=device)
-    with atomic_write(path, "w") as file:
-        file.write(html)
+    with atomic_write(path) as file:
+        file.write(html.encode("utf-8", "backslashreplace"))  # names that are not UTF-8
     return path
 
 
@@ -154,7 +154,6 @@ def render(runs: Sequence[Run], script: str, *, images: int, device: str | None)
         runs=runs,
         notes=notes,
         problems=problems,
-        images=images,
         scores=score_table(runs),
         figures=figures(runs),
         sections=sections,

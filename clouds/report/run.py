@@ -76,11 +76,11 @@ class Run:
 
     def status(self) -> str:
         """What the run has done, as a sentence without an end."""
-        evaluated = self.results.get("iteration")
+        evaluated: int | None = self.results.get("iteration")
         if self.results and evaluated is None and not self.training:
             weights = (self.results.get("weights") or {}).get("file")
             return f"evaluation of {weights}" if weights else "evaluation of random weights"
-        done = f"{max(self.iterations, (evaluated or -1) + 1):,}"
+        done = f"{max(self.iterations, 0 if evaluated is None else evaluated + 1):,}"
         if self.max_iter is not None:
             done += f" of {self.max_iter:,}"
         if self.is_complete:
@@ -88,9 +88,9 @@ class Run:
         reason = "interrupted, or still running"
         if self.max_iter is not None and self.iterations >= self.max_iter:
             reason = "its last evaluation is missing"
-        if not self.results:
-            return f"not complete ({reason}): {done} iterations, no results yet"
-        scores = f"the scores are those after {evaluated + 1:,} iterations"
+        scores = "there are no results yet"
+        if evaluated is not None:
+            scores = f"the scores are those after {evaluated + 1:,} iterations"
         return f"not complete ({reason}): {done} iterations; {scores}"
 
 

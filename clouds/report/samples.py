@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,17 +120,39 @@ def predict(
         logger.info("%s: predicting %d images", run.name, sum(map(len, wanted.values())))
         for name, chosen in wanted.items():
             try:
-                for choice, label_space, found in _predictions(segmenter, name, chosen):
-                    notes += _note_on_score(run, name, choice, found)
-                    new = Sample(name, choice, label_space, found.image, found.label)
-                    sample = samples.setdefault((name, choice.file), new)
-                    sample.predictions[run.name] = found.prediction
+                notes += _add_predictions(samples, run, segmenter, name, chosen)
             except (OSError, ValueError, ImportError, KeyError, torch.OutOfMemoryError) as error:
                 notes.append(f"{run.name}, {name}: images are left out, since {_reason(error)}")
     for note in notes:
         logger.warning("%s", note)
     order = [(name, choice.file) for name, chosen in choices.items() for choice in chosen]
     return [samples[key] for key in order if key in samples], notes
+
+
+def _add_predictions(
+    samples: dict[tuple[str, str], Sample],
+    run: Run,
+    segmenter: Segmenter,
+    dataset: str,
+    choices: Sequence[Choice],
+) -> list[str]:
+    """Add a run's predictions to the samples of a dataset; returns notes on other scores."""
+    spec = Datasets.from_config(segmenter.cfg).get(dataset)
+    records = spec.records()
+    names = relative_names([record.image for record in records])
+    by_name = {names[str(record.image)]: record for record in records}
+    notes = []
+    for choice in choices:
+        if choice.file not in by_name:
+            raise ValueError(f"{choice.file} is not in {spec.root}")
+        found = predict_image(segmenter.cfg, segmenter.model, spec, by_name[choice.file])
+        new = Sample(dataset, choice, spec.label_space, found.image, found.label)
+        sample = samples.setdefault((dataset, choice.file), new)
+        if sample.label_space.names != spec.label_space.names:
+            raise ValueError("the model's classes are not those of the first run")
+        sample.predictions[run.name] = found.prediction
+        notes += _note_on_score(run, dataset, choice, found)
+    return notes
 
 
 def _load(run: Run, device: str | None) -> Segmenter:
@@ -149,21 +171,6 @@ def _load(run: Run, device: str | None) -> Segmenter:
         config_file = Path(folder, "config.yaml")  # YAML includes JSON
         config_file.write_text(json.dumps(run.results.get("config") or {}), "utf-8")
         return load(weights, config_file, device=device)
-
-
-def _predictions(
-    segmenter: Segmenter, dataset: str, choices: Sequence[Choice]
-) -> Iterator[tuple[Choice, LabelSpace, PredictedImage]]:
-    spec = Datasets.from_config(segmenter.cfg).get(dataset)
-    records = spec.records()
-    names = relative_names([record.image for record in records])
-    by_name = {names[str(record.image)]: record for record in records}
-    for choice in choices:
-        if choice.file not in by_name:
-            raise ValueError(f"{choice.file} is not in {spec.root}")
-        record = by_name[choice.file]
-        found = predict_image(segmenter.cfg, segmenter.model, spec, record)
-        yield choice, spec.label_space, found
 
 
 def _note_on_score(run: Run, dataset: str, choice: Choice, found: PredictedImage) -> list[str]:

@@ -158,7 +158,7 @@ def time_table(runs: Sequence[Run]) -> Table:
                 cells.append(Cell(duration(seconds), f"{100 * seconds / max(total, 1e-9):.0f} %"))
         rows.append(Row(name, tuple(cells)))
     totals = tuple(Cell(duration(sum(part.values())) if part else MISSING) for part in parts)
-    rows.append(Row("sum", totals, is_summary=True))
+    rows.append(Row("sum of these", totals, is_summary=True))
     speeds: dict[str, tuple[str, Callable[[float], str]]] = {
         "seconds of an iteration, median": ("seconds", lambda value: f"{value:.3g}"),
         "images per second, median": ("images_per_second", lambda value: f"{value:.3g}"),
