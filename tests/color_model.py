@@ -52,6 +52,28 @@ class ColorModel(nn.Module):
     def segment(self, batch):
         return [out["sem_seg"].argmax(0).to(torch.uint8) for out in self(batch)]
 
+    def semantic_maps(self, batch):
+        return iter([SemanticMap(self, sample) for sample in batch])
+
+
+class SemanticMap:
+    """The prediction of a ColorModel for a sample: confidence is the softmax of scores / 50."""
+
+    def __init__(self, model, sample):
+        self.model, self.sample = model, sample
+
+    def classes_and_confidence(self, size):
+        sample = {**self.sample, "height": size[0], "width": size[1]}
+        best = (self.model([sample])[0]["sem_seg"] / 50).softmax(0).max(0)
+        return best.indices.to(torch.uint8), best.values
+
+
+def confidence_of_classes(num_classes=19):
+    """The confidence of pixels that have the color of a class, rounded to 16 bits, (C,)."""
+    colors = COLORS[:num_classes].astype(np.float64)
+    weights = np.exp(-np.abs(colors[:, None] - colors[None]).sum(-1) / 50)
+    return np.rint(65535 * weights.max(1) / weights.sum(1)) / 65535
+
 
 def blocks(seed, size=(24, 32), cell=4, classes=range(19)):
     """A class map (H, W) of square cells with random classes."""

@@ -67,12 +67,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"what is written: {', '.join(KINDS)} (default: all)",
     )
     parser.add_argument(
+        "--bravo",
+        action="store_true",
+        help="--input is a folder; write NAME_pred.png (train ids) and NAME_conf.png (16-bit "
+        "confidence) of all images below it, in the same subfolders",
+    )
+    parser.add_argument(
         "--max-frames", type=positive, metavar="N", help="frames of a video; needed for a camera"
     )
     parser.add_argument("--device", metavar="D", help="auto, cpu, cuda or cuda:N")
     add_overrides(parser, "--output predictions TEST.SHORT_SIDE 512")
     args = parser.parse_args(argv)
     args.opts = given_overrides(parser, args.opts)
+    if args.bravo and (len(args.input) > 1 or tuple(args.save) != KINDS):
+        parser.error("--bravo needs one folder as --input, and goes without --save")
     return args
 
 
@@ -96,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Predict all inputs; returns the number of those that could not be read."""
-    from clouds.inference.inputs import check_outputs, find_inputs
+    from clouds.inference.inputs import check_outputs, find_inputs, find_tree
+    from clouds.inference.segmentation import BRAVO_KINDS
 
-    inputs = find_inputs(args.input)
-    kinds = list(dict.fromkeys(args.save))
+    inputs = find_tree(path(args.input[0])) if args.bravo else find_inputs(args.input)
+    kinds = list(BRAVO_KINDS) if args.bravo else list(dict.fromkeys(args.save))
     cameras = [item.source for item in inputs if isinstance(item.source, int)]
     if cameras and args.max_frames is None:
         raise ValueError(f"camera {cameras[0]} has no end: give the number of --max-frames.")

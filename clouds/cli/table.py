@@ -56,6 +56,7 @@ COMMANDS = {
             "--input 'frames/*.png' drive.mp4 --save overlay --output predictions",
             "clouds predict --weights text_head.pth --classes 'road, tuk-tuk, dog' --input a.jpg "
             "--output predictions TEST.SHORT_SIDE 512",
+            "clouds predict --weights model_final.pth --input bravo --output submission --bravo",
         ),
     ),
     "ablate": Command(

@@ -16,6 +16,7 @@ from clouds.config.key import (
     one_of,
     positive_pair,
     sizes,
+    some_of,
     some_positive,
     within,
 )
@@ -397,6 +398,23 @@ KEYS: tuple[Key, ...] = (
         "Labelled generated images on which teacher, refined label and student are scored at each "
         "evaluation in joint training; 0: none.",
         at_least(0),
+    ),
+    Key(
+        "TEST.METRICS",
+        (),
+        "Scores beyond mIoU and accuracy: 'confidence': calibration error of the confidence (ECE), "
+        "and AUROC, FPR95 and AUPR of telling correct from wrong pixels by it; 'boundary': IoU of "
+        "the boundaries of classes.",
+        some_of("confidence", "boundary"),
+        element="confidence",
+    ),
+    Key(
+        "TEST.ANOMALY_SETS",
+        (),
+        "Folders, relative to that of the datasets, with images and masks of objects of unknown "
+        "classes in the layout of SegmentMeIfYouCan (images/, labels_masks/): AUPR, FPR95 and "
+        "AUROC of finding their pixels by low confidence.",
+        element="road_anomaly21",
     ),
     Key("TEST.VISUALIZED_IMAGES", 4, "Images per dataset drawn at each evaluation.", at_least(0)),
 )

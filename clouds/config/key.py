@@ -25,6 +25,14 @@ def one_of(*allowed: object) -> Rule:
     return Rule(f"one of {', '.join(map(repr, allowed))}", lambda value: value in allowed)
 
 
+def some_of(*allowed: object) -> Rule:
+    """A list of given values, none of them twice; may be empty."""
+    return Rule(
+        f"a list of some of {', '.join(map(repr, allowed))}, each once",
+        lambda value: set(value) <= set(allowed) and len(set(value)) == len(value),
+    )
+
+
 def at_least(low: float) -> Rule:
     """A number >= `low`."""
     return Rule(f"at least {low}", lambda value: value >= low)

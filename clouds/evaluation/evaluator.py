@@ -27,9 +27,12 @@ from clouds.data.label_space import LabelSpace
 from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
 from clouds.device import autocast
+from clouds.evaluation.anomaly import evaluate_anomaly_set, list_anomaly_set
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.image_scores import ImageScore, in_order, relative_names
-from clouds.evaluation.protocols import Protocol, Segmenter, build_protocol, protocol_name
+from clouds.evaluation.metrics import METRICS
+from clouds.evaluation.prediction import predict_in_pieces
+from clouds.evaluation.protocols import Segmenter, build_protocol, protocol_name
 from clouds.evaluation.pseudo_labels import (
     PseudoLabelResult,
     evaluate_pseudo_labels,
@@ -38,7 +41,7 @@ from clouds.evaluation.pseudo_labels import (
 )
 from clouds.evaluation.report import DatasetResult, Results, describe_run, write_results
 from clouds.modeling.meta_arch.clouds import CLOUDS
-from clouds.modeling.postprocessing import class_map
+from clouds.modeling.postprocessing import class_map, class_map_with_confidence
 from clouds.visualizer import compare
 
 logger = logging.getLogger(__name__)
@@ -89,7 +92,12 @@ def evaluate(
     if pseudo_labels:
         with _evaluation_mode(cfg, model) as segmenter:
             pseudo_label_results = evaluate_pseudo_labels(cfg, cast(CLOUDS, segmenter))
-    results = Results(protocol_name(cfg), datasets, pseudo_label_results)
+    with _evaluation_mode(cfg, model) as segmenter:
+        anomaly = tuple(
+            evaluate_anomaly_set(build_protocol(cfg), segmenter, name)
+            for name in cfg.TEST.ANOMALY_SETS
+        )
+    results = Results(protocol_name(cfg), datasets, pseudo_label_results, anomaly)
     if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
@@ -114,6 +122,9 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
         dataset = datasets.get(name)
         _labeled_records(dataset)
         check_labels(dataset, need_class=False)
+    for name in cfg.TEST.ANOMALY_SETS:
+        protocol.check_dataset(Path(name).name)
+        list_anomaly_set(name)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:
@@ -126,14 +137,16 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
     records = _labeled_records(dataset)
     selected = evenly_spaced(records, cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
-    evaluator = SemSegEvaluator(dataset)
+    evaluator = SemSegEvaluator(dataset, cfg.TEST.METRICS)
     panels: dict[int, UInt8Array] = {}
     start = time.perf_counter()
     with _evaluation_mode(cfg, model) as segmenter:
         for sample in _with_progress(loader, name):
             unlabeled = {key: value for key, value in sample.items() if key != "label"}
-            prediction = _predict(protocol, segmenter, unlabeled)
-            evaluator.process([sample], [{"sem_seg": prediction}])
+            prediction, confidence = predict_in_pieces(
+                protocol, segmenter, unlabeled, with_confidence=evaluator.needs_confidence
+            )
+            evaluator.process([sample], [{"sem_seg": prediction, "confidence": confidence}])
             if sample["file_name"] in panel_numbers:
                 panel = _panel(sample, prediction, dataset.label_space)
                 panels[panel_numbers[sample["file_name"]]] = panel
@@ -145,6 +158,7 @@ def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult
         dataset.classes_present,
         subsets=_class_subsets(dataset, cfg.DATASETS.TRAIN),
         unmapped_classes=dataset.unmapped_classes,
+        metrics=evaluator.metric_scores(),
         images=sum(images for images, _, _ in gathered),
         seconds=time.perf_counter() - start,
         panels=merge_by_number([panels for _, panels, _ in gathered]),
@@ -189,7 +203,7 @@ def predict_image(
     sample: dict[str, Any] = {**EvaluationMapper(protocol.prepare)(record)}
     label = sample.pop("label")
     with _evaluation_mode(cfg, model) as segmenter:
-        prediction = _predict(protocol, segmenter, sample)
+        prediction, _ = predict_in_pieces(protocol, segmenter, sample)
     evaluator = SemSegEvaluator(dataset)
     evaluator.process([{**sample, "label": label}], [{"sem_seg": prediction}])
     return PredictedImage(
@@ -211,16 +225,24 @@ class SemSegEvaluator(DatasetEvaluator):
     Args:
         dataset: in the label space of the model (`Datasets.get`); or the name of a dataset whose
             own label space is that of the model.
+        metrics: names of further scores, see TEST.METRICS.
     """
 
-    def __init__(self, dataset: DatasetSpec | str) -> None:
+    def __init__(self, dataset: DatasetSpec | str, metrics: Sequence[str] = ()) -> None:
         self.dataset = get_dataset(dataset) if isinstance(dataset, str) else dataset
+        self._names = tuple(metrics)
         self.reset()
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether outputs need a "confidence"."""
+        return any(metric.needs_confidence for metric in self.metrics)
 
     def reset(self) -> None:
         """Discard all counts."""
         label_space = self.dataset.label_space
         self.confusion = ConfusionMatrix(label_space.num_classes, label_space.ignore)
+        self.metrics = [METRICS[name](label_space) for name in self._names]
         self.images = 0
         self.image_scores: list[ImageScore] = []
         self._records: dict[str, Record] | None = None
@@ -231,7 +253,8 @@ class SemSegEvaluator(DatasetEvaluator):
         Args:
             inputs: samples. The label is "label" (H, W) if there is one, otherwise it is read from
                 the dataset by "file_name".
-            outputs: "sem_seg" of each: scores (C, h, w) of any size, or a class map (H, W).
+            outputs: "sem_seg" of each: scores (C, h, w) of any size, or a class map (H, W); and
+                "confidence", float (H, W) in [0, 1], of a class map if a metric needs it.
 
         Raises:
             ValueError: the file is not in the dataset or has no label; scores are not finite; a
@@ -240,22 +263,41 @@ class SemSegEvaluator(DatasetEvaluator):
         for sample, output in zip(inputs, outputs, strict=True):
             prediction: Tensor = output["sem_seg"]
             label = sample["label"] if "label" in sample else self._read_label(sample["file_name"])
+            confidence: Tensor | None = output.get("confidence")
             if prediction.ndim == 3:
-                if not prediction.isfinite().all():
-                    raise ValueError(
-                        f"{sample['file_name']}: the scores of the model are not finite; its "
-                        "weights may have diverged. Use an earlier checkpoint."
-                    )
-                prediction = class_map(prediction, (int(label.shape[0]), int(label.shape[1])))
+                prediction, confidence = self._classify(sample, prediction, label)
             counts = ConfusionMatrix(self.confusion.num_classes, self.confusion.ignore)
             try:
                 counts.update(prediction, label)
+                for metric in self.metrics:
+                    metric.update(prediction, label.to(prediction.device), confidence)
             except ValueError as error:
                 raise ValueError(f"{sample['file_name']}: {error}") from error
             self.confusion.add(counts)
             file, classes = str(sample.get("file_name", "")), self.dataset.classes_present
             self.image_scores.append(ImageScore.from_confusion(file, counts, classes))
             self.images += 1
+
+    def _classify(
+        self, sample: Mapping[str, Any], scores: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Classes of scores at the size of the label, and their confidence if it is needed."""
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"{sample['file_name']}: the scores of the model are not finite; its weights may "
+                "have diverged. Use an earlier checkpoint."
+            )
+        size = (int(label.shape[0]), int(label.shape[1]))
+        if self.needs_confidence:
+            return class_map_with_confidence(scores, size)
+        return class_map(scores, size), None
+
+    def metric_scores(self) -> dict[str, float]:
+        """Scores of the metrics over all processes, in percent; a collective operation."""
+        scores: dict[str, float] = {}
+        for metric in self.metrics:
+            scores |= metric.all_reduce().scores(self.dataset.classes_present)
+        return scores
 
     def _read_label(self, file_name: str) -> Tensor:
         if self._records is None:
@@ -272,54 +314,9 @@ class SemSegEvaluator(DatasetEvaluator):
             self.dataset.label_space,
             self.confusion.all_reduce(),
             self.dataset.classes_present,
+            metrics=self.metric_scores(),
         )
         return {"sem_seg": result.scores()}
-
-
-def _predict(protocol: Protocol, model: Segmenter, sample: dict[str, Any]) -> Tensor:
-    """The class map of a sample; if memory runs out, once more in the smallest pieces.
-
-    The pieces are those of TEST.MASKS_AT_ONCE, which change scores by rounding only.
-
-    Raises:
-        torch.OutOfMemoryError: there is still too little memory.
-    """
-    try:
-        return protocol.predict(model, sample)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        reason = str(error).split("\n")[0]
-    # outside of the handler, where the traceback no longer keeps tensors
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    file = sample["file_name"]
-    logger.warning("%s: out of memory; trying once more in smaller pieces (%s)", file, reason)
-    pieces: Any = model
-    before = getattr(model, "masks_at_once", None)
-    try:
-        if before is not None:
-            pieces.masks_at_once = 1
-        return protocol.predict(model, sample)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        height, width = sample["image"].shape[-2:]
-        raise torch.OutOfMemoryError(
-            f"{file}: not enough memory for this image of {width}x{height} pixels, also with "
-            f"TEST.MASKS_AT_ONCE 1: {reason}. Set SOLVER.AMP.ENABLED True, or evaluate by windows "
-            "(TEST.PROTOCOL slide, TEST.SLIDE.CROP_SIZE lower) or at a lower TEST.SHORT_SIDE, "
-            "whose scores are others; or use a device with more memory (MODEL.DEVICE)."
-        ) from error
-    finally:
-        if before is not None:
-            pieces.masks_at_once = before
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory of a device or of the host could not be allocated."""
-    kinds = (torch.OutOfMemoryError, MemoryError)
-    return isinstance(error, kinds) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 from clouds.d2 import CfgNode
 from clouds.data.augmentation import resize_label, short_side_size
 from clouds.data.input_sizes import PUBLISHED, InputSizes, WindowProtocol, fitted_size, parse_sizes
-from clouds.modeling.postprocessing import ClassMapBuilder, class_map, resize_scores
+from clouds.modeling.postprocessing import ClassMapBuilder, SemanticMap, resize_scores
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ class Segmenter(Interface):
 
     def segment(self, batch: list[dict[str, Any]]) -> list[Tensor]:
         """Per sample the (H, W) uint8 class map at its "height" and "width"."""
+
+    def semantic_maps(self, batch: list[dict[str, Any]]) -> Iterator[SemanticMap]:
+        """Per sample its prediction; called where the confidence is wanted."""
 
 
 class Protocol(ABC):
@@ -103,16 +106,24 @@ class Protocol(ABC):
             height, width: of the input, pixels.
         """
 
-    @abstractmethod
     def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
-        """Class map of one sample.
+        """`classify` without the confidence: uint8 (height, width)."""
+        return self.classify(model, sample, with_confidence=False)[0]
+
+    @abstractmethod
+    def classify(
+        self, model: Segmenter, sample: dict[str, Any], *, with_confidence: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class map of one sample, and its confidence if that is wanted.
 
         Args:
             model: in evaluation mode.
             sample: "image" (3, h, w) from `prepare`, "height" and "width" of the label.
+            with_confidence: compute the confidence, too.
 
         Returns:
-            (height, width) uint8 on the model's device.
+            uint8 (height, width) on the model's device; and float32 (height, width) in [0, 1], the
+            largest score's share in the sum of all scores, or that score where the sum is below 1.
         """
 
 
@@ -170,9 +181,14 @@ class Native(Protocol):
         height, width = sample["image"].shape[-2:]
         return model([{**sample, "height": height, "width": width}])[0]["sem_seg"].float()
 
-    def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+    def classify(
+        self, model: Segmenter, sample: dict[str, Any], *, with_confidence: bool
+    ) -> tuple[Tensor, Tensor | None]:
         self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
-        return model.segment([sample])[0]
+        if not with_confidence:
+            return model.segment([sample])[0], None
+        (semantic_map,) = model.semantic_maps([sample])
+        return semantic_map.classes_and_confidence((int(sample["height"]), int(sample["width"])))
 
     def warn_if_limited(self, height: int, width: int) -> None:
         limited = max(height, width) == self.long_side_max > 0
@@ -205,16 +221,11 @@ class Slide(Native):
     crop_size: int
     stride: float
 
-    def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
-        source = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
-        self.warn_if_limited(*source)
-        size = (int(sample["height"]), int(sample["width"]))
-        builder: ClassMapBuilder | None = None
-        for scores in self.mean_scores(model, sample):
-            builder = builder or ClassMapBuilder(source, size, scores.device)
-            builder.add(scores)
-        assert builder is not None, "an image has at least one window"
-        return builder.result
+    def classify(
+        self, model: Segmenter, sample: dict[str, Any], *, with_confidence: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
+        return _classify(self.mean_scores(model, sample), sample, with_confidence)
 
     def scores(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
         return torch.cat(list(self.mean_scores(model, sample)), dim=1)
@@ -277,10 +288,11 @@ class WithTTA(Protocol):
     def warn_if_limited(self, height: int, width: int) -> None:
         self.protocol.warn_if_limited(height, width)
 
-    def predict(self, model: Segmenter, sample: dict[str, Any]) -> Tensor:
+    def classify(
+        self, model: Segmenter, sample: dict[str, Any], *, with_confidence: bool
+    ) -> tuple[Tensor, Tensor | None]:
         self.warn_if_limited(sample["image"].shape[-2], sample["image"].shape[-1])
-        (scores,) = self.mean_scores(model, sample)
-        return class_map(scores, (int(sample["height"]), int(sample["width"])))
+        return _classify(self.mean_scores(model, sample), sample, with_confidence)
 
     def mean_scores(self, model: Segmenter, sample: dict[str, Any]) -> Iterator[Tensor]:
         """Mean scores (C, h, w) at the size of the input (3, h, w), all rows at once."""
@@ -296,6 +308,23 @@ class WithTTA(Protocol):
                 total = scores if total is None else total + scores
         assert total is not None, "there is at least one scale"
         yield total / (len(self.scales) * (2 if self.flip else 1))
+
+
+def _classify(
+    parts: Iterator[Tensor], sample: dict[str, Any], with_confidence: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Classes, and their confidence, of scores (C, n, w) of the next n rows, from top to bottom."""
+    size = (int(sample["height"]), int(sample["width"]))
+    builder: ClassMapBuilder | None = None
+    confidence: Tensor | None = None
+    for scores in parts:
+        if builder is None:
+            confidence = scores.new_empty(size) if with_confidence else None
+            source = (int(sample["image"].shape[-2]), int(sample["image"].shape[-1]))
+            builder = ClassMapBuilder(source, size, scores.device, confidence)
+        builder.add(scores)
+    assert builder is not None, "an image has at least one window"
+    return builder.result, confidence
 
 
 def _resize_tensor(image: Tensor, size: tuple[int, int]) -> Tensor:

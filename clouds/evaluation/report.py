@@ -7,14 +7,13 @@ over datasets is nan if the score of any dataset is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property, lru_cache
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,14 @@ from torch import nn
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.environment import provenance
+from clouds.evaluation.anomaly import AnomalyResult
 from clouds.evaluation.confusion import ConfusionMatrix
+from clouds.evaluation.corruptions import CorruptionScores
+from clouds.evaluation.hashes import hash_file, hash_model
 from clouds.evaluation.image_scores import ImageScore
+from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
-from clouds.files import atomic_write, file_sha256, raw_bytes
+from clouds.files import atomic_write
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -74,6 +77,7 @@ class DatasetResult:
             wrong.
         confusion: pixels by label (rows) and prediction (columns), by train id.
         image_scores: of each image, in the order of the dataset.
+        metrics: scores of TEST.METRICS, by name.
         panels: image, label and prediction side by side, (H, W, 3) RGB; not compared by `==`.
     """
 
@@ -90,6 +94,7 @@ class DatasetResult:
     unscored_classes: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
     image_scores: tuple[ImageScore, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
     panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     @classmethod
@@ -105,6 +110,7 @@ class DatasetResult:
         seconds: float = 0.0,
         unmapped_classes: Sequence[str] = (),
         image_scores: Sequence[ImageScore] = (),
+        metrics: Mapping[str, float] | None = None,
         panels: Sequence[UInt8Array] = (),
     ) -> DatasetResult:
         """Compute the scores from the counts over all images of a dataset.
@@ -112,7 +118,7 @@ class DatasetResult:
         Args:
             classes: train ids in the dataset's label set.
             subsets: train ids for `subset_miou`, by their number; a value of None: not requested.
-            unmapped_classes, image_scores: see the attributes.
+            unmapped_classes, image_scores, metrics: see the attributes.
         """
         iou = torch.full((confusion.num_classes,), torch.nan, dtype=torch.float64)
         iou[list(classes)] = confusion.iou(classes)
@@ -138,6 +144,7 @@ class DatasetResult:
             ),
             confusion=tuple(map(tuple, confusion.counts.cpu().tolist())),
             image_scores=tuple(image_scores),
+            metrics=dict(metrics or {}),
             panels=tuple(panels),
         )
 
@@ -152,13 +159,13 @@ class DatasetResult:
         return dict(zip(self.class_names, self.iou, strict=True))
 
     def scores(self) -> dict[str, float]:
-        """All scores by name: mIoU, mIoU-16 (if requested), accuracies, IoU-<class>."""
+        """All scores by name: mIoU, mIoU-16 (if requested), accuracies, IoU-<class>, metrics."""
         subsets = {
             f"mIoU-{size}": value for size, value in self.subset_miou.items() if value is not None
         }
         accuracies = {"pixel-accuracy": self.pixel_accuracy, "mean-accuracy": self.mean_accuracy}
         per_class = {f"IoU-{name}": value for name, value in self.class_iou.items()}
-        return {"mIoU": self.miou, **subsets, **accuracies, **per_class}
+        return {"mIoU": self.miou, **subsets, **accuracies, **per_class, **self.metrics}
 
     def note_on_classes(self) -> str:
         """The classes that are scored, where those of dataset and model differ; else empty."""
@@ -181,6 +188,7 @@ class DatasetResult:
                 **{f"mIoU-{size}": value for size, value in self.subset_miou.items()},
                 "pixel-accuracy": self.pixel_accuracy,
                 "mean-accuracy": self.mean_accuracy,
+                **self.metrics,
                 "IoU": self.class_iou,
                 "unmapped-classes": list(self.unmapped_classes),
                 "unscored-classes": list(self.unscored_classes),
@@ -201,11 +209,13 @@ class Results:
         protocol: name of the protocol (TEST.PROTOCOL).
         datasets: in the order of the evaluation.
         pseudo_labels: in joint training, one for each generated dataset.
+        anomaly_sets: one for each of TEST.ANOMALY_SETS.
     """
 
     protocol: str
     datasets: tuple[DatasetResult, ...]
     pseudo_labels: tuple[PseudoLabelResult, ...] = ()
+    anomaly_sets: tuple[AnomalyResult, ...] = ()
 
     @property
     def mean_miou(self) -> float:
@@ -222,6 +232,17 @@ class Results:
             numbers = [value for value in values if value is not None]
             means[size] = _mean(numbers) if len(numbers) == len(values) else None
         return means
+
+    @property
+    def mean_metrics(self) -> dict[str, float]:
+        """Mean over the datasets of each of `metrics` but those of one class."""
+        names = dict.fromkeys(n for r in self.datasets for n in r.metrics if is_summary(n))
+        return {n: _mean([r.metrics.get(n, math.nan) for r in self.datasets]) for n in names}
+
+    @property
+    def corruptions(self) -> CorruptionScores | None:
+        """The scores of corrupted images; None: there are none."""
+        return CorruptionScores.of({result.name: result.miou for result in self.datasets})
 
     @cached_property
     def panels(self) -> dict[str, UInt8Array]:
@@ -242,8 +263,11 @@ class Results:
         means = self.mean_subset_miou.items()
         flat["mean/mIoU"] = self.mean_miou
         flat |= {f"mean/mIoU-{size}": value for size, value in means if value is not None}
+        flat |= {f"mean/{name}": value for name, value in self.mean_metrics.items()}
         for labels in self.pseudo_labels:
             flat |= labels.flat()
+        for anomalies in self.anomaly_sets:
+            flat |= anomalies.flat()
         return flat
 
     def table(self) -> str:
@@ -274,6 +298,9 @@ class Results:
                 f"{labels.name} ({labels.images} images), mIoU: {scores}; "
                 f"{_percent(labels.covered)} % of the pixels are in refined masks."
             )
+        lines += [result.line() for result in self.anomaly_sets]
+        if self.corruptions is not None:
+            lines += ["", self.corruptions.table()]
         return "\n".join(lines)
 
     def _class_rows(self) -> list[list[str]]:
@@ -291,6 +318,8 @@ class Results:
                 rows[f"mIoU ({size} classes)"] = [*values, mean]
         rows["pixel accuracy"] = [r.pixel_accuracy for r in self.datasets]
         rows["mean accuracy"] = [r.mean_accuracy for r in self.datasets]
+        for name, mean in self.mean_metrics.items():
+            rows[name] = [*(r.metrics.get(name) for r in self.datasets), mean]
         images = ["images", *(str(r.images) for r in self.datasets)]
         return [*([name, *map(_percent, values)] for name, values in rows.items()), images]
 
@@ -300,12 +329,14 @@ class Results:
         return {
             "unit": "percent",
             "protocol": self.protocol,
-            "mean": plain({"mIoU": self.mean_miou, **means}),
+            "mean": plain({"mIoU": self.mean_miou, **means, **self.mean_metrics}),
             "datasets": {result.name: result.to_dict() for result in self.datasets},
             "pseudo-labels": {
                 r.name: plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
                 for r in self.pseudo_labels
             },
+            "anomaly-sets": {r.name: plain(r.to_dict()) for r in self.anomaly_sets},
+            "corruptions": None if self.corruptions is None else plain(self.corruptions.to_dict()),
         }
 
     def image_scores(self) -> dict[str, Any]:
@@ -382,27 +413,6 @@ def _rows_on_lines(text: str) -> str:
 
 def _on_one_line(found: re.Match[str]) -> str:
     return f"[{', '.join(found[1].replace(',', ' ').split())}]"
-
-
-def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file in hexadecimal; cached until its size or modification time changes."""
-    path = Path(path).resolve()
-    status = path.stat()
-    return _hash_file(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=16)
-def _hash_file(path: Path, modified: int, size: int) -> str:
-    return file_sha256(path)
-
-
-def hash_model(model: nn.Module) -> str:
-    """SHA-256 in hexadecimal of the names, types, shapes and values in a model's state dict."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(raw_bytes(value))
-    return digest.hexdigest()
 
 
 def _mean(values: Sequence[float]) -> float:

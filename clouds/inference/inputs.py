@@ -65,6 +65,21 @@ def find_inputs(words: Sequence[str]) -> list[Input]:
     return [Input(source, name) for source, name in zip(sources, names, strict=True)]
 
 
+def find_tree(folder: Path) -> list[Input]:
+    """All images below a folder; the name of each is its path there, without the suffix.
+
+    Raises:
+        ValueError: it is no folder, or there is no image in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"'{folder}' is no folder; one with images in it or below is expected")
+    files = _files(folder.rglob("*"), IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(f"there is no image file ({', '.join(IMAGE_SUFFIXES)}) below '{folder}'")
+    names = different_names([f.relative_to(folder).with_suffix("").as_posix() for f in files])
+    return [Input(file, name) for file, name in zip(files, names, strict=True)]
+
+
 def _sources(word: str) -> list[Path] | list[int]:
     path = expand_user(word)
     if path.is_dir():

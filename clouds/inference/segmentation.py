@@ -24,6 +24,9 @@ Float32Array = npt.NDArray[np.float32]
 KINDS = ("color", "overlay", "labels", "confidence")
 """Images of a prediction; the end of the names of their files."""
 
+BRAVO_KINDS = {"pred": "labels", "conf": "confidence"}
+"""Names of two of `KINDS` in submissions to the BRAVO challenge."""
+
 CONFIDENCE_SCALE = 65535
 """Gray value of confidence 1 in 16-bit images."""
 
@@ -116,13 +119,14 @@ class Segmentation:
         return Image.fromarray(with_legend(blended, legend_of(self.label_space, ids)))
 
     def to_image(self, kind: str) -> Image.Image:
-        """An image of one of KINDS.
+        """An image of one of KINDS, or BRAVO_KINDS.
 
         Labels are gray values, the train ids; confidence is 16-bit gray, 65535 for 1.
 
         Raises:
             ValueError: another kind.
         """
+        kind = BRAVO_KINDS.get(kind, kind)
         if kind == "color":
             return self.color_map()
         if kind == "overlay":
@@ -139,8 +143,8 @@ class Segmentation:
 
         Args:
             path: a .png file; an overlay also as .jpg.
-            kind: one of KINDS; None: the one that the name ends with before its suffix, as in
-                `street_labels.png`, otherwise the overlay.
+            kind: one of KINDS or BRAVO_KINDS; None: the one of KINDS that the name ends with before
+                its suffix, as in `street_labels.png`, otherwise the overlay.
 
         Raises:
             ValueError: another kind, or another suffix.

@@ -245,6 +245,15 @@ def class_map(scores: Tensor, size: Size) -> Tensor:
     return builder.result
 
 
+def class_map_with_confidence(scores: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    """`class_map`, and the confidence of its classes (`confidence_of`), float32 (height, width)."""
+    confidence = torch.empty(size, dtype=torch.float32, device=scores.device)
+    source = (int(scores.shape[1]), int(scores.shape[2]))
+    builder = ClassMapBuilder(source, size, scores.device, confidence)
+    builder.add(scores)
+    return builder.result, confidence
+
+
 class ClassMapBuilder:
     """`class_map` of scores that are added a few rows at a time.
 

@@ -265,3 +265,27 @@ def test_videos_are_not_written_to_paths_that_are_not_utf8(tmp_path):
     path = tmp_path / os.fsdecode(b"out\xff") / "a.mp4"
     with pytest.raises(OSError, match="cannot be written: its path is not UTF-8"):
         write_video(path, [block_image(64, 96)])
+
+
+def test_files_for_bravo(weights, tmp_path, capsys):
+    """Names and types as its toolkit's encode_submission wants: 8-bit ids, 16-bit confidence."""
+    names = ("bravo_ACDC/fog/a_rgb_anon", "bravo_ACDC/rain/a_rgb_anon", "bravo_SMIYC/b")
+    for i, name in enumerate(names):
+        save(tmp_path / f"in/{name}.png", block_image(64, 96, i))
+    words = ("--weights", weights, "--output", tmp_path / "out", "--bravo")
+    assert run(*words, "--input", tmp_path / "in") == 0
+    written = {
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png")
+    }
+    assert written == {f"{name}_{kind}.png" for name in names for kind in ("pred", "conf")}
+    expected = clouds.load(weights)(tmp_path / f"in/{names[1]}.png")
+    pred, conf = (
+        np.asarray(Image.open(tmp_path / f"out/{names[1]}_{k}.png")) for k in ("pred", "conf")
+    )
+    assert (pred.dtype, conf.dtype) == (np.uint8, np.uint16)
+    assert (pred == expected.labels).all()
+    np.testing.assert_allclose(conf / 65535, expected.confidence, atol=1 / 65535)
+    assert run(*words, "--input", tmp_path / "none") == 2
+    assert "is no folder" in capsys.readouterr().err
+    assert run(*words, "--input", tmp_path / "in", "--save", "labels") == 2
+    assert "--bravo needs one folder" in capsys.readouterr().err

@@ -13,9 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from color_model import ColorModel, blocks, random_pairs, to_image, write_cityscapes
+from color_model import (
+    ColorModel,
+    blocks,
+    confidence_of_classes,
+    random_pairs,
+    to_image,
+    write_cityscapes,
+)
 from PIL import Image
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, roc_auc_score
 from tiny_model import tiny_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -543,3 +550,48 @@ def test_two_processes_score_as_one(tmp_path, root):
         for name, panel in single.panels.items():
             np.testing.assert_array_equal(results.panels[name], panel)
     assert (folder / "results.json").is_file()
+
+
+@pytest.mark.parametrize("protocol", ["native", "slide"])
+def test_further_metrics(tmp_path, root, caplog, protocol):
+    """The whole path; the metrics themselves are tested by test_metrics.py."""
+    pairs = random_pairs(4)
+    write_cityscapes(root, pairs)
+    cfg = config(tmp_path, "TEST.PROTOCOL", protocol)
+    cfg.TEST.METRICS = ("confidence", "boundary")
+    model = ColorModel()
+    if protocol == "slide":
+        scores = model.scores
+        model.scores = lambda image: (scores(image) / 50).softmax(0)
+    with caplog.at_level(logging.INFO, "clouds"):
+        results = evaluate(cfg, model)
+    prediction, label = (np.concatenate([pair[k].ravel() for pair in pairs]) for k in (0, 1))
+    counted = label != 255
+    correct = (prediction == label)[counted]
+    auroc = 100 * roc_auc_score(correct, confidence_of_classes()[prediction[counted]])
+    flat = results.flat()
+    assert flat["cityscapes_val/AUROC"] == pytest.approx(auroc, abs=1e-6)
+    assert flat["mean/AUROC"] == flat["cityscapes_val/AUROC"]
+    assert 0 < flat["cityscapes_val/boundary-mIoU"] < 100
+    assert "cityscapes_val/boundary-IoU-road" in flat and "mean/boundary-IoU-road" not in flat
+    saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["datasets"]["cityscapes_val"]["AUROC"] == pytest.approx(auroc, abs=1e-6)
+    assert saved["mean"]["ECE"] == flat["mean/ECE"]
+    rows = [line.split() for line in results.table().splitlines()]
+    assert ["AUROC", f"{auroc:.1f}"] in rows
+    assert not any("boundary-IoU-road" in line for line in results.table().splitlines())
+    np.testing.assert_allclose(results.datasets[0].iou, iou_of(pairs), rtol=1e-12)
+
+
+def test_metrics_of_the_evaluator_alone(tmp_path, root):
+    pairs = random_pairs(2)
+    write_cityscapes(root, pairs)
+    evaluator = SemSegEvaluator("cityscapes_val", ["confidence"])
+    for i, (prediction, _) in enumerate(pairs):
+        scores = torch.nn.functional.one_hot(torch.from_numpy(prediction).long(), 19)
+        file = root / f"cityscapes/leftImg8bit/val/ulm/ulm_{i:06}_000019_leftImg8bit.png"
+        evaluator.process(
+            [{"file_name": str(file)}], [{"sem_seg": 0.75 * scores.permute(2, 0, 1).float()}]
+        )
+    scores = evaluator.evaluate()["sem_seg"]
+    assert scores["ECE"] == pytest.approx(abs(75 - scores["pixel-accuracy"]))
