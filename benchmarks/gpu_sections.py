@@ -175,9 +175,10 @@ def measure_compiled_head(options: Options) -> Section:
 
 def _head_figures(options: Options, compiled: bool) -> list[Figure]:
     args = argparse.Namespace(images=options.images, size=options.size, width=192)
+    cfg = step.config(step_arguments(options), Path())
     features = head.make_features(args, options.device)
-    ours = head.our_head(args).to(options.device)
-    theirs = head.Theirs(args, ours).to(options.device)
+    ours = head.our_head(args, cfg).to(options.device)
+    theirs = head.Theirs(args, ours, cfg).to(options.device)
     queries = torch.arange(10, device=options.device)
 
     def our_logits() -> list[Tensor]:
@@ -200,7 +201,7 @@ def _head_figures(options: Options, compiled: bool) -> list[Figure]:
     ways: dict[str, Way] = {
         w: lambda w=w, call=call: both_passes(w, call) for w, call in calls.items()
     }
-    tflop = 3 * head_tflop(head.our_head(args).to("meta").requires_grad_(False), features)
+    tflop = 3 * head_tflop(head.our_head(args, cfg).to("meta").requires_grad_(False), features)
     return [
         Figure(
             "head, forward and backward",

@@ -18,7 +18,7 @@ IN_FULL = {"layer_norm", "group_norm", "softmax", "cross_entropy"}
 """Names of functions that autocast on CUDA computes in half precision, and in float32."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that are made within the context and still exist, and their peak.
 
     Storages that existed before do not count; views count as what they are views of.
@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
