@@ -73,6 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = make_options(args, device)
     facts = machine(device, words)
     ceilings: Ceilings | None = None
+    args.out.mkdir(parents=True, exist_ok=True)
     goals = () if args.small else GOALS
     done: list[Section] = []
     try:

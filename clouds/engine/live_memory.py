@@ -83,6 +83,19 @@ class GpuKernels(TorchFunctionMode):
         self.half = half
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id; the first keeps it in use
 
+    def apply_to(self, module: Any) -> None:
+        """Enter the mode in each call of the module.
+
+        Activation checkpointing repeats calls in the backward pass, where the mode is not active.
+        """
+        forward = module.forward
+
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return forward(*args, **kwargs)
+
+        module.forward = within
+
     def __torch_function__(
         self,
         func: Callable[..., Any],

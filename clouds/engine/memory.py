@@ -137,6 +137,9 @@ class _Step:
         live, kernels = LiveBytes(), GpuKernels(bool(self.cfg.SOLVER.AMP.ENABLED))
         head, criterion = self.model.sem_seg_head, self.model.criterion
         text, queries = self.text(), adapter_of(self.model.backbone).object_queries()
+        if isinstance(self.model.backbone, ViTBackbone):
+            for block in self.model.backbone.transformer.blocks:
+                kernels.apply_to(block)
         with live:
             with kernels:
                 features, clean = self.features()
@@ -157,8 +160,7 @@ class _Step:
             losses = criterion(predictions, targets)
             yield "losses", live.take_peak()
             del predictions
-            with kernels:  # checkpointed blocks run again
-                torch.autograd.backward(torch.stack(list(losses.values())).sum())
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
             yield "backward", live.take_peak()
 
     def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
