@@ -72,8 +72,18 @@ def test_small_sections_on_a_cpu(tmp_path):
     figures = [f for s in written["sections"] for f in s["figures"]]
     assert {f["way"] for f in figures} == {"published code", "ours", "ours, bf16"}
     assert all(f["median_s"] > 0 and f["times_floor"] > 0 and f["tflop"] > 0 for f in figures)
+    assert written["sections"][0]["notes"] == {"results in float32": "agree"}
     assert written["goals"] == [] and written["machine"]["device"] == "cpu"
     assert "## evaluation" in (tmp_path / "gpu.md").read_text()
+
+
+def test_results_that_differ_are_noted():
+    def compare():
+        raise AssertionError("res2 differs by 0.5")
+
+    assert gpu_sections.comparison(lambda: None) == {"results in float32": "agree"}
+    noted = gpu_sections.comparison(compare)
+    assert noted == {"results in float32": "DIFFER: res2 differs by 0.5"}
 
 
 def test_a_section_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys):
