@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from joint_samples import MIXED, source
 from tiny_adapter import vit_model_config
 from tiny_model import tiny_config
@@ -108,7 +109,9 @@ def test_blocks_are_computed_again_if_parts_are_not_enough():
 
 
 def test_the_trainer_divides_its_step(tmp_path):
-    cfg = tiny_config(**SMALL, OUTPUT_DIR=str(tmp_path))
+    cfg = tiny_config(**SMALL, OUTPUT_DIR=str(tmp_path), MODEL__DEVICE="auto")
     cfg.SOLVER.MEMORY_GIB = limit_for(tiny_config(**SMALL, SOLVER__ACCUMULATE=2))
     trainer = Trainer(cfg, loader=lambda _: itertools.repeat([]))
     assert trainer.train_step.accumulate == 2
+    saved = yaml.safe_load(trainer.checkpointer.provenance["config"])
+    assert (saved["SOLVER"]["ACCUMULATE"], saved["MODEL"]["DEVICE"]) == (2, "auto")

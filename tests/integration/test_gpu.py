@@ -24,6 +24,9 @@ from clouds.engine.launch import launch
 from clouds.engine.live_memory import LiveBytes
 from clouds.modeling.build import build_seeded
 
+# cuBLAS is reproducible only with a workspace of this size, which it reads at its first call
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 pytestmark = pytest.mark.gpu
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
@@ -33,8 +36,6 @@ STEPS = 4
 
 @contextmanager
 def deterministic():
-    # cuBLAS is reproducible only with a workspace of this size, which it reads at its first call
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     try:
         yield
