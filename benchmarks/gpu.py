@@ -36,18 +36,20 @@ from clouds.environment import provenance
 
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_sections as sections
+import gpu_steps
+from gpu_common import OURS, OURS_BF16, Options
 from gpu_figures import FAILED, SKIPPED, Ceilings, Goal, Report, Section, measure_ceilings
 from in_turns import parser_of, silence_all_but_peaks
 
 GOALS = (
-    Goal("training step", sections.REPEATED, sections.OURS_BF16, 6),
-    Goal("training step", sections.WARMUP, sections.OURS_BF16, 2.5),
-    Goal("head", "head, forward and backward", sections.OURS, 2),
-    Goal("deformable attention", "384x384, float32", sections.OURS, 5),
-    Goal("deformable attention", "768x768, float32", sections.OURS, 5),
-    Goal("evaluation", sections.EVALUATION, sections.OURS, 2),
-    Goal("evaluation", sections.EVALUATION, sections.OURS, 2, "memory"),
-    Goal("backbone", "backbone, forward", sections.OURS_BF16, 0.4, "share"),
+    Goal("training step", gpu_steps.REPEATED, OURS_BF16, 6),
+    Goal("training step", gpu_steps.WARMUP, OURS_BF16, 2.5),
+    Goal("head", "head, forward and backward", OURS, 2),
+    Goal("deformable attention", "384x384, float32", OURS, 5),
+    Goal("deformable attention", "768x768, float32", OURS, 5),
+    Goal("evaluation", sections.EVALUATION, OURS, 2),
+    Goal("evaluation", sections.EVALUATION, OURS, 2, "memory"),
+    Goal("backbone", "backbone, forward", OURS_BF16, 0.4, "share"),
 )
 SMALL = {
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
@@ -73,6 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = make_options(args, device)
     facts = machine(device, words)
     ceilings: Ceilings | None = None
+    args.out.mkdir(parents=True, exist_ok=True)
     goals = () if args.small else GOALS
     done: list[Section] = []
     try:
@@ -110,9 +113,9 @@ def parse(words: Sequence[str]) -> Any:
     return args
 
 
-def make_options(args: Any, device: torch.device) -> sections.Options:
+def make_options(args: Any, device: torch.device) -> Options:
     """The published sizes, or small ones."""
-    options = sections.Options(
+    options = Options(
         device=device,
         repeats=args.repeats,
         clip="convnext_large_d_320",
@@ -162,7 +165,7 @@ def machine(device: torch.device, words: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def run(name: str, options: sections.Options) -> Section:
+def run(name: str, options: Options) -> Section:
     """Measure a section; an error becomes its `problem`."""
     started = time.monotonic()
     try:

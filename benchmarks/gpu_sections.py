@@ -9,19 +9,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-import clouds.modeling  # noqa: F401 - registers what the config names
-from clouds.d2 import CfgNode
-from clouds.device import autocast
-from clouds.modeling.build import build_on_meta
 from clouds.ops.deformable_attention import deformable_attention
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,84 +25,27 @@ import floor
 import head
 import step
 import whole_evaluation
+from gpu_common import (
+    OURS,
+    OURS_BF16,
+    PUBLISHED,
+    Options,
+    Way,
+    dtype_of,
+    in_bf16,
+    in_dtype,
+    measured,
+    model_on_meta,
+    step_arguments,
+)
 from gpu_figures import GIB, Figure, Section
-from in_turns import Peak, in_turns, seconds_of, without_tf32
+from gpu_steps import measure_steps
+from in_turns import without_tf32
 from part_clock import PartClock
 
-PUBLISHED, OURS, OURS_BF16 = "published code", "ours", "ours, bf16"
 COMPILED = "ours, bf16, compiled"
-FIRST, REPEATED = "joint step, embeddings not cached", "joint step, embeddings cached"
-WARMUP, EVALUATION = "step of source pre-training", "evaluation of an image"
+EVALUATION = "evaluation of an image"
 PUBLISHED_HEAD = "transformers"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What is measured.
-
-    Attributes:
-        device: on which.
-        repeats: rounds of each measurement; another one before is dropped.
-        clip, sam: models, as in `step.py`.
-        size: side of a training crop, pixels.
-        source, generated: images of a joint step.
-        image: height and width of an evaluated image.
-        attention_sizes: sides of the images of deformable attention.
-        settings: KEY VALUE of the config.
-        out: folder of the results.
-    """
-
-    device: torch.device
-    repeats: int
-    clip: str
-    sam: str
-    size: int
-    source: int
-    generated: int
-    image: tuple[int, int]
-    attention_sizes: tuple[int, ...]
-    settings: tuple[str, ...]
-    out: Path
-    images: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "images", self.source + self.generated)
-
-
-Way = Callable[[], object]
-
-
-def measured(
-    ways: Mapping[str, Way], options: Options
-) -> dict[str, tuple[tuple[float, ...], float]]:
-    """Name -> seconds of the rounds, and peak memory of a round minus that before it, MiB."""
-    peaks = {}
-    for name, way in ways.items():  # the first call compiles kernels and allocates workspaces
-        way()
-        with Peak(options.device) as peak:
-            way()
-        peaks[name] = peak.more
-    taken = in_turns(ways, lambda way: seconds_of(way, options.device), options.repeats)
-    return {name: (tuple(seconds), peaks[name]) for name, seconds in taken.items()}
-
-
-def dtype_of(way: str) -> str:
-    """The type of a way's matrix products."""
-    return "bfloat16" if "bf16" in way else "float32"
-
-
-def in_dtype(way: str, call: Callable[[], Any], device: torch.device) -> Any:
-    """The result of `call` under bf16 autocast if the way's name says so."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype_of(way) == "bfloat16"):
-        return call()
-
-
-def in_bf16(cfg: CfgNode) -> CfgNode:
-    """A copy of the config with autocast to bf16."""
-    half = cfg.clone()
-    half.defrost()
-    half.SOLVER.AMP.ENABLED, half.SOLVER.AMP.DTYPE = True, "bf16"
-    return half
 
 
 # ------------------------------------------------------------- deformable attention
@@ -165,19 +102,20 @@ def attention_traffic(
 
 def measure_head(options: Options) -> Section:
     """Forward and backward of pixel decoder and mask decoder, against transformers'."""
-    return Section("head", figures=_head_figures(options, compiled=False))
+    return _head_section("head", options, compiled=False)
 
 
 def measure_compiled_head(options: Options) -> Section:
     """The same with torch.compile, whose first call takes minutes."""
-    return Section("head, compiled", figures=_head_figures(options, compiled=True))
+    return _head_section("head, compiled", options, compiled=True)
 
 
-def _head_figures(options: Options, compiled: bool) -> list[Figure]:
+def _head_section(name: str, options: Options, compiled: bool) -> Section:
     args = argparse.Namespace(images=options.images, size=options.size, width=192)
+    cfg = step.config(step_arguments(options), Path())
     features = head.make_features(args, options.device)
-    ours = head.our_head(args).to(options.device)
-    theirs = head.Theirs(args, ours).to(options.device)
+    ours = head.our_head(args, cfg).to(options.device)
+    theirs = head.Theirs(args, ours, cfg).to(options.device)
     queries = torch.arange(10, device=options.device)
 
     def our_logits() -> list[Tensor]:
@@ -185,8 +123,7 @@ def _head_figures(options: Options, compiled: bool) -> list[Figure]:
 
     gradients = [torch.randn_like(logits) / logits.numel() for logits in our_logits()]
     calls = {PUBLISHED_HEAD: lambda: theirs(features, queries), OURS: our_logits}
-    with without_tf32():
-        head.compare({PUBLISHED_HEAD: theirs, OURS: ours}, calls, gradients)
+    notes = comparison(lambda: head.compare({PUBLISHED_HEAD: theirs, OURS: ours}, calls, gradients))
     calls[OURS_BF16] = our_logits
     if compiled:
         ours.compile()
@@ -200,8 +137,8 @@ def _head_figures(options: Options, compiled: bool) -> list[Figure]:
     ways: dict[str, Way] = {
         w: lambda w=w, call=call: both_passes(w, call) for w, call in calls.items()
     }
-    tflop = 3 * head_tflop(head.our_head(args).to("meta").requires_grad_(False), features)
-    return [
+    tflop = 3 * head_tflop(head.our_head(args, cfg).to("meta").requires_grad_(False), features)
+    figures = [
         Figure(
             "head, forward and backward",
             way,
@@ -213,6 +150,17 @@ def _head_figures(options: Options, compiled: bool) -> list[Figure]:
         )
         for way, (seconds, peak) in measured(ways, options).items()
     ]
+    return Section(name, figures=figures, notes=notes)
+
+
+def comparison(compare: Callable[[], None]) -> dict[str, str]:
+    """A note whether the results of both implementations agree in float32."""
+    try:
+        with without_tf32():
+            compare()
+    except AssertionError as error:
+        return {"results in float32": f"DIFFER: {error}"}
+    return {"results in float32": "agree"}
 
 
 def head_tflop(module: nn.Module, features: Mapping[str, Tensor]) -> float:
@@ -224,15 +172,15 @@ def head_tflop(module: nn.Module, features: Mapping[str, Tensor]) -> float:
 
 def measure_backbone(options: Options) -> Section:
     """Forward pass of the frozen backbone."""
-    return Section("backbone", figures=_backbone_figures(options, compiled=False))
+    return _backbone_section("backbone", options, compiled=False)
 
 
 def measure_compiled_backbone(options: Options) -> Section:
     """The same with torch.compile."""
-    return Section("backbone, compiled", figures=_backbone_figures(options, compiled=True))
+    return _backbone_section("backbone, compiled", options, compiled=True)
 
 
-def _backbone_figures(options: Options, compiled: bool) -> list[Figure]:
+def _backbone_section(name: str, options: Options, compiled: bool) -> Section:
     ours, plain = backbone.make(options.clip, options.device)
     images = torch.randn(options.images, 3, options.size, options.size, device=options.device)
     calls: dict[str, Callable[[], Any]] = {
@@ -240,8 +188,7 @@ def _backbone_figures(options: Options, compiled: bool) -> list[Figure]:
         OURS: lambda: ours(images),
         OURS_BF16: lambda: ours(images),
     }
-    with without_tf32():
-        backbone.compare(calls[PUBLISHED](), calls[OURS]())
+    notes = comparison(lambda: backbone.compare(calls[PUBLISHED](), calls[OURS]()))
     if compiled:
         module = torch.compile(ours)
         calls = {PUBLISHED: calls[PUBLISHED], COMPILED: lambda: module(images)}
@@ -252,155 +199,13 @@ def _backbone_figures(options: Options, compiled: bool) -> list[Figure]:
     on_meta = model_on_meta(options)
     with torch.no_grad():
         tflop = floor.count(lambda: on_meta.backbone(images.to("meta")))
-    return [
+    figures = [
         Figure(
             "backbone, forward", way, seconds, dtype_of(way), options.images, tflop, peak_mib=peak
         )
         for way, (seconds, peak) in measured(ways, options).items()
     ]
-
-
-# ------------------------------------------------------------------------- steps
-
-
-def model_on_meta(options: Options) -> Any:
-    """The model of the config of `step.py`, without values."""
-    # torch's counter of operations fails in modules whose parameters require a gradient.
-    model = build_on_meta(step.config(step_arguments(options), Path()))
-    return model.eval().requires_grad_(False)
-
-
-def step_arguments(options: Options) -> argparse.Namespace:
-    """The options of `step.py`."""
-    words = ["--clip", options.clip, "--sam", options.sam, "--size", str(options.size)]
-    words += ["--source", str(options.source), "--generated", str(options.generated)]
-    return step.parse([*words, "--device", str(options.device), *options.settings])
-
-
-def measure_steps(options: Options) -> Section:
-    """A step of source pre-training and a joint step, in float32 and bf16, and losses of both."""
-    args = step_arguments(options)
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = step.config(args, Path(folder))
-        parts = step.Parts(args, cfg, options.device)
-        steps = Steps(options, cfg, parts)
-        notes = steps.losses()
-        figures = [*steps.whole("warmup"), *steps.whole("joint"), *steps.by_part()]
-        if options.device.type == "cuda":
-            profile(lambda: steps.run(OURS_BF16), options.out / "profile_joint_step.txt")
-    return Section("training step", figures=figures, notes=notes)
-
-
-class Steps:
-    """Steps of the published code and of ours in float32 and bf16, on the same images.
-
-    Args:
-        options: of the run.
-        cfg: in float32.
-        parts: of `step.py`.
-    """
-
-    def __init__(self, options: Options, cfg: CfgNode, parts: step.Parts) -> None:
-        self.options, self.parts = options, parts
-        self.configs = {OURS: cfg, OURS_BF16: in_bf16(cfg)}
-        meta = model_on_meta(options)
-        self.tflop = floor.step_parts(meta, options.size, options.source, options.generated)
-        self.encoder_tflop = floor.sam_encoder(cfg, options.generated)
-
-    def run(
-        self,
-        way: str,
-        phase: str = "joint",
-        cold: bool = False,
-        clock: PartClock | None = None,
-    ) -> dict[str, float]:
-        """One step, with an empty cache of SAM's embeddings if `cold`; returns the losses."""
-        clock = clock or PartClock(lambda: None)
-        published, ours = self.parts.published, self.parts.ours
-        assert published is not None and ours is not None, "step.py was not told --only"
-        batch = self.parts.batch(phase)
-        if way == PUBLISHED:
-            return published(published.loaded(batch), clock)
-        cfg = self.configs[way]
-        ours.trainer.train_step.autocast = lambda: autocast(cfg, self.options.device)
-        if cold:
-            return self.parts.with_empty_cache(ours, batch, clock)
-        return ours(batch, clock)
-
-    def losses(self) -> dict[str, float]:
-        """The total loss of the untrained model on labelled images, in float32 and bf16."""
-        assert self.parts.ours is not None
-        model, batch = self.parts.ours.trainer.model.train(), self.parts.batch("warmup")
-        totals = {}
-        for way, cfg in self.configs.items():
-            with torch.no_grad(), autocast(cfg, self.options.device):
-                totals[way] = float(sum(model(batch).values()))
-        difference = abs(totals[OURS_BF16] - totals[OURS]) / totals[OURS]
-        return {
-            "loss in float32": totals[OURS],
-            "loss in bf16": totals[OURS_BF16],
-            "relative difference": difference,
-        }
-
-    def whole(self, phase: str) -> list[Figure]:
-        """Durations of steps."""
-        figures = []
-        names = {WARMUP: False} if phase == "warmup" else {FIRST: True, REPEATED: False}
-        for name, cold in names.items():
-            ways: dict[str, Way] = {
-                way: lambda way=way, cold=cold: self.run(way, phase, cold)
-                for way in (PUBLISHED, OURS, OURS_BF16)
-            }
-            tflop = self._tflop(phase, cold)
-            figures += [
-                Figure(name, way, seconds, dtype_of(way), self.options.images, tflop, peak_mib=peak)
-                for way, (seconds, peak) in measured(ways, self.options).items()
-            ]
-        return figures
-
-    def _tflop(self, phase: str, cold: bool) -> float:
-        if phase == "joint":
-            return sum(self.tflop.values()) + cold * self.encoder_tflop
-        # All images are labelled: neither clean views nor a teacher.
-        names = ("backbone, student's views", "head, forward", "head, backward")
-        return sum(self.tflop[name] for name in names)
-
-    def by_part(self) -> list[Figure]:
-        """Parts of a joint step with cached embeddings, with a synchronization after each."""
-        device = self.options.device
-        taken = in_turns(
-            {way: way for way in (PUBLISHED, OURS_BF16)},
-            lambda way: (
-                step.take(lambda clock: self.run(way, clock=clock), device, profile=True).parts
-            ),
-            self.options.repeats,
-            untimed=1,
-        )
-        counted = {
-            step.BACKBONE: self.tflop["backbone, student's views"]
-            + self.tflop["backbone, clean views"],
-            step.TEACHER: self.tflop["teacher's head"],
-            step.HEAD: self.tflop["head, forward"],
-            step.BACKWARD: self.tflop["head, backward"],
-        }
-        return [
-            Figure(
-                *(f"joint step: {part}", way, tuple(one[part] for one in rounds), dtype_of(way)),
-                tflop=counted.get(part, 0.0),
-            )
-            for part in step.PARTS
-            for way, rounds in taken.items()
-        ]
-
-
-def profile(call: Way, path: Path) -> None:
-    """Write the kernels of one call, sorted by the time that they take on the device."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
-        call()
-        torch.cuda.synchronize()
-    averages = profiler.key_averages()
-    path.write_text(averages.table(sort_by="self_device_time_total", row_limit=60))
+    return Section(name, figures=figures, notes=notes)
 
 
 # -------------------------------------------------------------------- evaluation

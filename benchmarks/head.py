@@ -34,8 +34,11 @@ from torch.nn import functional as F
 
 import clouds.modeling  # noqa: F401 - registers what the config names
 from clouds.config import get_cfg
-from clouds.d2 import SEM_SEG_HEADS_REGISTRY, ShapeSpec
+from clouds.d2 import SEM_SEG_HEADS_REGISTRY, CfgNode, ShapeSpec
 from clouds.modeling.transformer_decoder.decoder import Predictions
+
+sys.path.insert(0, str(Path(__file__).parent))
+from published_step import sizes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from transformers_weights import (
@@ -112,24 +115,27 @@ def make_features(args: argparse.Namespace, device: torch.device) -> dict[str, T
     }
 
 
-def our_head(args: argparse.Namespace) -> Any:
+def our_head(args: argparse.Namespace, cfg: CfgNode | None = None) -> Any:
+    """Ours with the sizes of the config; None: the published ones."""
     shapes = {
         name: ShapeSpec(channels=args.width * stride // 4, stride=stride)
         for name, stride in STRIDES.items()
     }
-    cfg = get_cfg()
+    cfg = cfg or get_cfg()
     return randomize(SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, shapes, None))
 
 
 class Theirs(nn.Module):
     """transformers' pixel decoder, transformer module and class predictor, with our weights."""
 
-    def __init__(self, args: argparse.Namespace, ours: Any) -> None:
+    def __init__(self, args: argparse.Namespace, ours: Any, cfg: CfgNode | None = None) -> None:
         super().__init__()
-        config = mask2former_config()
+        config = mask2former_config() if cfg is None else sizes(cfg)
         widths = [args.width * stride // 4 for stride in STRIDES.values()]
         self.pixel_decoder: Any = mask2former().Mask2FormerPixelDecoder(config, widths)
-        self.predictor: Any = mask2former().Mask2FormerTransformerModule(256, config)
+        self.predictor: Any = mask2former().Mask2FormerTransformerModule(
+            config.feature_size, config
+        )
         self.class_embed = copy.deepcopy(ours.predictor.class_embed)
         weights = pixel_decoder_weights(ours.pixel_decoder.state_dict())
         self.pixel_decoder.load_state_dict(weights)

@@ -78,8 +78,9 @@ def rows_of(name: str, cards: Sequence[float], settings: Sequence[str]) -> list[
         fixed = ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", half, *settings]
         cfg = load_config(name, fixed)
         row: Row = [name, str(cfg.SOLVER.IMS_PER_BATCH), "bf16" if half else "float32"]
-        row.append(estimate(cfg).total / GIB)
-        rows.append(row + [choice(cfg, card) for card in cards])
+        whole = estimate(cfg).total / GIB
+        choices = ["yes" if whole <= USABLE * card else choice(cfg, card) for card in cards]
+        rows.append([*row, whole, *choices])
     return rows
 
 

@@ -18,7 +18,7 @@ IN_FULL = {"layer_norm", "group_norm", "softmax", "cross_entropy"}
 """Names of functions that autocast on CUDA computes in half precision, and in float32."""
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that are made within the context and still exist, and their peak.
 
     Storages that existed before do not count; views count as what they are views of.
@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: set[int] = set()
 
@@ -82,6 +82,19 @@ class GpuKernels(TorchFunctionMode):
         super().__init__()
         self.half = half
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}  # by id; the first keeps it in use
+
+    def apply_to(self, module: Any) -> None:
+        """Enter the mode in each call of the module.
+
+        Activation checkpointing repeats calls in the backward pass, where the mode is not active.
+        """
+        forward = module.forward
+
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return forward(*args, **kwargs)
+
+        module.forward = within
 
     def __torch_function__(
         self,

@@ -137,6 +137,9 @@ class _Step:
         live, kernels = LiveBytes(), GpuKernels(bool(self.cfg.SOLVER.AMP.ENABLED))
         head, criterion = self.model.sem_seg_head, self.model.criterion
         text, queries = self.text(), adapter_of(self.model.backbone).object_queries()
+        if isinstance(self.model.backbone, ViTBackbone):
+            for block in self.model.backbone.transformer.blocks:
+                kernels.apply_to(block)
         with live:
             with kernels:
                 features, clean = self.features()
@@ -147,8 +150,8 @@ class _Step:
                 yield "teacher", live.take_peak()
                 del scores, clean
             if self.sam is not None:
-                with torch.no_grad(), kernels:
-                    self.refine()
+                with torch.no_grad():
+                    self.refine(kernels)
                 yield "refiner", live.take_peak()
             targets = [self.targets() for _ in range(self.num_images)]
             with kernels:
@@ -157,7 +160,7 @@ class _Step:
             losses = criterion(predictions, targets)
             yield "losses", live.take_peak()
             del predictions
-            torch.stack(list(losses.values())).sum().backward()
+            torch.autograd.backward(torch.stack(list(losses.values())).sum())
             yield "backward", live.take_peak()
 
     def features(self) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -194,15 +197,19 @@ class _Step:
         masks = torch.empty(num_classes, *self.size, dtype=torch.bool, device=META)
         return Targets(torch.empty(num_classes, dtype=torch.int64, device=META), masks)
 
-    def refine(self) -> None:
-        """SAM's encoder on one image, then its decoder on as many regions as it takes at once."""
+    def refine(self, kernels: GpuKernels) -> None:
+        """SAM's encoder on one image, then its decoder, in float32, on as many regions as it takes
+        at once.
+        """
         encoder, prompt = self.sam.image_encoder, self.sam.prompt_encoder
-        encode(encoder, torch.empty(1, 3, encoder.img_size, encoder.img_size, device=META))
+        with kernels:
+            encode(encoder, torch.empty(1, 3, encoder.img_size, encoder.img_size, device=META))
         size, dim = prompt.image_embedding_size, prompt.embed_dim
         pixels = torch.empty(REGIONS_AT_ONCE, size[0] * size[1], dim, device=META)
         points = self.cfg.MODEL.CLOUDS.SAM.NUM_POINTS + 1
         prompts = torch.empty(REGIONS_AT_ONCE, points, dim, device=META)
-        best_masks(self.sam.mask_decoder, pixels, pixels[0], prompts, size)
+        with GpuKernels(half=False):
+            best_masks(self.sam.mask_decoder, pixels, pixels[0], prompts, size)
 
 
 def fit_to_memory(cfg: CfgNode, processes: int = 1) -> CfgNode:

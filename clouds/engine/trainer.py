@@ -98,11 +98,11 @@ class Trainer(TrainerBase):
     ) -> None:
         super().__init__(int(cfg.SOLVER.MAX_ITER))
         self.device = comm.device_of_process(resolve_device(cfg.MODEL.DEVICE))
-        self.cfg = with_value(cfg, "MODEL.DEVICE", str(self.device))
         self.batch_size = int(cfg.SOLVER.IMS_PER_BATCH)
         check_batch_size(self.batch_size, comm.get_world_size(), int(cfg.SOLVER.ACCUMULATE))
         if model is None:
-            self.cfg = cfg = fit_to_memory(self.cfg, comm.get_world_size())
+            cfg = fit_to_memory(cfg, comm.get_world_size())
+        self.cfg = with_value(cfg, "MODEL.DEVICE", str(self.device))
         torch.backends.cudnn.benchmark = bool(cfg.CUDNN_BENCHMARK)
 
         self.check_files(loader, evaluate)

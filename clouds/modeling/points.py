@@ -143,10 +143,37 @@ def point_sample(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor
     """
     if not len(maps):
         return maps.new_zeros(0, maps.shape[1], points.shape[1])
+    if maps.is_cuda and maps.requires_grad and torch.are_deterministic_algorithms_enabled():
+        return gather_points(maps, points, padding)
     if maps.shape[1] > 1:  # channels last: several times as fast on a CPU
         maps = maps.contiguous(memory_format=torch.channels_last)
     grid = points[:, None]
     return F.grid_sample(maps, grid, padding_mode=padding, align_corners=False)[:, :, 0]
+
+
+def gather_points(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
+    """`point_sample` whose gradient is deterministic on CUDA too, where that of grid_sample is not.
+
+    The gradient of the points is not computed.
+    """
+    height, width = maps.shape[-2:]
+    size = points.new_empty(2)
+    size[0], size[1] = width, height  # filled: a copy from the host would wait
+    position = (points.detach() + 1) * size / 2 - 0.5
+    if padding == "border":
+        position = torch.minimum(position.clamp(min=0), size - 1)
+    corner = position.floor()
+    fraction = position - corner
+    total = maps.new_zeros(*maps.shape[:2], points.shape[1])
+    for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = corner[..., 0] + right, corner[..., 1] + below
+        x, y = fraction[..., 0], fraction[..., 1]
+        weight = (x if right else 1 - x) * (y if below else 1 - y)
+        weight = weight * ((column >= 0) & (column < width) & (row >= 0) & (row < height))
+        index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        index = index.long()[:, None].expand(-1, maps.shape[1], -1)
+        total = total + weight[:, None] * maps.flatten(2).gather(2, index)
+    return total
 
 
 def sample_weights(weights: Tensor, points: Tensor) -> Tensor:

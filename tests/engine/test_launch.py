@@ -217,6 +217,32 @@ def test_torchrun(tmp_path, one_process):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_signal_to_all_processes_of_torchrun(tmp_path, one_process):
+    """As docs/cluster.md starts them: torchrun ignores SLURM's signal, the ranks save and end."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", str(SCRIPT)]
+    ignoring = ["bash", "-c", 'trap "" USR1; exec "$@"', "bash", *torchrun]
+    command = [*ignoring, "--slow", "0.2", str(tmp_path)]
+    process = subprocess.Popen(command, env=script_environment(), stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "metrics.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (process.pid, *map(int, ranks)):
+        os.kill(pid, signal.SIGUSR1)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, errors  # torchrun's for any rank that does not exit with 0
+    done = max(losses_of(tmp_path))
+    assert done < 11
+    assert (tmp_path / "last_checkpoint").read_text() == f"model_{done:07d}.pth", errors
+    subprocess.run([*torchrun, "--resume", str(tmp_path)], env=script_environment(), check=True)
+    assert_same_run(one_process, tmp_path, 1e-5)
+
+
+@pytest.mark.slow
 def test_two_machines(tmp_path, one_process):
     port = free_port()
     program = (

@@ -9,6 +9,7 @@ from clouds.modeling.points import (
     PointSampler,
     SampledPoints,
     _indices_of_smallest,
+    gather_points,
     point_sample,
 )
 
@@ -100,3 +101,20 @@ def test_indices_of_the_smallest(count, kind):
     indices = _indices_of_smallest(values.as_subclass(kind), count).as_subclass(torch.Tensor)
     smallest = values.gather(1, indices).sort(1).values
     torch.testing.assert_close(smallest, values.sort(1).values[:, :count], equal_nan=True)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_gathered_points_are_those_of_grid_sample(padding):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 3, 5, 7, generator=generator, dtype=torch.float64)
+    points = 3 * torch.rand(2, 40, 2, generator=generator, dtype=torch.float64) - 1.5
+    points[0, 0] = torch.tensor([1.0, -1.0])  # a corner of the map
+    gradient = torch.randn(2, 3, 40, generator=generator, dtype=torch.float64)
+    results = []
+    for sample in (point_sample, gather_points):
+        leaf = maps.clone().requires_grad_()
+        out = sample(leaf, points, padding)
+        out.backward(gradient)
+        results.append((out.detach(), leaf.grad))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)

@@ -86,13 +86,29 @@ def test_kernels(shape, dtype, tolerance):
 
 @runs_kernels
 @pytest.mark.parametrize("reach", [1.0, 1e12])
-@pytest.mark.parametrize("sizes", [[(1, 1)], [(3, 1), (1, 6)], SIZES[::-1]])
+@pytest.mark.parametrize("sizes", [[(1, 1)], [(3, 1), (1, 6)], SIZES[::-1], [(0, 4), (3, 2)]])
 def test_kernels_on_odd_maps_and_far_outside(sizes, reach):
     tensors, gradient = inputs(5, 1, 8, 2, sizes, reach)
     expected = with_gradients(deformable_attention_torch, tensors, gradient, sizes)
     got = with_gradients(kernels, [t.to(DEVICE) for t in tensors], gradient, sizes)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs)
+
+
+@runs_kernels
+def test_kernels_on_tensors_that_are_not_contiguous():
+    tensors, gradient = inputs(7, 2, 6, 2)
+    expected = with_gradients(deformable_attention_torch, tensors, gradient)
+    strided = [t.to(DEVICE, torch.float32).transpose(0, 1).contiguous() for t in tensors]
+
+    def attend(value, sizes, locations, weights):
+        turned = [t.transpose(0, 1) for t in (value, locations, weights)]
+        assert not any(t.is_contiguous() for t in turned)
+        return kernels(turned[0], sizes, *turned[1:]).transpose(0, 1).contiguous().transpose(0, 1)
+
+    got = with_gradients(attend, strided, gradient.transpose(0, 1).contiguous().transpose(0, 1))
+    got = [got[0], *(g.transpose(0, 1) for g in got[1:])]
+    assert_alike(got, expected, 1e-5)
 
 
 @runs_kernels
@@ -174,8 +190,8 @@ def test_a_failed_trial_run_reports_its_error():
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter does not compile")
-@pytest.mark.parametrize("value", ["fp32", "bf16"])
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("value", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles(value, capability):
     """Compiled for the named GPUs by Triton's compiler, which needs none of them."""
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
