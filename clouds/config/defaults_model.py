@@ -286,8 +286,7 @@ MODEL_KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS",
         "laion2b_s29b_b131k_ft_soup",
-        "Tag of the CLIP model's weights in open_clip, a file, or the name of weights that an "
-        "installed package offers (street_clip); empty: random weights.",
+        "Tag of open_clip, file, or name of packaged weights (street_clip); empty: random weights.",
         is_path=True,
     ),
     Key(
@@ -347,9 +346,8 @@ MODEL_KEYS: tuple[Key, ...] = (
         "MODEL.CLOUDS.SAM.MODEL",
         "vit_h",
         "SAM's image encoder; 'mobile' needs the package mobile_sam, 'street' is Street-SAM, for "
-        "rendered streets, 'tiny' is for tests. Or a SAM of transformers with its weights "
-        "(docs/refiners.md): its id on the Hugging Face hub, such as facebook/sam2.1-hiera-tiny, "
-        "or a folder.",
+        "rendered streets, 'tiny' is for tests. Or a SAM of transformers (docs/refiners.md): an id "
+        "on the Hugging Face hub, such as facebook/sam2.1-hiera-tiny, or a folder.",
         sam_model,
     ),
     Key(
