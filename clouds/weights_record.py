@@ -71,7 +71,10 @@ def check_record(weights: Path) -> None:
     record = read_record(weights)
     if record is None:
         return
-    remedy = f"Restore it from the repository, or make it again: {record.command}"
+    remedy = (
+        f"Restore it from the repository, or make it again: {record.command} (and delete "
+        f"{record_file(weights).name}: another machine rounds otherwise)"
+    )
     if not weights.is_file():
         raise FileNotFoundError(
             f"the weights {weights} are missing (SHA-256 {record.sha256}). {remedy}"
