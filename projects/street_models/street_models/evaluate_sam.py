@@ -127,7 +127,7 @@ def _iou(mask: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
     return float((mask & true).sum() / max(1, (mask | true).sum()))
 
 
-def simulated_teacher(label: Bytes, seed: int, strength: float = 1.0) -> Bytes:
+def simulated_teacher(label: Bytes, seed: int, strength: float = 1.25) -> Bytes:
     """A label with the errors of a segmenter: smoothed outlines and wrong blobs.
 
     The indicators of the classes are blurred, and smooth noise is added to each before the largest
@@ -155,7 +155,7 @@ def score_labels(
     scenes: Iterable[tuple[Bytes, Bytes]],
     options: SamOptions,
     seed: int,
-    strength: float = 1.0,
+    strength: float = 1.25,
 ) -> dict[str, float]:
     """mIoU in percent of the simulated teacher's labels and of the refined ones.
 
@@ -223,7 +223,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--size", type=int, nargs=2, default=(160, 320), metavar=("H", "W"))
     add("--size-threshold", type=int, default=100, help="pixels (default: %(default)s)")
     add("--num-points", type=int, default=5, help="per component (default: %(default)s)")
-    add("--strength", type=float, default=1.0, help="of the simulated teacher's noise")
+    add("--strength", type=float, default=1.25, help="of the simulated teacher's noise")
     add("--held-out", action="store_true", help="random looks instead of the three")
     add("--output", type=Path, help="file for the scores, JSON")
     return parser.parse_args(argv)
