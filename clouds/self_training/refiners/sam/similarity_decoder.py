@@ -37,6 +37,10 @@ class CoordinateEncoder(nn.Module):
         self.image_embedding_size = (cells, cells)
         self.input_image_size = (side, side)
         self.mask_input_size = (FINE * cells, FINE * cells)
+        size = FINE * cells
+        steps = (torch.arange(size) + 0.5) * (2 / size) - 1
+        rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+        self.register_buffer("grid", torch.stack((columns, rows))[None], persistent=False)
 
     def forward(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
@@ -78,10 +82,8 @@ class CoordinateEncoder(nn.Module):
 
     def get_dense_pe(self) -> Tensor:
         """(1, 2, 4s, 4s): x, y of pixels, from -1 to 1."""
-        size = self.mask_input_size[0]
-        steps = (torch.arange(size) + 0.5) * (2 / size) - 1
-        rows, columns = torch.meshgrid(steps, steps, indexing="ij")
-        return torch.stack((columns, rows))[None]
+        grid: Tensor = self.grid  # type: ignore[assignment]
+        return grid
 
 
 class SimilarityDecoder(nn.Module):
