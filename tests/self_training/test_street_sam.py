@@ -1,9 +1,10 @@
-"""MODEL.CLOUDS.SAM.MODEL street: a SAM with a convolutional encoder, and its weights files."""
+"""MODEL.CLOUDS.SAM.MODEL street: encoder, prompts, decoder, and its weights files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from clouds.files import atomic_write
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.conv_encoder import ConvEncoder
 from clouds.self_training.refiners.sam.model import build_sam, random_sam, read_weights
+from clouds.self_training.refiners.sam.similarity_decoder import bumps, similarities
 from clouds.weights_io import write_safetensors
 
 
@@ -28,16 +30,97 @@ def write(sam, path):
         write_safetensors({name: value.half() for name, value in sam.state_dict().items()}, file)
 
 
-def test_the_encoder_uses_all_of_its_weights():
-    encoder = ConvEncoder(64, 16, channels=(8, 16, 24, 32), layers=(1, 1, 1, 1), dim=32)
+def prompted(sam, points, labels=None, boxes=None, masks=None, embedding=None):
+    """All masks and IoUs of prompts."""
+    if embedding is None:
+        generator = torch.Generator().manual_seed(3)
+        embedding = torch.randn(1, 64 + 256, 32, 32, generator=generator)
+    encoder = sam.prompt_encoder
+    labels = torch.ones(points.shape[:2]) if labels is None else labels
+    with torch.no_grad():
+        sparse, dense = encoder(points=(points, labels), boxes=boxes, masks=masks)
+        return sam.mask_decoder.predict_masks(embedding, encoder.get_dense_pe(), sparse, dense)
+
+
+def test_the_embedding_has_coarse_and_fine_features():
+    encoder = ConvEncoder(64, 8, 2, channels=(8, 16, 24, 32), layers=(1, 1, 1, 1), dim=32)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    embedding = encoder(x)
-    assert embedding.shape == (2, 16, 8, 8)
-    embedding.square().mean().backward()
-    unused = [n for n, p in encoder.named_parameters() if p.grad is None or not p.grad.any()]
-    # a fresh ResNet's blocks are the identity, by a zero in their last normalization; of the
-    # pyramid, the finest level alone is used
-    assert all("conv" in name or "bn1" in name or "layer_blocks" in name for name in unused)
+    assert encoder(x).shape == (2, 8 + 16 * 2, 8, 8)
+
+
+def test_coordinates_and_labels_of_prompts(sam):
+    points = torch.tensor([[[0.0, 255.0]], [[127.5, 63.5]]])
+    boxes = torch.tensor([[0.0, 0.0, 127.5, 127.5], [63.5, 127.5, 255.0, 191.5]])
+    sparse, dense = sam.prompt_encoder(points=(points, torch.ones(2, 1)), boxes=boxes, masks=None)
+    half = 1 / 256
+    expected = [
+        [[half - 1, 1 - half, 1], [half - 1, half - 1, 2], [0, 0, 3]],
+        [[0, -0.5, 1], [-0.5, 0, 2], [1 - half, 0.5, 3]],
+    ]
+    torch.testing.assert_close(sparse, torch.tensor(expected))
+    assert dense.shape == (2, 2, 128, 128) and not dense.any()
+    grid = sam.prompt_encoder.get_dense_pe()
+    assert grid.shape == (1, 2, 128, 128)
+    assert grid[0, :, 0, 0].tolist() == pytest.approx([-127 / 128] * 2)
+    assert grid[0, :, 5, 127].tolist() == pytest.approx([127 / 128, 11 / 128 - 1])
+
+
+def test_order_and_padding_of_points_make_no_difference(sam):
+    points = torch.tensor([[[9.0, 20.0], [100.0, 60.0], [33.0, 90.0]]])
+    expected = prompted(sam, points)
+    for other, labels in (
+        (points[:, [2, 0, 1]], None),
+        (torch.cat((points, points[:, :1] + 50), 1), torch.tensor([[1, 1, 1, -1]])),
+    ):
+        for mine, theirs in zip(prompted(sam, other, labels), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_are_decoded_independently(sam):
+    points = torch.tensor([[[9.0, 20.0]], [[100.0, 60.0]]])
+    boxes = torch.tensor([[0.0, 0.0, 50.0, 50.0], [90.0, 30.0, 150.0, 90.0]])
+    both = prompted(sam, points, boxes=boxes)
+    for index in range(2):
+        part = slice(index, index + 1)
+        for mine, theirs in zip(prompted(sam, points[part], boxes=boxes[part]), both, strict=True):
+            torch.testing.assert_close(mine, theirs[part], rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_and_masks_matter(sam):
+    points = torch.tensor([[[9.0, 20.0]]])
+    plain = prompted(sam, points)[0]
+    mask = torch.full((1, 1, 128, 128), 4.0)
+    for more in ({"boxes": torch.tensor([[0.0, 0.0, 50.0, 50.0]])}, {"masks": mask}):
+        assert (prompted(sam, points, **more)[0] - plain).abs().max() > 1e-3
+
+
+def test_background_points_are_refused(sam):
+    with pytest.raises(ValueError, match=r"foreground points .* alone"):
+        prompted(sam, torch.zeros(1, 2, 2), labels=torch.tensor([[1, 0]]))
+    with pytest.raises(ValueError, match="needs foreground points"):
+        sam.prompt_encoder(points=None, boxes=torch.zeros(1, 4), masks=None)
+
+
+def test_similarity_is_that_of_cosine_similarity():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 5, 8, 8, generator=generator)
+    # centers of pixels (row 2, column 3) and (6, 1); the third point is padding
+    places = torch.tensor([[[-1 + 7 / 8, -1 + 5 / 8], [-1 + 3 / 8, -1 + 13 / 8], [0.0, 0.0]]])
+    mean, largest = similarities(image, places, torch.tensor([[True, True, False]]))[0]
+    each = [
+        torch.nn.functional.cosine_similarity(image[0], image[0, :, r, c, None, None], dim=0)
+        for r, c in ((2, 3), (6, 1))
+    ]
+    torch.testing.assert_close(mean, (each[0] + each[1]) / 2)
+    torch.testing.assert_close(largest, torch.maximum(*each))
+
+
+def test_bumps_fall_with_the_distance_to_the_nearest_point():
+    positions = torch.tensor([[[-0.5, 0.5]], [[0.0, 0.0]]])  # x, y of two pixels
+    places = torch.tensor([[[-0.5, 0.03], [0.5, 0.24], [0.5, 0.0]]])
+    found = bumps(positions, places, torch.tensor([[True, True, False]]))[0]
+    expected = [[math.exp(-0.5), math.exp(-32)], [math.exp(-(0.25**2) / 2), math.exp(-2)]]
+    torch.testing.assert_close(found, torch.tensor(expected)[:, None])
 
 
 def test_an_image_of_a_batch_is_embedded_as_alone(sam):
@@ -53,7 +136,7 @@ def test_random_weights_are_a_function_of_the_seed():
     state = torch.random.get_rng_state()
     first, again, other = (random_sam("street", seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    name = "image_encoder.neck.2.weight"
+    name = "image_encoder.coarse.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
 

@@ -1,7 +1,6 @@
 """Evaluate Street-SAM: masks for points in true components, and labels it refines.
 
-    python -m street_models.evaluate_sam --weights projects/street_models/weights/\
-street_sam.safetensors
+    python -m street_models.evaluate_sam
 
 Images are those that `clouds make-demo-data` renders of the three looks that no training image has,
 or, with `--held-out`, random looks on which settings may be chosen. The SAM is loaded and prompted
@@ -42,6 +41,9 @@ from clouds.self_training.refiners.sam.prompts import (
     sample_points,
 )
 from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner
+from clouds.weights_record import record_file
+from street_models.evaluate_clip import write_record
+from street_models.weight_files import STREET_SAM
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -127,7 +129,7 @@ def _iou(mask: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> float:
     return float((mask & true).sum() / max(1, (mask | true).sum()))
 
 
-def simulated_teacher(label: Bytes, seed: int, strength: float = 1.0) -> Bytes:
+def simulated_teacher(label: Bytes, seed: int, strength: float = 1.25) -> Bytes:
     """A label with the errors of a segmenter: smoothed outlines and wrong blobs.
 
     The indicators of the classes are blurred, and smooth noise is added to each before the largest
@@ -155,7 +157,7 @@ def score_labels(
     scenes: Iterable[tuple[Bytes, Bytes]],
     options: SamOptions,
     seed: int,
-    strength: float = 1.0,
+    strength: float = 1.25,
 ) -> dict[str, float]:
     """mIoU in percent of the simulated teacher's labels and of the refined ones.
 
@@ -210,22 +212,33 @@ def _mean(values: Any) -> float:
     return round(float(np.mean(values)), 4) if len(values) else float("nan")
 
 
+def measured(args: argparse.Namespace, results: dict[str, Any]) -> dict[str, Any]:
+    """The part of the results that a record has."""
+    kept = ("components", "mean_iou", "mean_iou_of_best", "labels")
+    scores = {
+        look: {name: value for name, value in own.items() if name in kept}
+        for look, own in results.items()
+    }
+    return {"images": args.images, "seed": args.seed, "size": list(args.size), "scores": scores}
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--weights", required=True, help="of the SAM; '' for random ones")
+    add("--weights", default=str(STREET_SAM), help="of the SAM; '' for random ones")
     add("--model", default="street", help="MODEL.CLOUDS.SAM.MODEL (default: %(default)s)")
     add("--images", type=int, default=40, help="per look (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of images and points (default: %(default)s)")
+    add("--seed", type=int, default=1000, help="of images and points (default: %(default)s)")
     add("--size", type=int, nargs=2, default=(160, 320), metavar=("H", "W"))
     add("--size-threshold", type=int, default=100, help="pixels (default: %(default)s)")
     add("--num-points", type=int, default=5, help="per component (default: %(default)s)")
-    add("--strength", type=float, default=1.0, help="of the simulated teacher's noise")
+    add("--strength", type=float, default=1.25, help="of the simulated teacher's noise")
     add("--held-out", action="store_true", help="random looks instead of the three")
     add("--output", type=Path, help="file for the scores, JSON")
+    add("--record", metavar="COMMAND", help="write the record of the weights that COMMAND made")
     return parser.parse_args(argv)
 
 
@@ -275,8 +288,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     with user_errors_in_one_line():
+        if args.record is not None:  # the weights need not match an old record
+            record_file(Path(args.weights)).unlink(missing_ok=True)
         results = evaluate(args)
         print(show(results))
+        if args.record is not None:
+            write_record(Path(args.weights), args.record, measured(args, results))
         if args.output:
             args.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0

@@ -45,12 +45,6 @@ SINGLE_MASK_WEIGHT = 0.3
 """Weight of the loss of the mask that SAM predicts where one is asked for."""
 
 
-ATTENTION = (
-    "cross_attn_token_to_image",
-    "cross_attn_image_to_token",
-    "final_attn_token_to_image",
-)
-"""Modules of the mask decoder's attention between tokens and pixels."""
 DECAY_SHARE = 0.25
 """Share of the steps, the last, in which the learning rate falls."""
 
@@ -61,21 +55,17 @@ class Options:
 
     Attributes:
         iterations: optimizer steps.
-        encoder_iterations: the first of them, which train the image encoder alone; see
-            `Step.encoder_losses`.
         batch: images per step.
-        prompts, encoder_prompts: per image, at most.
+        prompts: per image, at most.
         learning_rate: the largest; see `learning_rate`.
         warmup: steps until it is reached.
         momentum: of the average of the weights.
         seed: of weights, images and prompts.
     """
 
-    iterations: int = 3600
-    encoder_iterations: int = 800
+    iterations: int = 3000
     batch: int = 2
-    prompts: int = 8
-    encoder_prompts: int = 24
+    prompts: int = 10
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: int = 50
@@ -146,19 +136,10 @@ class Step:
         total = mask_loss + IOU_WEIGHT * iou_loss + SIMILARITY_WEIGHT * similarity
         return Losses(total, mask_loss.item(), iou_loss.item(), iou.item())
 
-    def encoder_losses(self, examples: Sequence[SamExample]) -> Losses:
-        """Those of `similarity_masks` alone, a third of the cost of a step with the decoder."""
-        embeddings = self.sam.image_encoder(torch.stack([e.pixels for e in examples]))
-        parts = [
-            self._similarity(embedding, example)
-            for embedding, example in zip(embeddings, examples, strict=True)
-        ]
-        mask_loss, iou = (torch.cat(part).mean() for part in zip(*parts, strict=True))
-        return Losses(mask_loss, mask_loss.item(), 0.0, iou.item())
-
     def _similarity(self, embedding: Tensor, example: SamExample) -> tuple[Tensor, Tensor]:
         """Per prompt: loss and IoU of `similarity_masks`."""
-        logits = similarity_masks(embedding, example.points, self.sam.image_encoder.img_size)
+        coarse = embedding[: self.sam.mask_decoder.num_coarse]
+        logits = similarity_masks(coarse, example.points, self.sam.image_encoder.img_size)
         height, width = example.masks.shape[1:]
         visible = logits[:, None, :height, :width]
         losses = mask_losses(visible, example.masks)[:, 0]
@@ -211,7 +192,7 @@ def similarity_masks(embedding: Tensor, points: Tensor, side: int) -> Tensor:
     """Logits of masks from the image embedding alone, by the cosine similarity of its pixels.
 
     Args:
-        embedding: (C, s, s) of an image.
+        embedding: coarse features (C, s, s) of an image.
         points: (K, P, 2), (x, y) in the frame.
         side: of the frame, pixels.
 
@@ -226,26 +207,6 @@ def similarity_masks(embedding: Tensor, points: Tensor, side: int) -> Tensor:
     grid_logits = logits.unflatten(1, embedding.shape[1:])[None]
     size = (side // 2, side // 2)
     return F.interpolate(grid_logits, size, mode="bilinear", align_corners=False)[0]
-
-
-@torch.no_grad()
-def initialize(sam: Any) -> None:
-    """Initialize the mask decoder so that like attends to like.
-
-    In attention between tokens and pixels, query and key projection get the same weights, so that
-    products are larger where positions are near and embeddings are similar; and what tokens take
-    from pixels is a projection of the pixels' embedding. From independent weights a decoder needs
-    thousands of steps until it looks at a point's surroundings.
-    """
-    for name, module in sam.mask_decoder.transformer.named_modules():
-        kind = name.split(".")[-1]
-        if kind not in ATTENTION:
-            continue
-        module.q_proj.weight.mul_(2)
-        module.k_proj.weight.copy_(module.q_proj.weight)
-        if kind != "cross_attn_image_to_token":
-            torch.nn.init.orthogonal_(module.v_proj.weight)
-            module.out_proj.weight.copy_(module.v_proj.weight.T)
 
 
 def learning_rate(options: Options, iteration: int) -> float:
@@ -266,9 +227,6 @@ class Training:
     def __init__(self, folder: Path, scenes: Scenes, options: Options) -> None:
         self.folder, self.options = folder, options
         self.sam = random_sam("street", options.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            initialize(self.sam)
         self.step = Step(self.sam)
         self.examples = SamExamples(scenes, Frame.of_segment_anything(self.sam), options.seed)
         self.optimizer = torch.optim.AdamW(
@@ -289,14 +247,11 @@ class Training:
         points = USUAL_POINTS if usual else int(rng.integers(1, MAX_POINTS + 1))
         boxes, second = rng.random() < BOX_SHARE, rng.random() < SECOND_PASS_SHARE
         first = self.iteration * self.options.batch
-        encoder_only = self.iteration < self.options.encoder_iterations
-        prompts = self.options.encoder_prompts if encoder_only else self.options.prompts
+        prompts = self.options.prompts
         batch = [self.examples(first + i, prompts, points) for i in range(self.options.batch)]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options, self.iteration)
-        losses = (
-            self.step.encoder_losses(batch) if encoder_only else self.step(batch, boxes, second)
-        )
+        losses = self.step(batch, boxes, second)
         self.optimizer.zero_grad()
         losses.total.backward()
         torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
@@ -342,12 +297,9 @@ class Training:
         So a run may get more or fewer steps as long as none of the steps done differs.
         """
         other, own = Options(**options), self.options
-        changed = {"iterations": own.iterations, "encoder_iterations": own.encoder_iterations}
-        if replace(other, **changed) != own:
-            return False
-        ends = {min(each.encoder_iterations, iteration) for each in (other, own)}
-        rates = [[learning_rate(each, i) for i in range(iteration)] for each in (other, own)]
-        return len(ends) == 1 and rates[0] == rates[1]
+        return replace(other, iterations=own.iterations) == own and all(
+            learning_rate(other, i) == learning_rate(own, i) for i in range(iteration)
+        )
 
     def write_weights(self, path: Path) -> None:
         """Write the averaged weights in half precision, by the file's suffix as safetensors."""

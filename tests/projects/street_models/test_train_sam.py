@@ -12,7 +12,6 @@ from street_models.train_sam import (
     Options,
     Step,
     Training,
-    initialize,
     learning_rate,
     main,
     mask_ious,
@@ -29,7 +28,7 @@ from clouds.self_training.refiners.sam.frame import Frame
 from clouds.self_training.refiners.sam.model import random_sam
 from clouds.weights_io import read_safetensors
 
-SMALL = Options(iterations=4, encoder_iterations=2, batch=1, prompts=2, encoder_prompts=3, seed=3)
+SMALL = Options(iterations=4, batch=1, prompts=2, seed=3)
 
 
 @pytest.fixture
@@ -57,10 +56,9 @@ def test_a_pixel_that_is_partly_in_the_mask_gets_its_share():
     logit = torch.zeros(1, 1, 1, 1, requires_grad=True)
     target = torch.full((1, 1, 1), 0.3)
     for _ in range(400):
-        entropy = mask_losses(logit, target)
-        (gradient,) = torch.autograd.grad(entropy.sum(), logit)
+        (gradient,) = torch.autograd.grad(mask_losses(logit, target).sum(), logit)
         logit = (logit - 0.5 * gradient).detach().requires_grad_()
-    assert 0.2 < float(logit.sigmoid()) < 0.5
+    assert 0.2 < logit.sigmoid().item() < 0.5
 
 
 def test_ious_by_hand():
@@ -84,23 +82,6 @@ def test_learning_rates():
     options = Options(iterations=400, learning_rate=2.0, warmup=10)
     rates = [learning_rate(options, i) for i in (0, 4, 9, 200, 299, 350, 399)]
     assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0, 1.0, 0.02])
-
-
-def test_after_initialization_pixels_attend_to_the_nearest_point(small):
-    """Of the weights between a point and a grid of pixels, the largest are around the point."""
-    sam = random_sam("street", 0)
-    initialize(sam)
-    encoder, side = sam.prompt_encoder, 64
-    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
-    points = torch.tensor([[[12.0, 20.0]], [[52.0, 36.0]]])
-    with torch.no_grad():
-        sparse, _ = encoder(points=(points, torch.ones(2, 1)), boxes=None, masks=None)
-        query = attention.q_proj(sparse[:, 0] - encoder.point_embeddings[1].weight)
-        key = attention.k_proj(encoder.get_dense_pe()[0].flatten(1).T)
-        cells = (query @ key.T).argmax(1)
-    for cell, point in zip(cells.tolist(), points[:, 0].tolist(), strict=True):
-        row, column = divmod(cell, side // 8)
-        assert math.dist((8 * column + 4, 8 * row + 4), point) < 12
 
 
 def test_a_step_decodes_as_the_mask_decoder(small, scenes):
@@ -127,32 +108,24 @@ def test_it_learns_an_image_by_heart(small, scenes, tmp_path):
     training = Training(tmp_path, scenes, Options(seed=1))
     example = training.examples(0, 4, 5)
     values = []
-    for _ in range(40):
+    for _ in range(25):
         losses = training.step([example], False, False)
         training.optimizer.zero_grad()
         losses.total.backward()
         training.optimizer.step()
         values.append(losses.total.item())
-    assert values[-1] < 0.6 * values[0]
+    assert values[-1] < 0.7 * values[0]
 
 
-def test_every_kind_of_step_trains_its_parts(small, scenes, tmp_path):
+@pytest.mark.parametrize(("boxes", "second_pass"), [(False, False), (True, True)])
+def test_a_step_trains_all_parts(boxes, second_pass, small, scenes, tmp_path):
     training = Training(tmp_path, scenes, SMALL)
-    example = training.examples(0, 3, 5)
-
-    def trained(losses):
-        training.optimizer.zero_grad()
-        losses.total.backward()
-        assert math.isfinite(losses.total.item())
-        return {n for n, p in training.sam.named_parameters() if p.grad is not None}
-
-    plain = trained(training.step([example], False, False))
-    assert any(name.startswith("mask_decoder.iou_prediction_head") for name in plain)
-    more = trained(training.step([example], True, True)) - plain
-    assert {name.rsplit(".", 2)[0] for name in more} >= {"prompt_encoder.mask_downscaling"}
-    assert any("point_embeddings" in name for name in more)  # those of box corners
-    encoder = trained(training.step.encoder_losses([example]))
-    assert {name.split(".")[0] for name in encoder} == {"image_encoder"}
+    losses = training.step([training.examples(0, 3, 5)], boxes, second_pass)
+    losses.total.backward()
+    assert math.isfinite(losses.total.item())
+    unused = {n for n, p in training.sam.named_parameters() if p.grad is None}
+    # of the pyramid, the finest level alone is used
+    assert all("pyramid.layer_blocks" in name for name in unused)
 
 
 def test_training_in_two_runs_writes_the_weights_of_one(small, scenes, tmp_path, monkeypatch):
@@ -186,7 +159,7 @@ def test_a_run_may_get_more_steps_but_no_other_options(small, scenes, tmp_path):
     assert longer.iteration == 12
     for other in (
         Options(iterations=12, batch=1, prompts=2, warmup=5),  # its learning rate fell already
-        Options(iterations=40, encoder_iterations=9, batch=1, prompts=2, warmup=5),
+        Options(iterations=40, batch=1, prompts=3, warmup=5),
         Options(iterations=40, batch=1, prompts=2, warmup=5, seed=4),
     ):
         with pytest.raises(ValueError, match=r"is of a run with .* but this one has"):
@@ -195,8 +168,7 @@ def test_a_run_may_get_more_steps_but_no_other_options(small, scenes, tmp_path):
 
 def test_the_command_trains_and_the_library_loads_its_weights(small, scene_folder, tmp_path):
     words = ["--scenes", scene_folder, "--count", 24, "--size", 80, "160"]
-    words += ["--output", tmp_path / "run", "--iterations", 2, "--encoder-iterations", 1]
-    words += ["--batch", 1, "--prompts", 2, "--encoder-prompts", 2]
+    words += ["--output", tmp_path / "run", "--iterations", 2, "--batch", 1, "--prompts", 2]
     assert main([str(word) for word in words]) == 0
     assert list((tmp_path / "run").glob("events.out.tfevents.*"))
     cfg = get_cfg()

@@ -67,8 +67,10 @@ def build_point_sam(cfg: CfgNode, device: torch.device) -> PointSam:
         return PointSam(embed, BestMaskPredictor(decoder, node.REFINEMENT), decoder)
     sam = build_sam(cfg, device)
     embed = cached_embedder(cfg, sam) if node.CACHE_DIR else ImageEmbedder(sam)
-    predict_masks = PointPredictor(sam, second_pass=node.REFINEMENT)
-    return PointSam(embed, predict_masks, SegmentAnythingDecoder(sam))
+    decoder = SegmentAnythingDecoder(sam)
+    if node.MODEL == "street":  # the faster predictor is made for SAM's transformer
+        return PointSam(embed, BestMaskPredictor(decoder, node.REFINEMENT), decoder)
+    return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), decoder)
 
 
 def cached_embedder(cfg: CfgNode, sam: Any) -> CachedEmbedder:

@@ -13,7 +13,11 @@ from torch import nn
 
 from clouds.d2 import CfgNode
 from clouds.messages import format_examples, install_extra
-from clouds.self_training.refiners.sam.conv_encoder import STRIDE, ConvEncoder
+from clouds.self_training.refiners.sam.conv_encoder import FINE, STRIDE, ConvEncoder
+from clouds.self_training.refiners.sam.similarity_decoder import (
+    CoordinateEncoder,
+    SimilarityDecoder,
+)
 from clouds.weights_io import nonfinite_tensors, read_safetensors, read_torch
 from clouds.weights_record import find_weights
 
@@ -31,10 +35,10 @@ WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 POSITIONS = "image_encoder.pos_embed"
 MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
 
-STREET_STEM = "image_encoder.pyramid.inner_blocks.0.0.weight"
+STREET_STEM = "mask_decoder.context.weight"
 
 TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
-STREET_SIDE, STREET_PROMPT = 256, 64
+STREET_SIDE, STREET_COARSE, STREET_FINE = 256, 64, 16
 
 
 def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
@@ -159,47 +163,56 @@ def build_architecture(model: str) -> Any:
     if model == "tiny":
         return _tiny()
     if model == "street":
-        encoder = ConvEncoder(STREET_SIDE, STREET_PROMPT)
-        return _small(encoder, STREET_SIDE // STRIDE, STREET_PROMPT, 2)
+        return _street()
     return registry["vit_t" if model == "mobile" else model]()
 
 
 def _tiny() -> Any:
     """A SAM with all parts of the real one, long side 128, for tests."""
-    from segment_anything.modeling import ImageEncoderViT
-
-    encoder = ImageEncoderViT(
-        img_size=TINY_SIDE,
-        patch_size=TINY_PATCH,
-        embed_dim=TINY_WIDTH,
-        depth=2,
-        num_heads=2,
-        out_chans=TINY_PROMPT,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=4,
-        global_attn_indexes=(1,),
+    from segment_anything.modeling import (
+        ImageEncoderViT,
+        MaskDecoder,
+        PromptEncoder,
+        Sam,
+        TwoWayTransformer,
     )
-    return _small(encoder, TINY_SIDE // TINY_PATCH, TINY_PROMPT, 8)
 
-
-def _small(encoder: Any, cells: int, dim: int, heads: int) -> Any:
-    """A SAM with a small image encoder, whose embeddings are (dim, cells, cells)."""
-    from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-
-    side = encoder.img_size
+    cells = TINY_SIDE // TINY_PATCH
     return Sam(
-        image_encoder=encoder,
+        image_encoder=ImageEncoderViT(
+            img_size=TINY_SIDE,
+            patch_size=TINY_PATCH,
+            embed_dim=TINY_WIDTH,
+            depth=2,
+            num_heads=2,
+            out_chans=TINY_PROMPT,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=4,
+            global_attn_indexes=(1,),
+        ),
         prompt_encoder=PromptEncoder(
-            embed_dim=dim,
+            embed_dim=TINY_PROMPT,
             image_embedding_size=(cells, cells),
-            input_image_size=(side, side),
+            input_image_size=(TINY_SIDE, TINY_SIDE),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
-            transformer_dim=dim,
+            transformer_dim=TINY_PROMPT,
             transformer=TwoWayTransformer(
-                depth=2, embedding_dim=dim, mlp_dim=2 * dim, num_heads=heads
+                depth=2, embedding_dim=TINY_PROMPT, mlp_dim=128, num_heads=8
             ),
         ),
+    )
+
+
+def _street() -> Any:
+    """Street-SAM: 3 million parameters, long side 256, masks from similarity to the points."""
+    from segment_anything.modeling import Sam
+
+    dim, cells = STREET_COARSE + FINE**2 * STREET_FINE, STREET_SIDE // STRIDE
+    return Sam(
+        image_encoder=ConvEncoder(STREET_SIDE, STREET_COARSE, STREET_FINE),
+        prompt_encoder=CoordinateEncoder(dim, cells, STREET_SIDE),
+        mask_decoder=SimilarityDecoder(STREET_COARSE, STREET_FINE),
     )

@@ -1,0 +1,211 @@
+"""Prompt encoder and mask decoder of a small SAM: convolutions on maps of similarity to the points.
+
+SAM's transformer learns where a point is, and what is like it, from many millions of masks. Here
+both are computed: how similar a pixel's embedding is to those at the points, and how far it is from
+them. Convolutions turn these maps into masks. The interface is that of segment_anything's
+`PromptEncoder` and `MaskDecoder`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clouds.self_training.refiners.sam.conv_encoder import FINE
+
+FOREGROUND, PADDING, TOP_LEFT, BOTTOM_RIGHT = 1, -1, 2, 3
+"""Labels of points; boxes are two points, as segment_anything's."""
+SCALES = (0.03, 0.12)
+"""Widths of the bumps around points, in units of half the frame."""
+NUM_MASKS = 4
+"""One for `multimask_output` False, then three."""
+
+
+class CoordinateEncoder(nn.Module):
+    """Prompts as coordinates, without weights.
+
+    Args:
+        embed_dim: channels of the image embedding.
+        cells: its height and width.
+        side: height and width of the frame, pixels.
+    """
+
+    def __init__(self, embed_dim: int, cells: int, side: int) -> None:
+        super().__init__()
+        self.embed_dim = embed_dim
+        self.image_embedding_size = (cells, cells)
+        self.input_image_size = (side, side)
+        self.mask_input_size = (FINE * cells, FINE * cells)
+        size = FINE * cells
+        steps = (torch.arange(size) + 0.5) * (2 / size) - 1
+        rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+        self.register_buffer("grid", torch.stack((columns, rows))[None], persistent=False)
+
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Coordinates of prompts and their mask.
+
+        Args:
+            points: (N, P, 2), (x, y) in the frame, and their labels (N, P), 1 or -1 (padding).
+            boxes: (N, 4), left, top, right, bottom in the frame.
+            masks: logits (N, 1, 4s, 4s).
+
+        Returns:
+            (N, P + 2, 3): x, y from -1 to 1, and label; the last two are the corners of the box,
+            padding without one. (N, 2, 4s, 4s): the mask from -1 to 1, and whether there is one.
+
+        Raises:
+            ValueError: no points, or background points.
+        """
+        if points is None:
+            raise ValueError("this SAM needs foreground points; there are none")
+        coordinates, labels = points
+        if bool(((labels != FOREGROUND) & (labels != PADDING)).any()):
+            raise ValueError(
+                "this SAM takes foreground points (label 1) alone, not background points (0)"
+            )
+        count = len(coordinates)
+        corners = coordinates.new_zeros(count, 2, 2) if boxes is None else boxes.view(-1, 2, 2)
+        kinds = (PADDING, PADDING) if boxes is None else (TOP_LEFT, BOTTOM_RIGHT)
+        corner_labels = labels.new_tensor(kinds).expand(count, 2)
+        places = torch.cat((coordinates, corners), 1)
+        places = (places + 0.5) * (2 / self.input_image_size[0]) - 1
+        sparse = torch.cat((places, torch.cat((labels, corner_labels), 1)[..., None]), -1)
+        if masks is None:
+            dense = coordinates.new_zeros(count, 2, *self.mask_input_size)
+        else:
+            bounded = (masks / 4).tanh()
+            dense = torch.cat((bounded, torch.ones_like(bounded)), 1)
+        return sparse, dense
+
+    def get_dense_pe(self) -> Tensor:
+        """(1, 2, 4s, 4s): x, y of pixels, from -1 to 1."""
+        grid: Tensor = self.grid  # type: ignore[assignment]
+        return grid
+
+
+class SimilarityDecoder(nn.Module):
+    """Masks from similarity and distance to the points.
+
+    Args:
+        coarse, fine: channels of the image embedding, see `ConvEncoder`.
+        dim: channels of the convolutions at the embedding's resolution.
+        fine_dim: of those at four times that.
+    """
+
+    def __init__(self, coarse: int, fine: int, dim: int = 32, fine_dim: int = 16) -> None:
+        super().__init__()
+        self.num_coarse = coarse
+        maps = 2 + 2 + len(SCALES) + 1 + 2  # similarities, distance, box, mask
+        self.context = nn.Conv2d(coarse, 16, 1)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(maps + 16, dim, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=2, dilation=2), nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=4, dilation=4), nn.ReLU(),
+            nn.Conv2d(dim, dim, 3, padding=1), nn.ReLU(),
+        )  # fmt: skip
+        self.pooled = nn.Linear(dim, dim)
+        self.up = nn.Conv2d(dim, fine_dim - (maps - 2), 1)
+        # on the maps of each prompt, and on the image's features once for all prompts
+        self.from_maps = nn.Conv2d(fine_dim, fine_dim, 3, padding=1)
+        self.from_image = nn.Conv2d(fine, fine_dim, 3, padding=1)
+        self.fine = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(fine_dim, fine_dim, 1), nn.ReLU(),
+            nn.Conv2d(fine_dim, NUM_MASKS, 1),
+        )  # fmt: skip
+        self.iou = nn.Sequential(nn.Linear(2 * dim + 3, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, 3, 4s, 4s) and predicted IoUs (N, 3); (N, 1, …) without `multimask`."""
+        logits, ious = self.predict_masks(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings
+        )
+        kept = slice(1, None) if multimask_output else slice(0, 1)
+        return logits[:, kept], ious[:, kept]
+
+    def predict_masks(
+        self, embedding: Tensor, positions: Tensor, prompts: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All four masks and IoUs, of one image.
+
+        Args:
+            embedding: (1, C, s, s).
+            positions, prompts, masks: from `CoordinateEncoder`.
+        """
+        coarse, stacked = embedding[:, : self.num_coarse], embedding[:, self.num_coarse :]
+        fine = F.pixel_shuffle(stacked, FINE)
+        is_point = prompts[..., 2] == FOREGROUND
+        places = prompts[..., :2]
+        near = bumps(positions[0], places, is_point)
+        fine_maps = torch.cat(
+            (similarities(fine, places, is_point), near, _box(positions[0], prompts), masks), 1
+        )
+        pooled_maps = F.avg_pool2d(fine_maps, FINE)
+        context = self.context(coarse).expand(len(prompts), -1, -1, -1)
+        features = self.coarse(
+            torch.cat((similarities(coarse, places, is_point), pooled_maps, context), 1)
+        )
+        features = features + self.pooled(features.mean((2, 3)))[..., None, None]
+        upscaled = F.interpolate(
+            self.up(features), scale_factor=FINE, mode="bilinear", align_corners=False
+        )
+        details = self.from_maps(torch.cat((upscaled, fine_maps), 1)) + self.from_image(fine)
+        logits = self.fine(details)
+        return logits, self._ious(logits.detach(), features)
+
+    def _ious(self, logits: Tensor, features: Tensor) -> Tensor:
+        """(N, 4), from the features in and around each mask, its area, and how sure it is."""
+        inside = F.avg_pool2d(logits.sigmoid(), FINE).flatten(2)  # (N, 4, s * s)
+        area = inside.sum(-1, keepdim=True)
+        values = features.flatten(2).transpose(1, 2)
+        means = inside @ values / area.clamp(min=1e-3)
+        overall = values.mean(1, keepdim=True).expand_as(means)
+        sure = (logits > 1).flatten(2).float().sum(-1, keepdim=True)
+        likely = (logits > -1).flatten(2).float().sum(-1, keepdim=True)
+        numbers = torch.cat((area.clamp(min=1e-3).log(), sure / likely.clamp(min=1)), -1)
+        spread = (inside * (1 - inside)).sum(-1, keepdim=True) / area.clamp(min=1e-3)
+        predicted: Tensor = self.iou(torch.cat((means, overall, numbers, spread), -1))
+        return predicted.squeeze(-1).sigmoid()
+
+
+def similarities(image: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
+    """(N, 2, h, w): mean and largest cosine similarity of pixels with the points of each prompt.
+
+    Args:
+        image: features (1, C, h, w).
+        places: (N, P, 2), x, y from -1 to 1.
+        is_point: bool (N, P); others are left out.
+    """
+    normalized = F.normalize(image, dim=1)
+    at_points = F.grid_sample(normalized, places[None], align_corners=False)[0]  # (C, N, P)
+    at_points = F.normalize(at_points, dim=0).permute(1, 2, 0)
+    cosines = at_points @ normalized[0].flatten(1)  # (N, P, h * w)
+    valid = is_point[..., None]
+    mean = (cosines * valid).sum(1) / valid.sum(1).clamp(min=1)
+    largest = cosines.masked_fill(~valid, -1.0).amax(1)
+    return torch.stack((mean, largest), 1).unflatten(2, image.shape[2:])
+
+
+def bumps(positions: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
+    """(N, len(SCALES), h, w): 1 at the points, falling with the distance to the nearest one."""
+    squares = [(axis.flatten() - places[..., i, None]).square() for i, axis in enumerate(positions)]
+    distances = (squares[0] + squares[1]).masked_fill(~is_point[..., None], 8.0).amin(1)
+    bumps = torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
+    return bumps.unflatten(2, positions.shape[1:])
+
+
+def _box(positions: Tensor, prompts: Tensor) -> Tensor:
+    """(N, 1, h, w): 1 in the box, -1 outside of it, 0 without one."""
+    low, high = prompts[:, -2, :, None, None], prompts[:, -1, :, None, None]
+    inside = ((positions >= low[:, :2]) & (positions <= high[:, :2])).all(1)
+    given = low[:, 2] == TOP_LEFT
+    return (torch.where(inside, 1.0, -1.0) * given)[:, None]
