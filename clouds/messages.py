@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 
 def format_examples(items: Sequence[object], limit: int = 5) -> str:
@@ -10,6 +11,11 @@ def format_examples(items: Sequence[object], limit: int = 5) -> str:
     remaining = len(items) - limit
     examples = ", ".join(str(item) for item in items[:limit])
     return f"{examples} and {remaining} more" if remaining > 0 else examples
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, sorted."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def install_extra(extra: str) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clouds.messages import format_examples
+from clouds.messages import format_examples, repeated
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_at_most_two_examples(items, text):
 
 def test_five_examples_by_default():
     assert format_examples(list("abcdefg")) == "a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize(
+    ("names", "twice"), [("", []), ("abc", []), ("abcb", ["b"]), ("cabcbcx", ["b", "c"])]
+)
+def test_names_that_occur_more_than_once(names, twice):
+    assert repeated(names) == repeated(iter(names)) == twice

@@ -75,6 +75,13 @@ ADAPTER_KEYS: tuple[Key, ...] = (
         at_least(0),
     ),
     Key(
+        "MODEL.BACKBONE.ADAPTER.SOMA.COMPONENTS",
+        "smallest",
+        "Singular values along which SoMA's updates start: the 'smallest', or the 'largest' (the "
+        "ablation of its paper, which is PiSSA).",
+        one_of("smallest", "largest"),
+    ),
+    Key(
         "MODEL.BACKBONE.ADAPTER.SOMA.START",
         "paper",
         "SoMA's updates start as the smallest singular components of the weight, which keeps the "

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clouds.data.yaml_section import Color, DescriptionError, Section, parse
+from clouds.messages import repeated
 
 IGNORE = 255
 """Train id of pixels that do not count, in every label space: label maps are uint8."""
@@ -136,11 +137,9 @@ def read_classes(section: Section, name: str) -> LabelSpaceFile:
 
 
 def _check_different(origin: str, names: Sequence[str]) -> None:
-    lower = [name.lower() for name in names]
-    repeated = sorted({name for name in lower if lower.count(name) > 1})
-    if repeated:
+    if twice := repeated(name.lower() for name in names):
         raise DescriptionError(
-            f"{origin}: more than one class is named {', '.join(map(repr, repeated))} (upper and "
+            f"{origin}: more than one class is named {', '.join(map(repr, twice))} (upper and "
             "lower case are the same); give one class all their ids"
         )
 

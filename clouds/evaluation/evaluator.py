@@ -40,6 +40,7 @@ from clouds.evaluation.pseudo_labels import (
     merge_by_number,
 )
 from clouds.evaluation.report import DatasetResult, Results, describe_run, write_results
+from clouds.messages import repeated
 from clouds.modeling.meta_arch.clouds import CLOUDS
 from clouds.modeling.postprocessing import class_map, class_map_with_confidence
 from clouds.visualizer import compare
@@ -113,9 +114,8 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
     """
     if not names:
         raise ValueError("no datasets to evaluate on: DATASETS.TEST is empty")
-    repeated = sorted({name for name in names if list(names).count(name) > 1})
-    if repeated:
-        raise ValueError(f"DATASETS.TEST names {', '.join(repeated)} more than once")
+    if twice := repeated(names):
+        raise ValueError(f"DATASETS.TEST names {', '.join(twice)} more than once")
     datasets, protocol = Datasets.from_config(cfg), build_protocol(cfg)
     for name in names:
         protocol.check_dataset(name)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from clouds.data.label_space import IGNORE, LabelSpace, distinct_colors
+from clouds.data.yaml_section import Color
+from clouds.messages import repeated
 from clouds.modeling.meta_arch.clouds import CLOUDS
 from clouds.modeling.text_classifier import TextClassifier
-
-Color = tuple[int, int, int]
 
 
 def parse_classes(classes: str | Sequence[str]) -> tuple[str, ...]:
@@ -29,11 +29,9 @@ def parse_classes(classes: str | Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"classes is {classes!r}; give at least one name, e.g. 'road, dog'.")
     if not all(names):
         raise ValueError(f"classes is {classes!r}, which has an empty name; remove it.")
-    lower = [name.lower() for name in names]
-    repeated = sorted({name for name in lower if lower.count(name) > 1})
-    if repeated:
+    if twice := repeated(name.lower() for name in names):
         raise ValueError(
-            f"classes names {', '.join(map(repr, repeated))} more than once; name a class once."
+            f"classes names {', '.join(map(repr, twice))} more than once; name a class once."
         )
     if len(names) > IGNORE:
         raise ValueError(f"classes has {len(names)} names; allowed are at most {IGNORE}.")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from clouds.config import load_config
+from clouds.engine.lr_scheduler import learning_rate_factor
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SHORT_SIDES = {
     512: [256, 307, 358, 409, 460, 512, 563, 614, 665, 716, 768, 819, 870, 921, 972, 1024],
@@ -65,3 +70,21 @@ def test_the_joint_recipes_differ_from_the_papers_in_the_loop_alone(adapter):
     assert f"{paper.OUTPUT_DIR}/model_final.pth" == joint.MODEL.WEIGHTS
     assert tuple(joint.DATASETS.TRAIN) == ("gta5", "sd_street_scenes")
     assert joint.MODEL.CLOUDS.REFINER == "sam"
+
+
+def test_the_recipe_of_tqdm_names_what_is_missing():
+    cfg = load_config("papers/tqdm_gta")
+    solver, sampling = cfg.SOLVER, cfg.DATASETS.RARE_CLASS_SAMPLING
+    assert (solver.BASE_LR, solver.BACKBONE_MULTIPLIER, solver.WEIGHT_DECAY) == (1e-5, 0.1, 1e-4)
+    assert (solver.MAX_ITER, solver.WARMUP_ITERS, solver.IMS_PER_BATCH) == (20_000, 1500, 8)
+    factor = learning_rate_factor(cfg)
+    assert [round(factor(i), 3) for i in (0, 750, 20_000)] == [0, 0.483, 0.1]
+    # mmcv's poly rule with a lower bound of 1e-6 for a rate of 1e-5, after the warm-up
+    for i in (1500, 5000, 10_000, 15_000, 20_000):
+        published = 0.9 * (1 - i / 20_000) ** 0.9 + 0.1
+        assert published - 0.1 <= factor(i) <= published
+    assert sampling.ENABLED and sampling.TEMPERATURE == 100 and sampling.MIN_PIXELS == 3000
+    assert (cfg.INPUT.INITIAL_HEIGHT, cfg.INPUT.INITIAL_WIDTH) == (0, 0)
+    assert cfg.TEST.PROTOCOL == "tqdm" and not solver.CLIP_GRADIENTS.ENABLED
+    head = (ROOT / "configs/papers/tqdm_gta.yaml").read_text().partition("_BASE_")[0]
+    assert "NOT tqdm" in head and "Missing:" in head

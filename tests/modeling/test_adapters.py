@@ -33,6 +33,7 @@ from clouds.modeling.backbone.adapters import (
     merge_updates,
 )
 from clouds.modeling.backbone.adapters.low_rank import AdaptedConv2d, AdaptedLinear, adapted_layers
+from clouds.modeling.backbone.adapters.soma import factors_of
 from clouds.modeling.build import build_on_meta, build_seeded
 from clouds.self_training.ema import EMATeacher
 
@@ -65,6 +66,39 @@ def test_soma_as_published_starts_elsewhere_beside_the_whole_weights():
     # the smallest singular values of torch's initial matrix (192, 48): uniform ± 1 / sqrt(48)
     largest = torch.linalg.matrix_norm(update.delta(torch.float32), 2).item()
     assert 0 < largest < (192**0.5 - 48**0.5) / 12 + 0.5
+
+
+@pytest.mark.parametrize("components", ["smallest", "largest"])
+@pytest.mark.parametrize("size", [(40, 24), (24, 40), (24, 24)])
+@pytest.mark.parametrize("spectrum", ["even", "to zero", "rank 12"])
+def test_soma_takes_singular_values_of_either_end(components, size, spectrum):
+    """Those of the matrix that was made with them, also next to 0, where squares are lost."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.standard_normal((n, 24)))[0] for n in size)
+    values = {
+        "even": np.linspace(3, 1, 24),
+        "to zero": np.geomspace(3, 1e-7, 24),
+        "rank 12": np.r_[np.linspace(3, 1, 12), np.zeros(12)],
+    }[spectrum]
+    weight = torch.from_numpy((u * values) @ v.T)
+    a, b = factors_of(weight, 5, 0.5, components == "largest")
+    chosen = slice(0, 5) if components == "largest" else slice(19, 24)
+    part = (u[:, chosen] * values[chosen]) @ v[:, chosen].T
+    assert a.shape == (5, size[1]) and b.shape == (size[0], 5)
+    np.testing.assert_allclose(0.5 * (b @ a), part, rtol=0, atol=1e-9)  # float32 has 1e-7
+    roots = np.sqrt(values[chosen] / 0.5)
+    np.testing.assert_allclose(np.linalg.norm(a, axis=1), roots, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(b, axis=0), roots, rtol=1e-4, atol=1e-6)
+
+
+def test_soma_of_the_largest_singular_values_starts_as_the_frozen_network():
+    other = small_vit("soma", COMPONENTS="largest")
+    assert difference(other(images()), small_vit()(images())) < 1e-5
+    update = other.transformer.blocks[3].mlp.fc1.updates["soma"]
+    weight = small_vit().transformer.blocks[3].mlp.fc1.weight.detach()
+    expected = torch.linalg.svdvals(weight)[: update.rank]
+    found = torch.linalg.svdvals(update.delta(torch.float32).detach())[: update.rank]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_recycle_starts_with_columns_of_a_pivoted_qr_decomposition():

@@ -110,12 +110,15 @@ def soma_layer(reference, case):
         block["fc"].weight.copy_(weight)
         block["fc"].bias.copy_(torch.from_numpy(reference[f"single/{case}/given_bias"]))
     block.requires_grad_(False)
-    alpha = peft_facts("soma")["single"][case]["options"].get("lora_alpha", 8)
-    adapted("soma", [block], weight.shape[1], RANK=8, ALPHA=float(alpha), FIRST_BLOCK=0)
+    given = peft_facts("soma")["single"][case]["options"]
+    options = {"RANK": 8, "ALPHA": float(given.get("lora_alpha", 8)), "FIRST_BLOCK": 0}
+    if given.get("first_eigen"):
+        options["COMPONENTS"] = "largest"
+    adapted("soma", [block], weight.shape[1], **options)
     return block
 
 
-@pytest.mark.parametrize("case", ["tall", "wide", "alpha_twice_r", "merge"])
+@pytest.mark.parametrize("case", ["tall", "wide", "alpha_twice_r", "first_eigen", "merge"])
 def test_start_of_one_soma_layer(case):
     reference = peft_arrays("soma")
     published = {n.rsplit("/", 1)[1]: reference[n] for n in reference if f"single/{case}/" in n}

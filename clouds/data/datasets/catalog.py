@@ -83,6 +83,10 @@ class DatasetSpec(DatasetDescription):
             raise FileNotFoundError(
                 f"dataset {self.name}: no folder {' and no folder '.join(missing)}. {self.hint()}"
             )
+        return self.complete_records(listing)
+
+    def complete_records(self, listing: Listing) -> list[Record]:
+        """The images of a listing; ValueError if `gaps` are in it."""
         problems = [f"dataset {self.name}: {gap}" for gap in self.gaps(listing)]
         if problems:
             raise ValueError("\n".join([*problems, self.hint()]))
@@ -196,11 +200,7 @@ class RegisteredSpec(DatasetSpec):
 
     def records(self) -> list[Record]:
         """Its images with their labels, in its order; errors as in `DatasetSpec`."""
-        listing = self.listing()
-        problems = [f"dataset {self.name}: {gap}" for gap in self.gaps(listing)]
-        if problems:
-            raise ValueError("\n".join([*problems, self.hint()]))
-        return list(listing.records)
+        return self.complete_records(self.listing())
 
     def gaps(self, listing: Listing) -> list[str]:
         """Missing files, a sentence per problem."""

@@ -52,12 +52,10 @@ class Adapter(nn.Module):
     Attributes:
         trains_backbone: the backbone's own layers train, too.
         acts_on_tokens: `after_block` changes its input.
-        merges: the adapter can be merged into the weights for inference (`merge_updates`).
     """
 
     trains_backbone = False
     acts_on_tokens = False
-    merges = False
 
     def after_block(self, index: int, tokens: Tensor) -> Tensor:
         """Adapted patch tokens after block `index`.

@@ -129,8 +129,6 @@ class LowRankAdapter(Adapter):
         fit: None: the updates do not depend on the weights' values.
     """
 
-    merges = True
-
     def __init__(self, fit: Fit | None = None) -> None:
         super().__init__()
         self._fit = fit

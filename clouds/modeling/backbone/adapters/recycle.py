@@ -64,10 +64,13 @@ def fit_recycle(layer: Adapted) -> None:
 
 def pivoted_qr(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Q (out, min(out, in)) and the pivots, int64 (in), of the QR decomposition with pivoting."""
-    # A decomposition without pivoting is fast, and leaves a smaller matrix of the same norms.
-    q, r = torch.linalg.qr(weight)
+    outer, r = None, weight
+    if len(weight) > weight.shape[1]:
+        # A decomposition without pivoting is fast, and leaves a smaller matrix of the same norms.
+        outer, r = torch.linalg.qr(weight)
     inner, _, pivots = scipy.linalg.qr(r.cpu().numpy(), pivoting=True, mode="economic")
-    return q @ torch.from_numpy(inner).to(q), torch.from_numpy(pivots).long()
+    q = torch.from_numpy(inner).to(weight)
+    return q if outer is None else outer @ q, torch.from_numpy(pivots).long()
 
 
 def recycle(cfg: CfgNode, layers: AdaptedLayers) -> Adapter:
