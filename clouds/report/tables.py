@@ -60,11 +60,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a column per run; `numeric`: cells are aligned at the right."""
+    """A table with a column per run; `corner`: title of the column of the rows' titles."""
 
     corner: str
     rows: tuple[Row, ...]
-    numeric: bool = True
 
 
 def percent_row(
@@ -281,7 +280,7 @@ def config_table(runs: Sequence[Run]) -> Table:
         texts = [_value_text(config[name]) if name in config else MISSING for config in configs]
         if len(set(texts)) > 1:
             rows.append(Row(name, tuple(Cell(text, differs=text != texts[0]) for text in texts)))
-    return Table("key", tuple(rows), numeric=False)
+    return Table("key", tuple(rows))
 
 
 def _value_text(value: Any) -> str:
@@ -295,8 +294,9 @@ def environment_table(runs: Sequence[Run]) -> Table:
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = [fact.get(name) for fact in facts]
         texts = [MISSING if value in (None, "") else str(value) for value in values]
-        rows.append(Row(name, tuple(Cell(text, differs=text != texts[0]) for text in texts)))
-    return Table("", tuple(rows), numeric=False)
+        cells = [Cell(text, differs=text not in (MISSING, texts[0])) for text in texts]
+        rows.append(Row(name, tuple(cells)))
+    return Table("", tuple(rows))
 
 
 def _facts(run: Run) -> dict[str, Any]:
