@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,34 +117,28 @@ def _name(runs: Sequence[Run], run: Run, what: str) -> str:
 
 def _miou_figure(runs: Sequence[Run]) -> Figure | None:
     """mIoU of each dataset at each evaluation, and the mean over the datasets."""
-    lines = _score_lines(runs, lambda run: ["mean", *run.datasets], "mIoU")
+    lines = _score_lines(runs, "mIoU")
     caption = "At each evaluation, in percent; mean over the datasets, and each dataset."
     if len(lines) > MAX_LINES:
-        lines = _score_lines(runs, lambda run: ["mean"], "mIoU")
+        lines = _score_lines(runs, "mIoU", only="mean")
         caption = "At each evaluation, in percent; mean over the datasets."
     return _figure("mIoU", caption, lines)
 
 
 def _pseudo_label_figure(runs: Sequence[Run]) -> Figure | None:
     """mIoU of the label maps of generated images at each evaluation."""
-    lines = [
-        line
-        for key in SCORED
-        for line in _score_lines(
-            runs, lambda run: list(run.pseudo_labels), f"{key}-mIoU", SCORED.index(key)
-        )
-    ]
+    lines = [line for i, key in enumerate(SCORED) for line in _score_lines(runs, f"{key}-mIoU", i)]
     caption = "mIoU of the labels of generated images with a true label, in percent."
     return _figure("Pseudo-labels", caption, lines[:MAX_LINES])
 
 
 def _score_lines(
-    runs: Sequence[Run], names: Callable[[Run], list[str]], score: str, style: int | None = None
+    runs: Sequence[Run], score: str, style: int | None = None, only: str = ""
 ) -> list[dict[str, Any]]:
     """A line for each run and dataset: the score `<dataset>/<score>` of the evaluations."""
     lines = []
     for i, run in enumerate(runs):
-        for j, dataset in enumerate(names(run)):
+        for j, dataset in enumerate([only] if only else _evaluated(run, score)):
             points = _points(run.evaluations, f"{dataset}/{score}")
             title = dataset if score == "mIoU" else f"{dataset} {score.removesuffix('-mIoU')}"
             name = _name(runs, run, title)
@@ -152,6 +146,13 @@ def _score_lines(
             if line is not None:
                 lines.append(line)
     return lines
+
+
+def _evaluated(run: Run, score: str) -> list[str]:
+    """Datasets of the score `<dataset>/<score>`; the mean over them first, without averages."""
+    keys = dict.fromkeys(key for record in run.evaluations for key in record)
+    names = [key.removesuffix(f"/{score}") for key in keys if key.endswith(f"/{score}")]
+    return sorted((name for name in names if "/" not in name), key=lambda name: name != "mean")
 
 
 def _figure(

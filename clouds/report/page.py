@@ -24,8 +24,10 @@ from clouds.report.samples import Sample, choose, predict
 from clouds.report.tables import (
     MISSING,
     Table,
+    anomaly_table,
     class_table,
     config_table,
+    corruption_table,
     dataset_names,
     environment_table,
     pseudo_label_table,
@@ -155,6 +157,8 @@ def render(runs: Sequence[Run], script: str, *, images: int, device: str | None)
         notes=notes,
         problems=problems,
         scores=score_table(runs),
+        corruptions=corruption_table(runs),
+        anomalies=anomaly_table(runs),
         figures=figures(runs),
         sections=sections,
         pseudo_labels=pseudo if pseudo.rows else None,
@@ -182,12 +186,12 @@ def comparison_notes(runs: Sequence[Run]) -> list[str]:
         notes.append(
             f"The protocols differ ({', '.join(protocols)}), so the scores do not compare."
         )
-    shared = shared_datasets(runs)
+    names, shared = dataset_names(runs), shared_datasets(runs)
     for run in evaluated:
-        others = [name for name in run.datasets if name not in shared]
+        others = [name for name in names if name in run.datasets and name not in shared]
         if others:
             notes.append(f"Only some runs are evaluated on {', '.join(others)}: {run.name} is.")
-    if len(evaluated) > 1 and not shared:
+    if len(evaluated) > 1 and names and not shared:
         notes.append("The runs share no dataset, so there is nothing to compare.")
     for name in shared:
         counts = dict.fromkeys(str(run.datasets[name].get("images")) for run in evaluated)

@@ -9,12 +9,22 @@ from statistics import median
 from typing import Any
 
 from clouds.config.config import get_defaults
+from clouds.data.datasets.builtin import CORRUPTED_PREFIX
 from clouds.engine.metrics import Record
+from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import SCORED
 from clouds.report.run import Run, flatten, number
 
 MISSING = "–"
 """Text of a number that is not known or not defined."""
+
+OTHER_KEYS = (
+    *("mIoU", "pixel-accuracy", "mean-accuracy", "IoU", "unmapped-classes", "unscored-classes"),
+    *("images", "seconds", "images-per-second", "confusion-matrix"),
+)
+"""Keys of a dataset in results.json that are no score of TEST.METRICS."""
+
+LOWER_IS_BETTER = ("ECE", "FPR95")
 
 WITHOUT_COMPARISON = ("OUTPUT_DIR",)
 """Config keys that differ between any two runs."""
@@ -50,21 +60,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a column per run; `numeric`: cells are aligned at the right."""
+    """A table with a column per run; `corner`: title of the column of the rows' titles."""
 
     corner: str
     rows: tuple[Row, ...]
-    numeric: bool = True
 
 
 def percent_row(
-    title: str, values: Sequence[float | None], *, bars: bool = False, is_summary: bool = False
+    title: str,
+    values: Sequence[float | None],
+    *,
+    bars: bool = False,
+    is_summary: bool = False,
+    lower_is_better: bool = False,
 ) -> Row:
     """Scores of the runs in percent, with differences to the first run."""
-    return Row(title, tuple(_percent_cells(values, bars)), is_summary)
+    tones = ("worse", "better") if lower_is_better else ("better", "worse")
+    return Row(title, tuple(_percent_cells(values, bars, tones)), is_summary)
 
 
-def _percent_cells(values: Sequence[float | None], bars: bool) -> list[Cell]:
+def _percent_cells(
+    values: Sequence[float | None], bars: bool, tones: tuple[str, str]
+) -> list[Cell]:
+    """`tones`: of a higher value, and of a lower one."""
     cells = []
     for i, value in enumerate(values):
         if value is None:
@@ -75,18 +93,19 @@ def _percent_cells(values: Sequence[float | None], bars: bool) -> list[Cell]:
             difference = value - values[0]
             same = abs(difference) < 0.05
             delta = "0.0" if same else f"{difference:+.1f}".replace("-", "−")
-            tone = "" if same else "better" if difference > 0 else "worse"
+            tone = "" if same else tones[difference < 0]
         cells.append(Cell(f"{value:.1f}", delta, tone, value / 100 if bars else None))
     return cells
 
 
 def dataset_names(runs: Sequence[Run]) -> list[str]:
-    """Datasets of all runs, in the order of the first that has them."""
-    return list(dict.fromkeys(name for run in runs for name in run.datasets))
+    """Datasets of all runs, in the order of the first that has them; without corrupted ones."""
+    names = dict.fromkeys(name for run in runs for name in run.datasets)
+    return [name for name in names if not name.startswith(CORRUPTED_PREFIX)]
 
 
 def shared_datasets(runs: Sequence[Run]) -> list[str]:
-    """Datasets that all runs with results have."""
+    """Those of `dataset_names` that all runs with results have."""
     evaluated = [run for run in runs if run.results]
     return [n for n in dataset_names(runs) if all(n in run.datasets for run in evaluated)]
 
@@ -126,8 +145,45 @@ def class_table(runs: Sequence[Run], dataset: str) -> Table:
         values = [number(score.get(key)) for score in scores]
         if any(value is not None for value in values) or key == "mIoU":
             rows.append(percent_row(title, values, is_summary=key == "mIoU"))
+    for key in dict.fromkeys(key for score in scores for key in score if _is_metric(key)):
+        values = [number(score.get(key)) for score in scores]
+        rows.append(percent_row(key, values, lower_is_better=key in LOWER_IS_BETTER))
     images = tuple(Cell(str(s["images"]) if "images" in s else MISSING) for s in scores)
     return Table("IoU in %", (*rows, Row("images", images)))
+
+
+def _is_metric(key: str) -> bool:
+    """Whether a key of a dataset in results.json is a score of TEST.METRICS, not of one class."""
+    return key not in OTHER_KEYS and not key.startswith("mIoU-") and is_summary(key)
+
+
+def corruption_table(runs: Sequence[Run]) -> Table:
+    """mIoU of each corruption, mean over its severities, and the mean over the corruptions."""
+    scores = [run.results.get("corruptions") or {} for run in runs]
+    parts = [score.get("by-corruption") or {} for score in scores]
+    names = dict.fromkeys(name for part in parts for name in part)
+    rows = [percent_row(name, [number(part.get(name)) for part in parts]) for name in names]
+    if rows:
+        means = [number(score.get("mIoU")) for score in scores]
+        rows.append(percent_row("mean", means, is_summary=True))
+        kept = [number(score.get("retention")) for score in scores]
+        rows.append(percent_row("part of the mIoU without corruption", kept))
+    return Table("mIoU in %", tuple(rows))
+
+
+def anomaly_table(runs: Sequence[Run]) -> Table:
+    """Scores of finding unknown objects, of each set."""
+    sets = [run.results.get("anomaly-sets") or {} for run in runs]
+    rows = [
+        percent_row(
+            f"{name}: {key}",
+            [number(found.get(name, {}).get(key)) for found in sets],
+            lower_is_better=key in LOWER_IS_BETTER,
+        )
+        for name in dict.fromkeys(name for found in sets for name in found)
+        for key in ("AUPR", "FPR95", "AUROC")
+    ]
+    return Table("%", tuple(rows))
 
 
 def pseudo_label_table(runs: Sequence[Run]) -> Table:
@@ -224,7 +280,7 @@ def config_table(runs: Sequence[Run]) -> Table:
         texts = [_value_text(config[name]) if name in config else MISSING for config in configs]
         if len(set(texts)) > 1:
             rows.append(Row(name, tuple(Cell(text, differs=text != texts[0]) for text in texts)))
-    return Table("key", tuple(rows), numeric=False)
+    return Table("key", tuple(rows))
 
 
 def _value_text(value: Any) -> str:
@@ -238,8 +294,9 @@ def environment_table(runs: Sequence[Run]) -> Table:
     for name in dict.fromkeys(name for fact in facts for name in fact):
         values = [fact.get(name) for fact in facts]
         texts = [MISSING if value in (None, "") else str(value) for value in values]
-        rows.append(Row(name, tuple(Cell(text, differs=text != texts[0]) for text in texts)))
-    return Table("", tuple(rows), numeric=False)
+        cells = [Cell(text, differs=text not in (MISSING, texts[0])) for text in texts]
+        rows.append(Row(name, tuple(cells)))
+    return Table("", tuple(rows))
 
 
 def _facts(run: Run) -> dict[str, Any]:

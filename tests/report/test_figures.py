@@ -38,6 +38,19 @@ def test_values(runs):
     assert lines(runs, "Pseudo-labels")["b · sd_x teacher where refined"] == ([15], [40.0])
 
 
+def test_a_run_that_was_interrupted_before_its_results(tmp_path):
+    write_run(tmp_path, {"bdd_val": COUNTS}, pseudo_labels=True)
+    (tmp_path / "results.json").unlink()
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write(
+            '{"iteration": 19, "evaluation": true, "bdd_val/mIoU": 60, "average/bdd_val/mIoU": 1}\n'
+        )
+    runs = read_runs([tmp_path])
+    assert list(lines(runs, "mIoU")) == ["mean", "bdd_val"]
+    assert lines(runs, "mIoU")["bdd_val"] == ([15, 20], [pytest.approx(50), 60])
+    assert "sd_x student" in lines(runs, "Pseudo-labels")
+
+
 def test_a_run_without_records_has_no_figure(tmp_path):
     write_run(tmp_path, {"bdd_val": COUNTS}, iteration=None)
     assert figures(read_runs([tmp_path])) == []

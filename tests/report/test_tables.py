@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from report_runs import BETTER, COUNTS, write_run
 
 from clouds.report import tables
 from clouds.report.confusion import normalized
-from clouds.report.run import read_runs
+from clouds.report.run import Run, read_runs
 
 
 def texts(table):
@@ -109,3 +111,45 @@ def test_confusion(runs):
         "50 % of bus is predicted as vegetation",
     )
     assert normalized("a", {"IoU": {"road": None}}) is None
+
+
+def run_with(name, **results):
+    return Run(name, Path(name), {"datasets": {}, **results}, (), (), {}, "", {})
+
+
+def test_further_metrics():
+    scores = [
+        {"mIoU": 1.0, "IoU": {"road": 1.0}, "ECE": ece, "boundary-mIoU": 40.0, "images": 3}
+        | {"boundary-IoU-road": 7.0, "seconds": 2.0}
+        for ece in (10.0, 8.0)
+    ]
+    runs = [run_with(str(i), datasets={"bdd_val": score}) for i, score in enumerate(scores)]
+    rows = {row.title: row.cells for row in tables.class_table(runs, "bdd_val").rows}
+    assert list(rows) == ["road", "mIoU", "ECE", "boundary-mIoU", "images"]
+    assert [(c.text, c.delta, c.tone) for c in rows["ECE"]] == [
+        ("10.0", "", ""),
+        ("8.0", "−2.0", "better"),
+    ]
+
+
+def test_corruptions_and_unknown_objects():
+    found = {"mIoU": 30.0, "retention": 60.0, "by-corruption": {"fog": 20.0, "snow": 40.0}}
+    sets = {"road_anomaly21": {"AUPR": 12.0, "FPR95": 50.0, "AUROC": None, "images": 10}}
+    datasets = {"cityscapes_c_fog_1": {"mIoU": 20.0, "IoU": {}}}
+    runs = [
+        run_with("a", datasets=datasets, corruptions=found, **{"anomaly-sets": sets}),
+        run_with("b", corruptions=None),
+    ]
+    assert texts(tables.corruption_table(runs)) == {
+        "fog": [("20.0", ""), ("–", "")],
+        "snow": [("40.0", ""), ("–", "")],
+        "mean": [("30.0", ""), ("–", "")],
+        "part of the mIoU without corruption": [("60.0", ""), ("–", "")],
+    }
+    assert texts(tables.anomaly_table(runs)) == {
+        "road_anomaly21: AUPR": [("12.0", ""), ("–", "")],
+        "road_anomaly21: FPR95": [("50.0", ""), ("–", "")],
+        "road_anomaly21: AUROC": [("–", ""), ("–", "")],
+    }
+    assert tables.dataset_names(runs) == []  # 75 sections would hide the others
+    assert tables.corruption_table(runs[1:]).rows == tables.anomaly_table(runs[1:]).rows == ()

@@ -4,7 +4,7 @@ Renders a labeled source and three unseen target domains, generates images from 
 in two phases: source pre-training, then joint training on source and generated images. From the
 same weights it also trains on the source alone, and on generated images without SAM, for as many
 iterations. It runs the commands of a real experiment, prints each of them, and collects the results
-in OUTPUT/index.html. Nothing is downloaded.
+in OUTPUT/index.html; OUTPUT/report.html compares the trainings. Nothing is downloaded.
 
 A run is on one thread, so that its scores do not depend on the number of cores. `--full` trains
 more rows with three seeds, and writes street_world.json and street_world.md into the folder
@@ -21,10 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from clouds.cli.command_line import add_overrides, given_overrides, path_or_name
+from clouds.messages import install_extra
 from street_renderer.ablation import (
     FURTHER_ROWS,
     PSEUDO_LABELS,
@@ -236,6 +238,23 @@ def report(
             print(f"  {TITLES[name]}: {scores}")
     print(f"Open {index} for images and scores;")
     print(f"`tensorboard --logdir {shlex.quote(str(args.output))}` shows the training curves.")
+    compare(args, list(results))
+
+
+def report_command(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """The command that compares trainings in one file, as arguments of `clouds`."""
+    folders = [str(args.output / (ROWS[name].folder or name)) for name in names]
+    return ["report", *folders, "--output", str(args.output / "report.html")]
+
+
+def compare(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Compare the trainings in report.html; without plotly, print how."""
+    command = report_command(args, names)
+    if find_spec("plotly") is not None:
+        run(command, {"DETECTRON2_DATASETS": str(args.data)})
+        return
+    print(f"To compare the trainings in one file: {install_extra('report')}, and then")
+    print(f"  {shlex.join(['clouds', *command])}")
 
 
 def report_full(args: argparse.Namespace, results: Results, argv: Sequence[str] | None) -> None:

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 from street_renderer import demo
 
+from clouds.cli import report
+
 
 class Page(HTMLParser):
     """Attributes of all tags by name, and the text of table cells."""
@@ -83,3 +85,23 @@ def test_seeds_and_results_belong_to_the_whole_table(capsys):
         with pytest.raises(SystemExit):
             demo.parse(words)
         assert "are for --full" in capsys.readouterr().err
+
+
+def test_the_demo_ends_with_a_report(tmp_path, monkeypatch, capsys):
+    args = demo.parse(["--output", str(tmp_path)])
+    names = list(demo.ROWS)
+    command = demo.report_command(args, names)
+    folders = ["warmup", "source", "generated", "joint"]
+    assert report.parse(command[1:]).runs == [tmp_path / name for name in folders]
+    started = []
+    monkeypatch.setattr(demo, "run", lambda *call: started.append(call))
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    demo.compare(args, names)
+    printed = capsys.readouterr().out
+    assert started == []
+    assert (
+        'pip install "clouds-dgss[report]"' in printed and f"clouds {' '.join(command)}" in printed
+    )
+    monkeypatch.setattr(demo, "find_spec", lambda name: object())
+    demo.compare(args, names)
+    assert started == [(command, {"DETECTRON2_DATASETS": str(args.data)})]
