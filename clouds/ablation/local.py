@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
 from clouds.ablation.plan import Run
-from clouds.ablation.runs import CONSOLE, Outcome, last_line
+from clouds.ablation.runs import CONSOLE, Outcome, fail_without_start, last_line, start_of
 from clouds.engine.interrupt import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -71,14 +70,14 @@ class LocalRunner:
 
     def run(self, runs: Sequence[Run]) -> dict[Run, Outcome]:
         """Start all runs, wait for them, and return how those ended that failed."""
-        waiting, failed = deque(runs), dict[Run, Outcome]()
+        waiting, failed = list(runs), dict[Run, Outcome]()
         done = 0
         with self._handling_signals():
             while self._running or (waiting and not self.stopped_by):
+                fail_without_start(waiting, failed)
                 for slot in range(len(self.slots)):
-                    if waiting and slot not in self._running and not self.stopped_by:
-                        run = waiting.popleft()
-                        self._start(slot, run)
+                    if slot not in self._running and not self.stopped_by:
+                        self._start_next(slot, waiting)
                 for slot, (run, process, since) in list(self._running.items()):
                     if process.poll() is None:
                         continue
@@ -87,6 +86,14 @@ class LocalRunner:
                     self._end(run, process.returncode, since, f"{done} of {len(runs)}", failed)
                 time.sleep(POLL_SECONDS)
         return failed
+
+    def _start_next(self, slot: int, waiting: list[Run]) -> None:
+        """Start the first run that does not wait for the weights of another one."""
+        before = [*waiting, *(run for run, _, _ in self._running.values())]
+        ready = [run for run in waiting if start_of(run, before) is None]
+        if ready:
+            waiting.remove(ready[0])
+            self._start(slot, ready[0])
 
     def _start(self, slot: int, run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)

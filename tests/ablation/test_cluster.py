@@ -22,12 +22,15 @@ from clouds.ablation.runs import unfinished
 def test_jobs(ablation_file, fake_train, monkeypatch, tmp_path, name):
     pytest.importorskip("submitit")
     monkeypatch.setenv("FAIL", "fast/seed_1")
+    text = ablation_file.read_text()
+    ablation_file.write_text(text.replace("slow: {", "slow: {start: fast, "))
     ablation = read_ablation(ablation_file)
     runs = ablation.runs if name == "debug" else ablation.runs[2:]
     failed = ClusterRunner(name, tmp_path / "jobs", {"timeout_min": 5}).run(runs)
-    assert list(failed) == [ablation.runs[3]]
-    assert str(failed[ablation.runs[3]]) == "exit status 2: error: no such data"
-    assert unfinished(runs) == [ablation.runs[3]]
+    slow, fast = ablation.runs[2:]
+    assert str(failed[fast]) == "exit status 2: error: no such data"
+    assert failed[slow].message == "not started, since fast, seed 1 failed"
+    assert unfinished(runs) == [slow, fast] and set(failed) == {slow, fast}
     assert not list(ablation.output.rglob("job.json"))
 
 

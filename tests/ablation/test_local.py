@@ -84,6 +84,26 @@ def test_a_run_of_another_config_is_refused(ablation_file, fake_train):
         check_unchanged(changed)
 
 
+def with_start(file):
+    file.write_text(file.read_text().replace("slow: {", "slow: {start: fast, "))
+    return read_ablation(file, seeds=[0])
+
+
+def test_runs_wait_for_the_weights_that_they_start_from(ablation_file, fake_train):
+    slow, fast = with_start(ablation_file).runs
+    assert LocalRunner([{}, {}]).run([slow, fast]) == {}
+    times = [(run.folder / "results.json").stat().st_mtime_ns for run in (fast, slow)]
+    assert times[0] < (slow.folder / "starts").stat().st_mtime_ns < times[1]
+
+
+def test_runs_that_start_from_a_failed_one_fail(ablation_file, fake_train, monkeypatch):
+    monkeypatch.setenv("FAIL", "fast/seed_0")
+    slow, fast = with_start(ablation_file).runs
+    failed = LocalRunner([{}]).run([slow, fast])
+    assert set(failed) == {slow, fast} and not starts(slow)
+    assert failed[slow].message == "not started, since fast, seed 0 failed"
+
+
 def test_each_run_has_a_gpu(monkeypatch, ablation_file, fake_train):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_slots(0, 1, None) == [{}]
