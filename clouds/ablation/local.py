@@ -67,6 +67,8 @@ class LocalRunner:
     gpus_per_run: int = 1
     stopped_by: int = 0
     _running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)  # processes that were asked to stop
+    _kill: bool = False
 
     def run(self, runs: Sequence[Run]) -> dict[Run, Outcome]:
         """Start all runs, wait for them, and return how those ended that failed."""
@@ -78,6 +80,7 @@ class LocalRunner:
                 for slot in range(len(self.slots)):
                     if slot not in self._running and not self.stopped_by:
                         self._start_next(slot, waiting)
+                self._stop_running()
                 for slot, (run, process, since) in list(self._running.items()):
                     if process.poll() is None:
                         continue
@@ -137,16 +140,19 @@ class LocalRunner:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        kill = bool(self.stopped_by)
+        self._kill = bool(self.stopped_by)
         self.stopped_by = self.stopped_by or number
-        text = (
-            b"\nthe runs are killed\n" if kill else b"\nthe runs save and stop; once more: kill\n"
-        )
+        once_more = b"\nthe runs are killed\n"
+        text = once_more if self._kill else b"\nthe runs save and stop; once more: kill\n"
         with contextlib.suppress(OSError):  # a closed terminal
             os.write(2, text)
-        for _, process, _ in self._running.values():
+
+    def _stop_running(self) -> None:
+        """Stop the runs if a signal arrived; not in its handler, where a run may just start."""
+        for _, process, _ in self._running.values() if self.stopped_by else ():
             with contextlib.suppress(ProcessLookupError):  # it has just ended
-                if kill:
+                if self._kill:
                     os.killpg(process.pid, signal.SIGKILL)
-                else:
+                elif process.pid not in self._asked:
+                    self._asked.add(process.pid)
                     os.kill(process.pid, signal.SIGTERM)

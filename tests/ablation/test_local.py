@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
 from clouds.ablation.local import LocalRunner, gpu_slots
-from clouds.ablation.plan import read_ablation
+from clouds.ablation.plan import Run, read_ablation
 from clouds.ablation.runs import check_unchanged, results_of, table_of, unfinished
 
 
@@ -62,6 +63,30 @@ def test_an_interrupted_ablation_goes_on(ablation_file, fake_train, monkeypatch)
     assert LocalRunner([{}]).run(unfinished(ablation.runs)) == {}
     assert starts(first) == ["new", "resumed"]
     assert all(starts(run) == ["new"] for run in others)
+
+
+def test_a_second_signal_kills(ablation_file, monkeypatch, tmp_path):
+    program = (
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready').touch()\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program]
+    monkeypatch.setattr(Run, "command", lambda self, num_gpus: command)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    threading.Thread(target=interrupt).start()
+    runner = LocalRunner([{}])
+    started = time.monotonic()
+    assert runner.run(read_ablation(ablation_file).runs) == {}
+    assert runner.stopped_by == signal.SIGINT and time.monotonic() - started < 50
 
 
 def test_results_of_an_evaluation_in_training_are_not_the_end(ablation_file, fake_train):
