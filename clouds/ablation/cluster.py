@@ -17,7 +17,14 @@ from typing import Any
 import yaml
 
 from clouds.ablation.plan import Run
-from clouds.ablation.runs import CONSOLE, Outcome, last_line, results_of
+from clouds.ablation.runs import (
+    CONSOLE,
+    Outcome,
+    fail_without_start,
+    last_line,
+    results_of,
+    start_of,
+)
 from clouds.files import atomic_write
 from clouds.messages import install_extra
 from clouds.yaml_core import CoreLoader
@@ -144,24 +151,27 @@ class ClusterRunner:
             ValueError: submitit does not accept an option, or there is no SLURM here.
         """
         executor = self._executor()
-        jobs = {run: self._earlier_job(run) or self._submit(executor, run) for run in runs}
-        failed: dict[Run, Outcome] = {}
-        waiting = dict(jobs)
-        while waiting:
-            for run, job in list(waiting.items()):
-                if not job.done():
-                    continue
-                del waiting[run]
-                (run.folder / JOB).unlink(missing_ok=True)
-                if results_of(run) is not None:
-                    number = len(jobs) - len(waiting)
-                    logger.info("%s: ended (%d of %d)", run.name, number, len(jobs))
-                    continue
-                failed[run] = _outcome(job, run)
-                logger.error("%s: failed, %s", run.name, failed[run])
-            if waiting:
+        waiting, jobs, failed = list(runs), dict[Run, Any](), dict[Run, Outcome]()
+        while waiting or jobs:
+            fail_without_start(waiting, failed)
+            for run in [r for r in waiting if start_of(r, [*waiting, *jobs]) is None]:
+                waiting.remove(run)
+                jobs[run] = self._earlier_job(run) or self._submit(executor, run)
+            for run, job in list(jobs.items()):
+                if job.done():
+                    del jobs[run]
+                    self._end(run, job, failed)
+            if jobs:
                 time.sleep(POLL_SECONDS[self.cluster])
         return failed
+
+    def _end(self, run: Run, job: Any, failed: dict[Run, Outcome]) -> None:
+        (run.folder / JOB).unlink(missing_ok=True)
+        if results_of(run) is not None:
+            logger.info("%s: ended", run.name)
+            return
+        failed[run] = _outcome(job, run)
+        logger.error("%s: failed, %s", run.name, failed[run])
 
     def _executor(self) -> Any:
         submitit = import_submitit()

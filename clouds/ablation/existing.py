@@ -147,4 +147,16 @@ def _row(name: str, results: Sequence[RunResults]) -> Row:
                 f"and have the seed {result.seed}; leave one out, or give each a --group. (Results "
                 "of `clouds eval` have the SEED of its command.)"
             )
-    return Row(name, by_seed, len(by_seed))
+    notes = tuple(note for result in results if (note := unfinished_note(result)))
+    return Row(name, by_seed, len(by_seed), notes)
+
+
+def unfinished_note(result: RunResults) -> str:
+    """A sentence if the results are of an evaluation before the end of training; else empty."""
+    iterations = result.config.get("SOLVER", {}).get("MAX_ITER")
+    if iterations is None or result.iteration is None or result.iteration + 1 >= iterations:
+        return ""
+    return (
+        f"'{result.path.parent}' was evaluated after {result.iteration + 1} of {iterations} "
+        "iterations."
+    )

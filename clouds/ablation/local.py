@@ -8,13 +8,12 @@ import os
 import signal
 import subprocess
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
 from clouds.ablation.plan import Run
-from clouds.ablation.runs import CONSOLE, Outcome, last_line
+from clouds.ablation.runs import CONSOLE, Outcome, fail_without_start, last_line, start_of
 from clouds.engine.interrupt import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -68,17 +67,20 @@ class LocalRunner:
     gpus_per_run: int = 1
     stopped_by: int = 0
     _running: dict[int, tuple[Run, subprocess.Popen[bytes], float]] = field(default_factory=dict)
+    _asked: set[int] = field(default_factory=set)  # processes that were asked to stop
+    _kill: bool = False
 
     def run(self, runs: Sequence[Run]) -> dict[Run, Outcome]:
         """Start all runs, wait for them, and return how those ended that failed."""
-        waiting, failed = deque(runs), dict[Run, Outcome]()
+        waiting, failed = list(runs), dict[Run, Outcome]()
         done = 0
         with self._handling_signals():
             while self._running or (waiting and not self.stopped_by):
+                fail_without_start(waiting, failed)
                 for slot in range(len(self.slots)):
-                    if waiting and slot not in self._running and not self.stopped_by:
-                        run = waiting.popleft()
-                        self._start(slot, run)
+                    if slot not in self._running and not self.stopped_by:
+                        self._start_next(slot, waiting)
+                self._stop_running()
                 for slot, (run, process, since) in list(self._running.items()):
                     if process.poll() is None:
                         continue
@@ -87,6 +89,14 @@ class LocalRunner:
                     self._end(run, process.returncode, since, f"{done} of {len(runs)}", failed)
                 time.sleep(POLL_SECONDS)
         return failed
+
+    def _start_next(self, slot: int, waiting: list[Run]) -> None:
+        """Start the first run that does not wait for the weights of another one."""
+        before = [*waiting, *(run for run, _, _ in self._running.values())]
+        ready = [run for run in waiting if start_of(run, before) is None]
+        if ready:
+            waiting.remove(ready[0])
+            self._start(slot, ready[0])
 
     def _start(self, slot: int, run: Run) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -130,16 +140,19 @@ class LocalRunner:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        kill = bool(self.stopped_by)
+        self._kill = bool(self.stopped_by)
         self.stopped_by = self.stopped_by or number
-        text = (
-            b"\nthe runs are killed\n" if kill else b"\nthe runs save and stop; once more: kill\n"
-        )
+        once_more = b"\nthe runs are killed\n"
+        text = once_more if self._kill else b"\nthe runs save and stop; once more: kill\n"
         with contextlib.suppress(OSError):  # a closed terminal
             os.write(2, text)
-        for _, process, _ in self._running.values():
+
+    def _stop_running(self) -> None:
+        """Stop the runs if a signal arrived; not in its handler, where a run may just start."""
+        for _, process, _ in self._running.values() if self.stopped_by else ():
             with contextlib.suppress(ProcessLookupError):  # it has just ended
-                if kill:
+                if self._kill:
                     os.killpg(process.pid, signal.SIGKILL)
-                else:
+                elif process.pid not in self._asked:
+                    self._asked.add(process.pid)
                     os.kill(process.pid, signal.SIGTERM)

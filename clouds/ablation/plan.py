@@ -32,8 +32,15 @@ from clouds.yaml_core import CoreLoader
 OUTPUT = Path("output/ablations")
 """Folder of the runs where neither the file nor the command line names one."""
 
-PLANNED_KEYS = ("SEED", "OUTPUT_DIR")
-"""Keys that an ablation sets by itself for each run."""
+PLANNED_KEYS = {"SEED": "'seeds'", "OUTPUT_DIR": "'output'"}
+"""Keys that an ablation sets by itself for each run, and the entry that they follow from."""
+
+CONFIG, START = "config", "start"
+"""Entries of a setting that are no keys: another config than that of the file, and the setting
+whose final weights it starts from."""
+
+FINAL = "model_final.pth"
+"""The checkpoint at the end of a run."""
 
 NODES = ("common", "settings")
 """Entries of the file that hold config keys."""
@@ -47,7 +54,8 @@ class Run:
         setting: name of its setting.
         seed: SEED.
         config: YAML file, or short name of a config of the package.
-        overrides: KEY VALUE …, without SEED and OUTPUT_DIR.
+        overrides: KEY VALUE …, without those that the ablation sets.
+        start: the setting whose final weights with the same seed it starts from; empty: none.
         cfg: the whole config; not compared by `==`.
     """
 
@@ -55,7 +63,8 @@ class Run:
     seed: int
     config: str
     overrides: tuple[str, ...]
-    cfg: CfgNode = field(repr=False, compare=False)
+    start: str = ""
+    cfg: CfgNode = field(default_factory=CfgNode, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -72,7 +81,9 @@ class Run:
         words = [sys.executable, "-m", "clouds", "train", "--config-file", self.config, "--resume"]
         if num_gpus > 1:
             words += ["--num-gpus", str(num_gpus)]
-        own = ("SEED", str(self.seed), "OUTPUT_DIR", str(self.folder))
+        own = ["SEED", str(self.seed), "OUTPUT_DIR", str(self.folder)]
+        if self.start:
+            own += ["MODEL.WEIGHTS", str(self.cfg.MODEL.WEIGHTS)]
         return [*words, *self.overrides, *own]
 
     def shown_command(self) -> str:
@@ -142,22 +153,20 @@ def read_ablation(
     section.done()
     if baseline not in settings:
         raise section.error("baseline", f"the name of a setting: {', '.join(settings)}")
-    names = _selected(settings, only, baseline)
+    starts = {name: _start(name, own, settings) for name, own in settings.items()}
+    names = _selected(starts, only, baseline)
     configs = _configs(config, common, {name: settings[name] for name in names}, overrides)
-    _check_differences(configs)
+    _check_differences(configs, starts)
     folders = _folders(names, folder)
-    runs = tuple(
-        Run(
-            name,
-            seed,
-            configs[name].file,
-            configs[name].words,
-            _of_run(configs[name].cfg, seed, folders[name] / f"seed_{seed}"),
-        )
-        for seed in chosen_seeds
-        for name in names
-    )
-    return Ablation(runs, names, baseline, metrics, folder)
+    runs = []
+    for seed, name in ((seed, name) for seed in chosen_seeds for name in names):
+        cfg = with_value(configs[name].cfg, "SEED", seed)
+        cfg = with_value(cfg, "OUTPUT_DIR", str(folders[name] / f"seed_{seed}"))
+        if start := starts[name]:
+            weights = folders[start] / f"seed_{seed}" / FINAL
+            cfg = with_value(cfg, "MODEL.WEIGHTS", str(weights))
+        runs.append(Run(name, seed, configs[name].file, configs[name].words, start, cfg))
+    return Ablation(tuple(runs), names, baseline, metrics, folder)
 
 
 def _parse(path: Path) -> tuple[dict[str, Any], list[Setting], dict[str, list[Setting]]]:
@@ -216,16 +225,36 @@ def _seeds(section: Section) -> tuple[int, ...]:
     return tuple(seeds)
 
 
-def _selected(
-    settings: Mapping[str, object], only: Sequence[str], baseline: str
-) -> tuple[str, ...]:
-    """The names to run: `only` and the baseline, in the order of the file."""
-    unknown = [name for name in only if name not in settings]
+def _start(name: str, own: Sequence[Setting], settings: Mapping[str, Sequence[Setting]]) -> str:
+    """The setting that `name` starts from; empty: none."""
+    found = [setting for setting in own if setting.name == START]
+    if not found:
+        return ""
+    start = str(found[0].value)
+    weights = [setting for setting in own if setting.name == "MODEL.WEIGHTS"]
+    if start not in settings:
+        problem = f"there is no such setting; the file has {', '.join(map(repr, settings))}"
+    elif start == name or any(setting.name == START for setting in settings[start]):
+        problem = f"a setting without '{START}' is expected"
+    elif weights:
+        problem = f"MODEL.WEIGHTS ({weights[0].origin}) is set, too; leave one of them out"
+    else:
+        return start
+    raise DescriptionError(
+        f"setting {name!r}: '{START}' is {start!r} ({found[0].origin}): {problem}"
+    )
+
+
+def _selected(starts: Mapping[str, str], only: Sequence[str], baseline: str) -> tuple[str, ...]:
+    """The names to run: `only`, the baseline, and what they start from, in the file's order."""
+    unknown = [name for name in only if name not in starts]
     if unknown:
         raise ValueError(
-            f"there is no setting {unknown[0]!r}; the file has {', '.join(map(repr, settings))}"
+            f"there is no setting {unknown[0]!r}; the file has {', '.join(map(repr, starts))}"
         )
-    return tuple(name for name in settings if not only or name in only or name == baseline)
+    chosen = {*only, baseline} if only else set(starts)
+    chosen |= {starts[name] for name in chosen}
+    return tuple(name for name in starts if name in chosen)
 
 
 @dataclass(frozen=True)
@@ -246,13 +275,13 @@ def _configs(
     """The config of each setting; the problems of all are in one error."""
     configs, problems = {}, []
     for name, own in settings.items():
-        files = [str(setting.value) for setting in own if setting.name == "config"]
-        keys = [setting for setting in (*common, *own) if setting.name != "config"]
+        files = [str(setting.value) for setting in own if setting.name == CONFIG]
+        keys = [s for s in (*common, *own) if s.name not in (CONFIG, START)]
         planned = [s for s in keys if s.name in PLANNED_KEYS]
         if planned:
             problems.append(
                 f"setting {name!r}: {planned[0].name} ({planned[0].origin}) is set for each run by "
-                "the ablation; leave it out (see 'seeds' and 'output')"
+                f"the ablation; leave it out, it follows from {PLANNED_KEYS[planned[0].name]}"
             )
             continue
         file = files[0] if files else config
@@ -272,12 +301,12 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _check_differences(configs: Mapping[str, _Config]) -> None:
+def _check_differences(configs: Mapping[str, _Config], starts: Mapping[str, str]) -> None:
     """Raise ValueError if settings are the same, or their scores cannot be compared."""
     first = next(iter(configs))
-    by_config: dict[str, str] = {}
+    by_config: dict[tuple[str, str], str] = {}
     for name, config in configs.items():
-        same = by_config.setdefault(config.cfg.dump(), name)
+        same = by_config.setdefault((config.cfg.dump(), starts[name]), name)
         if same != name:
             raise ValueError(
                 f"the settings {same!r} and {name!r} are the same config: what they override has "
@@ -307,7 +336,3 @@ def _folders(names: Sequence[str], output: Path) -> dict[str, Path]:
             )
         folders[name] = output / folder
     return folders
-
-
-def _of_run(cfg: CfgNode, seed: int, folder: Path) -> CfgNode:
-    return with_value(with_value(cfg, "SEED", seed), "OUTPUT_DIR", str(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clouds.ablation.plan import Ablation, Run
@@ -82,6 +82,20 @@ def results_of(run: Run) -> RunResults | None:
 def unfinished(runs: Sequence[Run]) -> list[Run]:
     """Runs without results, in order."""
     return [run for run in runs if results_of(run) is None]
+
+
+def start_of(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The run among `runs` whose final weights `run` starts from; None: there is none."""
+    starts = (other for other in runs if (other.setting, other.seed) == (run.start, run.seed))
+    return next(starts, None)
+
+
+def fail_without_start(waiting: list[Run], failed: dict[Run, Outcome]) -> None:
+    """Move the waiting runs that start from failed ones to these."""
+    for run in list(waiting):
+        if (start := start_of(run, failed)) is not None:
+            waiting.remove(run)
+            failed[run] = Outcome(1, f"not started, since {start.name} failed")
 
 
 def check_unchanged(runs: Sequence[Run]) -> None:

@@ -23,6 +23,8 @@ MetricSpecs = dict[str, tuple[str, ...]]
 DATASETS = "datasets"
 NOT_SCORES = ("images", "seconds", "images-per-second")
 MAX_NAMES = 12
+MAX_DATASETS = 8
+"""Datasets that have columns of their own unless metrics are named."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class RunResults:
                     found[f"{dataset}/{name}"] = value
         for dataset, labels in self.content.get("pseudo-labels", {}).items():
             found |= {f"{dataset}/{name}-mIoU": value for name, value in labels["mIoU"].items()}
+        for name, scores in self.content.get("anomaly-sets", {}).items():
+            found |= {f"{name}/{key}": v for key, v in scores.items() if key not in NOT_SCORES}
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -126,10 +130,10 @@ def _basis(results: RunResults) -> tuple[object, ...]:
 
 
 def default_metrics(results: RunResults) -> MetricSpecs:
-    """The mean mIoU, and the mIoU of each dataset if there are several."""
+    """The mean mIoU, and the mIoU of each dataset if there are several, up to MAX_DATASETS."""
     names = list(results.content[DATASETS])
     each = {name: (f"{name}/mIoU",) for name in names}
-    return {"mIoU": ("mean/mIoU",), **(each if len(names) > 1 else {})}
+    return {"mIoU": ("mean/mIoU",), **(each if 1 < len(names) <= MAX_DATASETS else {})}
 
 
 def metric_value(patterns: Sequence[str], scores: Mapping[str, float]) -> float | None:

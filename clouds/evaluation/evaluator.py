@@ -122,9 +122,15 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
         dataset = datasets.get(name)
         _labeled_records(dataset)
         check_labels(dataset, need_class=False)
-    for name in cfg.TEST.ANOMALY_SETS:
-        protocol.check_dataset(Path(name).name)
-        list_anomaly_set(name)
+    anomaly_sets = [Path(name).name for name in cfg.TEST.ANOMALY_SETS]
+    for name, folder in zip(anomaly_sets, cfg.TEST.ANOMALY_SETS, strict=True):
+        if anomaly_sets.count(name) > 1 or name in names:
+            raise ValueError(
+                f"TEST.ANOMALY_SETS has {folder!r}: {name!r} is the name of another set or "
+                "dataset, too. Results are by the names of folders; rename one, or use a link."
+            )
+        protocol.check_dataset(name)
+        list_anomaly_set(folder)
 
 
 def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import signal
 import sys
 import threading
@@ -22,12 +24,15 @@ from clouds.ablation.runs import unfinished
 def test_jobs(ablation_file, fake_train, monkeypatch, tmp_path, name):
     pytest.importorskip("submitit")
     monkeypatch.setenv("FAIL", "fast/seed_1")
+    text = ablation_file.read_text()
+    ablation_file.write_text(text.replace("slow: {", "slow: {start: fast, "))
     ablation = read_ablation(ablation_file)
     runs = ablation.runs if name == "debug" else ablation.runs[2:]
     failed = ClusterRunner(name, tmp_path / "jobs", {"timeout_min": 5}).run(runs)
-    assert list(failed) == [ablation.runs[3]]
-    assert str(failed[ablation.runs[3]]) == "exit status 2: error: no such data"
-    assert unfinished(runs) == [ablation.runs[3]]
+    slow, fast = ablation.runs[2:]
+    assert str(failed[fast]) == "exit status 2: error: no such data"
+    assert failed[slow].message == "not started, since fast, seed 1 failed"
+    assert unfinished(runs) == [slow, fast] and set(failed) == {slow, fast}
     assert not list(ablation.output.rglob("job.json"))
 
 
@@ -109,3 +114,32 @@ def test_a_job_that_is_still_queued_is_not_submitted_again(ablation_file, fake_t
     monkeypatch.setitem(cluster.POLL_SECONDS, "slurm", 0.0)
     assert ClusterRunner("slurm", run.folder, {}).run([run]) == {}
     assert unfinished([run]) == []
+
+
+@pytest.mark.slow
+def test_what_slurm_gets(ablation_file, monkeypatch, tmp_path):
+    """With stand-ins for its programs: the header of the job, and a job that left no result."""
+    pytest.importorskip("submitit")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    state = "JobID|State|NodeList\\n12|FAILED|n1\\n12.0|FAILED|n1\\n"
+    for name, script in {
+        "srun": "",
+        "sbatch": f'cp "$1" {tmp_path}/job.sh; echo Submitted batch job 12',
+        "sacct": f"printf '{state}'",
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setitem(cluster.POLL_SECONDS, "slurm", 0.1)
+    run = read_ablation(ablation_file).runs[0]
+    words = ["timeout_min=90", "slurm_partition=big", "slurm_max_num_timeout=5"]
+    options = {"name": "clouds-x", "gpus_per_node": 2, **parse_options(words)}
+    failed = ClusterRunner("slurm", tmp_path / "jobs", options, gpus_per_run=2).run([run])
+    assert str(failed[run]).startswith("exit status 1: job 12 (FAILED)")
+    lines = (tmp_path / "job.sh").read_text().splitlines()
+    header = {line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")}
+    assert {"--partition=big", "--time=90", "--job-name=clouds-x", "--gpus-per-node=2"} <= header
+    (pickled,) = (tmp_path / "jobs").glob("*submitted.pkl")
+    job = pickle.loads(pickled.read_bytes())
+    assert job.function.command == run.command(2) and job._timeout_countdown == 5

@@ -41,6 +41,26 @@ def test_named_rows(runs):
     assert table.difference(table.rows[0], "x").mean == -2.0
 
 
+def test_an_evaluation_before_the_end_of_training_is_told(runs):
+    """The results of `runs` are those after ten iterations."""
+    whole, part = ({"SOLVER": {"MAX_ITER": n}} for n in (10, 11))
+    table = compare([runs("a", 0, 1.0, **whole), runs("b", 0, 1.0, **part)], {}, {})
+    assert table.rows[0].notes == ()
+    (note,) = table.rows[1].notes
+    assert note.endswith("b' was evaluated after 10 of 11 iterations.") and note in table.markdown()
+
+
+def test_many_datasets_have_no_columns_of_their_own(runs, tmp_path):
+    file = runs("a", 0, 10.0) / "results.json"
+    content = json.loads(file.read_text())
+    content["datasets"] = {f"d{i}": content["datasets"]["bdd_val"] for i in range(9)}
+    content["anomaly-sets"] = {"road_anomaly21": {"AUPR": 7.0, "images": 3}}
+    file.write_text(json.dumps(content))
+    table = compare([file], {}, {})
+    assert list(table.metrics) == ["mIoU"]
+    assert table.rows[0].values(["road_anomaly21/*"]) == {0: 7.0}
+
+
 def test_groups_of_another_form():
     for word in ("a", "=x", "a="):
         with pytest.raises(ValueError, match=r"expected is NAME=RUN,RUN"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 
 import pytest
 
 from clouds.ablation.local import LocalRunner, gpu_slots
-from clouds.ablation.plan import read_ablation
+from clouds.ablation.plan import Run, read_ablation
 from clouds.ablation.runs import check_unchanged, results_of, table_of, unfinished
 
 
@@ -64,6 +65,30 @@ def test_an_interrupted_ablation_goes_on(ablation_file, fake_train, monkeypatch)
     assert all(starts(run) == ["new"] for run in others)
 
 
+def test_a_second_signal_kills(ablation_file, monkeypatch, tmp_path):
+    program = (
+        "import pathlib, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready').touch()\n"
+        "time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program]
+    monkeypatch.setattr(Run, "command", lambda self, num_gpus: command)
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    threading.Thread(target=interrupt).start()
+    runner = LocalRunner([{}])
+    started = time.monotonic()
+    assert runner.run(read_ablation(ablation_file).runs) == {}
+    assert runner.stopped_by == signal.SIGINT and time.monotonic() - started < 50
+
+
 def test_results_of_an_evaluation_in_training_are_not_the_end(ablation_file, fake_train):
     run = read_ablation(ablation_file, overrides=["SOLVER.MAX_ITER", "50"]).runs[0]
     LocalRunner([{}]).run([run])
@@ -82,6 +107,26 @@ def test_a_run_of_another_config_is_refused(ablation_file, fake_train):
     changed = read_ablation(ablation_file, overrides=["TEST.SHORT_SIDE", "96"]).runs
     with pytest.raises(ValueError, match=r"slow, seed 0 has now: TEST.SHORT_SIDE: 160 -> 96"):
         check_unchanged(changed)
+
+
+def with_start(file):
+    file.write_text(file.read_text().replace("slow: {", "slow: {start: fast, "))
+    return read_ablation(file, seeds=[0])
+
+
+def test_runs_wait_for_the_weights_that_they_start_from(ablation_file, fake_train):
+    slow, fast = with_start(ablation_file).runs
+    assert LocalRunner([{}, {}]).run([slow, fast]) == {}
+    times = [(run.folder / "results.json").stat().st_mtime_ns for run in (fast, slow)]
+    assert times[0] < (slow.folder / "starts").stat().st_mtime_ns < times[1]
+
+
+def test_runs_that_start_from_a_failed_one_fail(ablation_file, fake_train, monkeypatch):
+    monkeypatch.setenv("FAIL", "fast/seed_0")
+    slow, fast = with_start(ablation_file).runs
+    failed = LocalRunner([{}]).run([slow, fast])
+    assert set(failed) == {slow, fast} and not starts(slow)
+    assert failed[slow].message == "not started, since fast, seed 0 failed"
 
 
 def test_each_run_has_a_gpu(monkeypatch, ablation_file, fake_train):

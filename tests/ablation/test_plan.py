@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,28 @@ def test_some_settings_and_seeds(ablation_file, tmp_path):
         read_ablation(ablation_file, only=["slo"])
 
 
+STARTS = """
+config: demo/joint
+baseline: warmup
+settings:
+  joint: {start: warmup}
+  none: {start: warmup, MODEL.CLOUDS.REFINER: none}
+  warmup: {config: demo/warmup}
+"""
+
+
+def test_a_setting_starts_from_the_weights_of_another_one_with_the_same_seed(tmp_path):
+    ablation = read_ablation(write(tmp_path, STARTS), seeds=[4], output=tmp_path / "x")
+    joint, none, warmup = ablation.runs
+    assert (joint.start, none.start, warmup.start) == ("warmup", "warmup", "")
+    assert str(tmp_path / "x/warmup/seed_4/model_final.pth") == joint.cfg.MODEL.WEIGHTS
+    words = none.command()
+    expected = load_config("demo/joint", words[words.index("--resume") + 1 :])
+    assert expected.dump() == none.cfg.dump()
+    only = read_ablation(write(tmp_path, STARTS.replace("baseline: warmup", "")), only=["none"])
+    assert only.settings == ("joint", "none", "warmup")
+
+
 def test_problems_of_all_settings_are_told_with_their_lines(tmp_path):
     path = write(
         tmp_path,
@@ -97,6 +120,12 @@ def test_problems_of_all_settings_are_told_with_their_lines(tmp_path):
         ),
         ("config: demo/warmup\nsettings: {a: , b: {TEST.PROTOCOL: slide}}", "TEST.PROTOCOL is"),
         ("config: {", "not valid YAML"),
+        ("config: demo/warmup\nsettings: {a: {start: b}}", "there is no such setting; .* 'a'"),
+        ("config: demo/warmup\nsettings: {a: {start: a}}", "a setting without 'start' is expect"),
+        (
+            "config: demo/warmup\nsettings: {a: {start: b, MODEL.WEIGHTS: x}, b: }",
+            "MODEL.WEIGHTS .* is set, too",
+        ),
     ],
 )
 def test_invalid_files(tmp_path, text, message):
@@ -109,6 +138,14 @@ def test_missing_files(tmp_path):
         read_ablation("nois")
     with pytest.raises(FileNotFoundError, match="demo/none"):
         read_ablation(write(tmp_path, "config: demo/none\nsettings: {a: }"))
+
+
+def test_the_file_in_the_documents(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ablations.md").read_text(), re.S)
+    ablation = read_ablation(write(tmp_path, text))
+    assert ablation.settings[-2:] == ("joint of each seed", "phase 1")
+    assert ablation.runs[-2].start == "phase 1"
+    assert ablation.metrics["thin"] == ("*/IoU-pole", "*/IoU-fence")
 
 
 @pytest.mark.parametrize("name", short_names(ABLATIONS))

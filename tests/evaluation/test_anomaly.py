@@ -93,6 +93,14 @@ def test_missing_files(tmp_path, root):
         evaluate(config(tmp_path, "x"), None)  # before a model is used
 
 
+def test_two_sets_of_a_name(tmp_path, root):
+    write_cityscapes(root, [(blocks(1), blocks(2))])
+    cfg = config(tmp_path, "a/val")
+    cfg.TEST.ANOMALY_SETS = ("a/val", "b/val")
+    with pytest.raises(ValueError, match="'a/val': 'val' is the name of another set"):
+        evaluate(cfg, None)
+
+
 def test_labels_of_another_form(tmp_path, root):
     write_cityscapes(root, [(blocks(1), blocks(2))])
     write_set(root / "x")

@@ -7,10 +7,18 @@ import pytest
 import torch
 from color_model import ColorModel, blocks, to_image
 from PIL import Image
+from tiny_model import tiny_model
 
 from clouds.config import get_cfg
 from clouds.evaluation import protocols
-from clouds.evaluation.protocols import PROTOCOLS, Native, Slide, build_protocol, windows
+from clouds.evaluation.protocols import (
+    PROTOCOLS,
+    Native,
+    Slide,
+    WithTTA,
+    build_protocol,
+    windows,
+)
 
 
 def protocol_of(name, **keys):
@@ -338,3 +346,24 @@ def test_an_unknown_protocol():
 def test_protocols_can_be_pickled(name):
     protocol = protocol_of(name)
     assert pickle.loads(pickle.dumps(protocol)) == protocol
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [Slide(0, 0, crop_size=100, stride=0.5), WithTTA(Native(0, 0), (1.0,), flip=False)],
+    ids=["one window", "tta of one copy"],
+)
+def test_classes_and_confidence_are_those_of_the_whole_image(protocol):
+    model = tiny_model().eval()
+    sample = {**sample_of(64, 96, (50, 110)), "file_name": "x"}
+    sample["image"] = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 96), "u1"))
+    with torch.no_grad():
+        classes, confidence = Native(0, 0).classify(model, sample, with_confidence=True)
+        scores = model([sample])[0]["sem_seg"]
+        others = protocol.classify(model, sample, with_confidence=True)
+        assert protocol.classify(model, sample, with_confidence=False)[1] is None
+    expected = scores.amax(0) / scores.sum(0).clamp(min=1)
+    assert confidence.shape == (50, 110) and confidence.std() > 0
+    torch.testing.assert_close(confidence, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(others[1], confidence, rtol=1e-4, atol=1e-5)
+    assert (others[0] == classes).double().mean() > 0.999
