@@ -155,7 +155,7 @@ class _Step:
             with kernels:
                 predictions = head(features, text, queries=queries)
             yield "head", live.take_peak()
-            losses = criterion(predictions, targets)
+            losses = criterion.losses(predictions, targets)
             yield "losses", live.take_peak()
             del predictions
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
