@@ -48,8 +48,7 @@ class StepMemory:
 
     Attributes:
         resident: of what exists between the steps: weights, gradients, the optimizer's state, the
-            averages (teacher and SOLVER.WEIGHT_AVERAGE), the refiner's weights, and with several
-            processes the buckets of DistributedDataParallel.
+            averages (teacher and SOLVER.WEIGHT_AVERAGE) and the refiner's weights.
         phases: largest sum of all other tensors in each phase of a step.
         not_counted: parts that cannot be counted on the meta device.
     """
@@ -94,7 +93,6 @@ def estimate(cfg: CfgNode, processes: int = 1) -> StepMemory:
         "optimizer": trained * (2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1),
         "averages": trained * (joint + bool(cfg.SOLVER.WEIGHT_AVERAGE.ENABLED)),
         "refiner's weights": 0 if sam is None else _bytes_of(sam),
-        "DistributedDataParallel": trained if processes > 1 else 0,
     }
     return StepMemory(resident, phases, not_counted)
 
@@ -157,7 +155,7 @@ class _Step:
             with kernels:
                 predictions = head(features, text, queries=queries)
             yield "head", live.take_peak()
-            losses = criterion(predictions, targets)
+            losses = criterion.losses(predictions, targets)
             yield "losses", live.take_peak()
             del predictions
             torch.autograd.backward(torch.stack(list(losses.values())).sum())

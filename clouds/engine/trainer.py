@@ -171,7 +171,10 @@ class Trainer(TrainerBase):
         with warnings.catch_warnings():
             # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return DistributedDataParallel(self.model, broadcast_buffers=False)
+            # Gradients are views of the buckets that are reduced, in place of copies.
+            return DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
     def build_checkpointer(self, cfg: CfgNode) -> Checkpointer:
         """A checkpointer of model, optimizer, scheduler and loss scale; files contain `cfg`."""

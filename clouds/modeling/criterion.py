@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from clouds.comm import mean_over_ranks
 from clouds.d2 import CfgNode
 from clouds.data.structures import Targets
-from clouds.device import full_precision
 from clouds.modeling.matcher import CostWeights, Match, MatchedPairs, match, matching_costs
 from clouds.modeling.points import (
     Generator,
@@ -167,14 +166,14 @@ class SetCriterion(nn.Module):
             weighted losses, scalars: `loss_ce`, `loss_mask`, `loss_dice` of the last prediction,
             `loss_ce_0`, … of the earlier ones (0: of the initial queries).
         """
-        with full_precision(predictions.mask_logits[0].device):
-            return self._losses(predictions, targets, seeds, normalizers)
+        with torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
+            return self.losses(predictions, targets, seeds, normalizers)
 
     def totals(
         self, predictions: Predictions, targets: Sequence[Targets], seeds: Sequence[int] | None
     ) -> BatchTotals:
         """What `forward` would compute the normalizers of these images from; no gradient flows."""
-        with torch.no_grad(), full_precision(predictions.mask_logits[0].device):
+        with torch.no_grad(), torch.autocast(predictions.mask_logits[0].device.type, enabled=False):
             return self._matched(predictions, targets, seeds).totals
 
     def totals_of_targets(
@@ -194,13 +193,14 @@ class SetCriterion(nn.Module):
         num_layers = len(self._supervised_layers(num_predictions))
         return BatchTotals(matched, self.empty_weight.new_full((num_layers,), unmatched))
 
-    def _losses(
+    def losses(
         self,
         predictions: Predictions,
         targets: Sequence[Targets],
-        seeds: Sequence[int] | None,
-        normalizers: Normalizers | None,
+        seeds: Sequence[int] | None = None,
+        normalizers: Normalizers | None = None,
     ) -> dict[str, Tensor]:
+        """`forward` on a device without autocast, such as the meta device, too."""
         layers = self._supervised_layers(len(predictions.class_logits))
         matched = self._matched(predictions, targets, seeds)
         pairs = matched.pairs

@@ -50,9 +50,6 @@ def test_parts_and_processes_divide_the_images():
     two = estimate(tiny_config(**(SMALL | {"SOLVER__IMS_PER_BATCH": 4})), processes=2)
     assert parts.phases == two.phases
     assert parts.phases["head"] == pytest.approx(whole.phases["head"] / 2, rel=0.05)
-    buckets = two.resident.pop("DistributedDataParallel")
-    assert buckets == two.resident["gradients"] > 0
-    assert parts.resident.pop("DistributedDataParallel") == 0
     assert parts.resident == two.resident
 
 

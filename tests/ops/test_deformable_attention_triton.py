@@ -86,13 +86,23 @@ def test_kernels(shape, dtype, tolerance):
 
 @runs_kernels
 @pytest.mark.parametrize("reach", [1.0, 1e12])
-@pytest.mark.parametrize("sizes", [[(1, 1)], [(3, 1), (1, 6)], SIZES[::-1], [(0, 4), (3, 2)]])
+@pytest.mark.parametrize("sizes", [[(1, 1)], [(3, 1), (1, 6)], SIZES[::-1]])
 def test_kernels_on_odd_maps_and_far_outside(sizes, reach):
     tensors, gradient = inputs(5, 1, 8, 2, sizes, reach)
     expected = with_gradients(deformable_attention_torch, tensors, gradient, sizes)
     got = with_gradients(kernels, [t.to(DEVICE) for t in tensors], gradient, sizes)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs)
+
+
+@runs_kernels
+def test_an_empty_map_adds_nothing():
+    tensors, gradient = inputs(5, 1, 8, 2, [(0, 4), (3, 2)])
+    rest = [tensors[0], *(t[:, :, :, 1:] for t in tensors[1:])]
+    expected = with_gradients(deformable_attention_torch, rest, gradient, [(3, 2)])
+    got = with_gradients(kernels, [t.to(DEVICE) for t in tensors], gradient, [(0, 4), (3, 2)])
+    assert all((t[:, :, :, 0] == 0).all() for t in got[2:])
+    assert_alike([*got[:2], *(t[:, :, :, 1:] for t in got[2:])], expected, 1e-12)
 
 
 @runs_kernels
