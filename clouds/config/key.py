@@ -25,6 +25,12 @@ def one_of(*allowed: object) -> Rule:
     return Rule(f"one of {', '.join(map(repr, allowed))}", lambda value: value in allowed)
 
 
+def some_of(*allowed: object) -> Rule:
+    """A list of the given values, or an empty one."""
+    names = ", ".join(map(repr, allowed))
+    return Rule(f"a list of {names}, or ()", lambda value: set(value) <= set(allowed))
+
+
 def at_least(low: float) -> Rule:
     """A number >= `low`."""
     return Rule(f"at least {low}", lambda value: value >= low)

@@ -31,6 +31,7 @@ from clouds.environment import provenance
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
 from clouds.files import atomic_write, file_sha256, raw_bytes
+from clouds.weights_io import read_checkpoint
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -306,6 +307,9 @@ def describe_run(
         weights: file of the evaluated weights; None: MODEL.WEIGHTS, which for a run that trained
             is the file of the initial weights.
         iteration: training iteration after which the model was evaluated; None: not in training.
+
+    Raises:
+        ValueError: the file cannot be read, see `read_checkpoint`.
     """
     file = cfg.MODEL.WEIGHTS if weights is None else weights
     return {
@@ -317,6 +321,7 @@ def describe_run(
             "sha256": hash_file(file) if file and Path(file).is_file() else None,
             "model_sha256": hash_model(model),
         },
+        "selection": _selection(file),
         "versions": {**provenance(), **{name: _version(name) for name in PACKAGES}},
         "config": _plain(cfg),
     }
@@ -344,6 +349,14 @@ def write_results(results: Results, run: Mapping[str, Any], folder: str | Path) 
     with atomic_write(path, "w") as file:
         json.dump({**results.to_dict(), **run}, file, indent=2, allow_nan=False)
     return path
+
+
+def _selection(file: str) -> str | None:
+    """How the weights of a checkpoint were chosen, if it says so (model_best.pth)."""
+    if not file or not Path(file).is_file():
+        return None
+    text = read_checkpoint(file, mmap=True).get("selection")
+    return text if isinstance(text, str) else None
 
 
 def hash_file(path: str | Path) -> str:
