@@ -39,6 +39,7 @@ LAYERS = (
     "evaluation",
     "engine",
     "inference",
+    "export",
     "generation",
     "cli",
     "__main__",
