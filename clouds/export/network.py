@@ -36,8 +36,11 @@ class SemanticNetwork(nn.Module):
         if model.sem_seg_head.needs_text or model.ensemble is not None:
             with torch.no_grad():
                 model.text_classifier.synonym_embeddings(model.backbone)  # type: ignore[arg-type]
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.model.pseudo_labeler = None
+        labeler, model.pseudo_labeler = model.pseudo_labeler, None  # it has teacher and SAM
+        try:
+            self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        finally:
+            model.pseudo_labeler = labeler
         for module in self.model.modules():
             if isinstance(module, MSDeformAttn):
                 module.implementation = PLAIN
