@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def export(
 
     Raises:
         ImportError: a package of the extra `export` is missing.
-        FileNotFoundError, TypeError, ValueError: see `clouds.load`; unknown format or input type;
+        FileNotFoundError, TypeError, ValueError: see `clouds.load`; a format or type is unknown;
             the folder exists; a graph cannot be made, or differs from the model.
     """
     weights, folder = expand_user(weights), expand_user(folder)
@@ -99,22 +100,18 @@ def export(
         require_onnx()
     segmenter = load(weights, config_file, device="cpu", overrides=overrides)
     merged = merge_updates(segmenter.model)
-    partial = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with _complete_folder(folder) as partial:
         checks = _write_graphs(segmenter, partial, formats, input_type)
         if "safetensors" in formats:
             _write_weights(segmenter, partial / WEIGHTS_FILE)
         cfg = portable_config(segmenter.cfg, merged > 0)
-        results = results_of(weights)
         iteration, selection = _training_of(weights)
         card = Card(
             name=name or folder.resolve().name,
             cfg=cfg,
             label_space=segmenter.label_space,
             licence=licence,
-            results=results,
+            results=results_of(weights),
             iteration=iteration,
             selection=selection,
             merged=merged,
@@ -122,16 +119,29 @@ def export(
             checks=checks,
             has_weights="safetensors" in formats,
         )
-        with atomic_write(partial / CONFIG_FILE, "w") as file:
-            file.write(config_text(cfg, segmenter.label_space))
-        with atomic_write(partial / "README.md", "w") as file:
-            file.write(card.text())
+        _write_text(partial / CONFIG_FILE, config_text(cfg, segmenter.label_space))
+        _write_text(partial / "README.md", card.text())
+    return Exported(folder, checks, merged, len(card.results), licence)
+
+
+@contextlib.contextmanager
+def _complete_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write to, which replaces `folder` at the end unless there is an error."""
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         if folder.exists():
             shutil.rmtree(folder)
         partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(folder, checks, merged, len(results), licence)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
 
 
 def _check_arguments(

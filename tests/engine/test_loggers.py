@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import struct
 import sys
 from types import SimpleNamespace
 
@@ -126,23 +127,37 @@ def test_a_missing_package_is_named_before_training(tmp_path, monkeypatch):
         trainer_of(tmp_path, "LOGGER", ("wandb",))
 
 
+def log_entries(content):
+    """Entries of a file in LevelDB's log format, after wandb's header of 7 bytes.
+
+    In blocks of 32 KiB, an entry or a part of one is: CRC (4 bytes), length (2), kind (1), bytes.
+    """
+    at, entry = 7, b""
+    while at < len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        entry += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # the whole, or its last part
+            yield entry
+            entry = b""
+
+
 def wandb_history(folder):
-    """Rows of the numbers in the files of an offline run, as `wandb sync` would send them."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
+    """Rows of the numbers in the files of an offline run, which `wandb sync` sends."""
+    from wandb.proto.wandb_internal_pb2 import Record
 
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for entry in log_entries(path.read_bytes()):
+            record = Record.FromString(entry)
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
                 row = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
                 found.append(row)
-        store._fp.close()
     return found
 
 
