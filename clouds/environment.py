@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from clouds.d2 import BACKEND, CfgNode, backend_version
 from clouds.files import atomic_write
@@ -95,8 +96,12 @@ class Console(logging.StreamHandler):  # type: ignore[type-arg] # Python 3.10 la
     """Writes messages to a stream until it is closed, as the pipe in `clouds train … | head` is.
 
     The run goes on: the log file has all messages, and one that the console is closed. Characters
-    that the stream's encoding lacks are escaped.
+    that the stream's encoding lacks are escaped. Progress bars on the terminal stay below.
     """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         error = sys.exc_info()[1]

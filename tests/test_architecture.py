@@ -41,6 +41,7 @@ LAYERS = (
     "engine",
     "inference",
     "report",
+    "export",
     "generation",
     "ablation",
     "cli",

@@ -147,6 +147,15 @@ COMMANDS = {
             "clouds convert weights.safetensors for_published_code.pth",
         ),
     ),
+    "export": Command(
+        "clouds.cli.export",
+        "export a checkpoint: ONNX, torch.export, safetensors, model card",
+        (
+            "clouds export --weights output/model_final.pth --output exported",
+            "clouds export --weights published.pth --config-file warmup/gta_convnext_large "
+            "--output exported --format onnx safetensors --licence cc-by-nc-4.0",
+        ),
+    ),
     "cache-sam": Command(
         "clouds.cli.cache_sam",
         "compute SAM's image embeddings of all generated images before training",

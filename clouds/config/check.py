@@ -76,6 +76,12 @@ def averaging_begins_in_training(start: int, enabled: bool, iterations: int) -> 
     return f"must be below SOLVER.MAX_ITER, {iterations}: the weights would never be averaged"
 
 
+@cross_check("SOLVER.BEST_ON", "DATASETS.TEST")
+def there_is_data_to_be_best_on(best_on: str, test: tuple[str, ...]) -> str | None:
+    """Weights are chosen by scores."""
+    return "DATASETS.TEST is empty; name its datasets" if best_on == "test" and not test else None
+
+
 @cross_check("MODEL.DEVICE")
 def device_exists(device: str) -> str | None:
     """The device is supported and this machine has it."""

@@ -126,7 +126,7 @@ _KEYS_BY_REASON: dict[str, str] = {
         "MODEL.MASK_FORMER.TEST.OBJECT_MASK_THRESHOLD MODEL.MASK_FORMER.TEST.OVERLAP_THRESHOLD"
     ),
     "it filters by boxes, which label maps do not have": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
-    "metrics go to metrics.json and TensorBoard, not to Weights & Biases": (
+    "LOGGER wandb reads the project from WANDB_PROJECT, and the name is that of OUTPUT_DIR": (
         "WANDB.PROJECT WANDB.NAME"
     ),
     "there is a teacher if DATASETS.TRAIN names a generated dataset": (

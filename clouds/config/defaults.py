@@ -32,6 +32,14 @@ KEYS: tuple[Key, ...] = (
         not_empty,
         is_path=True,
     ),
+    Key(
+        "LOGGER",
+        ("tensorboard",),
+        "What shows the numbers of metrics.json, besides: 'tensorboard', 'csv' (metrics.csv and "
+        "evaluations.csv), 'wandb' (Weights & Biases; its variables WANDB_PROJECT, WANDB_MODE …).",
+        some_of("tensorboard", "csv", "wandb"),
+        element="tensorboard",
+    ),
     Key("LOG_PERIOD", 20, "Iterations between console lines and metric records.", at_least(1)),
     Key(
         "CUDNN_BENCHMARK",
@@ -74,6 +82,13 @@ KEYS: tuple[Key, ...] = (
         "'camvid11_*: tree=vegetation, pavement=sidewalk'; nothing after '=': its pixels do not "
         "count.",
         element="",
+    ),
+    Key(
+        "DATASETS.SOURCE_VAL_FRACTION",
+        0.0,
+        "Share of the images of each labelled training dataset, at equal distances, that training "
+        "leaves out; they are scored at each evaluation, and model_best.pth has the best weights.",
+        within(0, 0.5),
     ),
     Key(
         "DATASETS.SOURCE_FACTOR",
@@ -326,6 +341,14 @@ KEYS: tuple[Key, ...] = (
         3,
         "Number of newest periodic checkpoints to keep, besides the final one; 0: all.",
         at_least(0),
+    ),
+    Key(
+        "SOLVER.BEST_ON",
+        "source",
+        "What model_best.pth is the best on: 'source', the images of DATASETS.SOURCE_VAL_FRACTION "
+        "(no file if that is 0), or 'test', the mean mIoU of DATASETS.TEST, which is no result of "
+        "domain generalization; results say so.",
+        one_of("source", "test"),
     ),
     Key(
         "SOLVER.CHECKPOINT_ADAPTERS_ONLY",

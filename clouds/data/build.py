@@ -31,6 +31,7 @@ from clouds.data.dataset_mapper import (
 )
 from clouds.data.datasets import Datasets, DatasetSpec
 from clouds.data.faults import REPORT, Fault, FaultLog, Loaded
+from clouds.data.held_out import split
 from clouds.data.label_statistics import check_labels
 from clouds.data.loader import SampleDataset, SampleLoader
 from clouds.data.rare_class_sampling import RareClassSampling, build_rare_class_sampling
@@ -194,7 +195,7 @@ def build_train_loader(
     check_batch_size(batch_size, world_size)
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED, *(mappers or {})))
     datasets = _training_datasets(cfg, domains)
-    records = [_training_records(dataset, trains_on_given_labels(cfg)) for dataset in datasets]
+    records = [_training_records(dataset, cfg) for dataset in datasets]
     rare_classes = build_rare_class_sampling(cfg, datasets, records)
     all_records = [record for images in records for record in images]
     factors = zip(records, _factors(cfg, datasets), strict=True)
@@ -257,7 +258,7 @@ def check_training_data(cfg: CfgNode) -> None:
     domains = dict.fromkeys((Domain.SOURCE, Domain.GENERATED))
     given = trains_on_given_labels(cfg)
     for dataset in _training_datasets(cfg, domains):
-        _training_records(dataset, given)
+        _training_records(dataset, cfg)
         if dataset.domain is Domain.SOURCE or given:
             check_labels(dataset, need_class=True)
 
@@ -283,11 +284,15 @@ def _training_datasets(
     return datasets
 
 
-def _training_records(dataset: DatasetSpec, given: bool) -> list[Record]:
+def _training_records(dataset: DatasetSpec, cfg: CfgNode) -> list[Record]:
     records = dataset.records()
     if not records:
         raise ValueError(f"there is no image to train on in {dataset.name}")
-    check_given_labels(records, given)
+    check_given_labels(records, trains_on_given_labels(cfg))
+    if dataset.domain is Domain.SOURCE:
+        records, held_out = split(records, cfg.DATASETS.SOURCE_VAL_FRACTION, dataset.name)
+        if held_out:
+            logger.info("%s: %d images are held out", dataset.name, len(held_out))
     listing = dataset.listing()
     gaps = dataset.manifest_gaps(listing)
     if gaps:
@@ -375,6 +380,7 @@ def build_test_loader(
     rank: int = 0,
     world_size: int = 1,
     timeout: float = 0,
+    records: Sequence[Record] | None = None,
 ) -> SampleLoader:
     """One rank's share of a dataset, one sample at a time, in order.
 
@@ -387,6 +393,7 @@ def build_test_loader(
         num_workers: number of loader processes; 0: load in this process.
         rank, world_size: number of this process, and of all.
         timeout: seconds to wait for a worker's next sample; 0: without limit.
+        records: its images to evaluate on; None: all.
 
     Returns:
         An iterable over `EvalSample`; iterating raises as `SampleLoader`.
@@ -394,7 +401,7 @@ def build_test_loader(
     Raises:
         FileNotFoundError, ValueError: as `DatasetSpec.records`.
     """
-    share = dataset.records()[rank::world_size]
+    share = (dataset.records() if records is None else records)[rank::world_size]
     return SampleLoader(
         RecordDataset(share, EvaluationMapper(prepare)),
         batch_size=None,

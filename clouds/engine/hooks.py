@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,12 @@ import torch
 from fvcore.common.history_buffer import HistoryBuffer
 
 from clouds import comm
+from clouds.d2 import CfgNode
+from clouds.engine.best_checkpoint import SOURCE_VAL, BestCheckpoint
 from clouds.engine.checkpoint import Checkpointer, PeriodicCheckpointer
 from clouds.engine.interrupt import Interrupted, StopRequest
-from clouds.engine.metrics import (
-    MetricsFile,
-    Record,
-    TensorBoard,
-    console_line,
-    memory_gib,
-)
+from clouds.engine.loggers import RunLogger, build_loggers
+from clouds.engine.metrics import MetricsFile, ProgressLine, Record, console_line, memory_gib
 from clouds.engine.train_loop import HookBase, StepResult
 from clouds.engine.weight_average import WeightAverage
 from clouds.evaluation import Results
@@ -42,23 +39,37 @@ class MetricsHook(HookBase):
     uninterrupted one.
 
     Args:
-        output_dir: folder of metrics.json and the TensorBoard files.
+        file: metrics.json.
         period: iterations between records.
         batch_size: images of an iteration over all processes.
         device: whose memory is recorded.
+        loggers: show the records, too.
     """
 
     checkpoint_entry = "metrics"
 
-    def __init__(self, output_dir: str, period: int, batch_size: int, device: torch.device) -> None:
-        self.file = MetricsFile(Path(output_dir, "metrics.json"))
-        self.folder = Path(output_dir, "tensorboard")
+    def __init__(
+        self,
+        file: MetricsFile,
+        period: int,
+        batch_size: int,
+        device: torch.device,
+        loggers: Sequence[RunLogger] = (),
+    ) -> None:
+        self.file = file
         self.period = period
         self.batch_size = batch_size
         self.device = device
-        self.tensorboard = TensorBoard(self.folder, start=0)
+        self.loggers = loggers
+        self.progress: ProgressLine | None = None
         self.pending: dict[str, HistoryBuffer] = {}
         self.durations = HistoryBuffer(ETA_WINDOW)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, batch_size: int, device: torch.device) -> MetricsHook:
+        """With OUTPUT_DIR, LOG_PERIOD and LOGGER."""
+        file = MetricsFile(Path(cfg.OUTPUT_DIR, "metrics.json"))
+        return cls(file, cfg.LOG_PERIOD, batch_size, device, build_loggers(cfg, file))
 
     def before_train(self) -> None:
         """Delete the records that this run will write again."""
@@ -68,7 +79,9 @@ class MetricsHook(HookBase):
         if start == 0:
             self.file.set_aside()
         self.file.start_from(start)
-        self.tensorboard = TensorBoard(self.folder, start)
+        for one in self.loggers:
+            one.start(start)
+        self.progress = ProgressLine(self.trainer.max_iter, start)
 
     def after_step(self) -> None:
         if not comm.is_main_process():
@@ -76,6 +89,8 @@ class MetricsHook(HookBase):
         step = self.trainer.last_step
         assert step is not None, "after_step follows run_step"
         self.durations.update(step.seconds)
+        if self.progress is not None:
+            self.progress.update()
         for name, (value, iteration) in self.trainer.storage.latest().items():
             if iteration == step.iteration:
                 self.pending.setdefault(name, HistoryBuffer(self.period)).update(value)
@@ -84,7 +99,7 @@ class MetricsHook(HookBase):
             self.write(step)
 
     def write(self, step: StepResult) -> None:
-        """Write the record to metrics.json, TensorBoard and the console; nothing is pending."""
+        """Write the record to metrics.json, the loggers and the console; nothing is pending."""
         record: Record = {"iteration": step.iteration}
         hints = self.trainer.storage.smoothing_hints()
         for name, buffer in self.pending.items():
@@ -97,15 +112,30 @@ class MetricsHook(HookBase):
         record["memory_gib"] = memory_gib(self.device)
         self.file.write(record)
         self.pending = {}
-        scalars = {f"train/{name}": value for name, value in record.items() if name != "iteration"}
-        self.tensorboard.scalars(scalars, step.iteration)
+        for one in self.loggers:
+            one.training(record)
+        shown = self.progress is not None and self.progress.is_shown
+        if self.progress is not None:
+            self.progress.show(record)
         max_iter = self.trainer.max_iter
         seconds_left = float(self.durations.median(ETA_WINDOW)) * (max_iter - step.iteration - 1)
-        logger.info("%s", console_line(record, max_iter, seconds_left))
+        level = logging.DEBUG if shown else logging.INFO  # the log file has both
+        logger.log(level, "%s", console_line(record, max_iter, seconds_left))
 
-    def after_train(self) -> None:
-        """Close the TensorBoard file; the final evaluation opens a new one."""
-        self.tensorboard.close()
+    def write_evaluation(self, scores: Record, panels: Mapping[str, Any], iteration: int) -> None:
+        """Write the scores of an evaluation and its images to metrics.json and the loggers."""
+        self.file.write_evaluation(iteration, scores)
+        for one in self.loggers:
+            one.evaluation(scores, iteration)
+            for name, panel in panels.items():
+                one.image(name, panel, iteration)
+
+    def close(self) -> None:
+        """Close what shows the run; to be called when training ends, in whatever way."""
+        if self.progress is not None:
+            self.progress.close()
+        for one in self.loggers:
+            one.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Values since the last record, by name."""
@@ -175,29 +205,36 @@ class EvalHook(HookBase):
     Args:
         period: iterations between evaluations; 0: only after the last.
         evaluate: runs the evaluation on all processes and leaves the model unchanged.
-        metrics: its file and TensorBoard get the results.
+        metrics: its file and loggers get the results.
         stop_request: a signal interrupts the evaluation.
         average: weights that are evaluated, too, where they are no copy; their scores are
             recorded as `average/<score>`.
+        validate: evaluates on the held-out images of the source; its scores are recorded as
+            `source_val/<score>`.
+        best: keeps the best weights.
 
     Attributes:
-        results: of the last evaluation; None before.
+        results: of the last evaluation; None before, and without `evaluate`.
         average_results: those of the average; None if it was not evaluated.
     """
 
     def __init__(
         self,
         period: int,
-        evaluate: Callable[[], Results],
+        evaluate: Callable[[], Results] | None,
         metrics: MetricsHook,
         stop_request: StopRequest,
         average: WeightAverage | None = None,
+        validate: Callable[[], Results] | None = None,
+        best: BestCheckpoint | None = None,
     ) -> None:
         self.period = period
         self.evaluate = evaluate
         self.metrics = metrics
         self.stop_request = stop_request
         self.average = average
+        self.validate = validate
+        self.best = best
         self.results: Results | None = None
         self.average_results: Results | None = None
 
@@ -209,6 +246,8 @@ class EvalHook(HookBase):
     def before_train(self) -> None:
         """Repeat an interrupted evaluation."""
         previous = self.trainer.start_iter - 1
+        if self.best is not None:
+            self.best.start(self.trainer.start_iter)
         due = previous >= 0 and self.due(previous)
         if comm.all_gather(due and not self.metrics.file.has_evaluation(previous))[0]:
             self.run(previous)
@@ -226,39 +265,40 @@ class EvalHook(HookBase):
         Raises:
             Interrupted: a signal arrived. It takes effect at once, since nothing is lost.
         """
+        validation = None
         try:
             with self.stop_request.at_once():
-                self.results = self.evaluate()
+                self.results = None if self.evaluate is None else self.evaluate()
                 self.average_results = self.evaluate_average(iteration)
+                validation = None if self.validate is None else self.validate()
         except Exception as error:
             # If the signal ended loader processes, the loader raises its own error.
             if self.stop_request.requested and not isinstance(error, Interrupted):
                 raise self.stop_request.interruption() from error
             raise
+        scores = self.scores(validation)
         if comm.is_main_process():
-            self.record(self.results, iteration)
+            panels = {} if self.results is None else self.results.panels
+            self.metrics.write_evaluation(scores, panels, iteration)
+        if self.best is not None:
+            self.best.update(scores, iteration)
         comm.synchronize()
 
     def evaluate_average(self, iteration: int) -> Results | None:
         """Evaluate the weight average after `iteration`; None if there is none, or it is a copy."""
-        if self.average is None or self.average.is_copy(iteration):
+        if self.evaluate is None or self.average is None or self.average.is_copy(iteration):
             return None
         logger.info("evaluation of the weight average")
         with self.average.apply():
             return self.evaluate()
 
-    def record(self, results: Results, iteration: int) -> None:
-        """Write the results to metrics.json and TensorBoard, with the images."""
-        metrics = results.flat()
-        if self.average_results is not None:
-            averaged = self.average_results.flat()
-            metrics |= {f"average/{name}": value for name, value in averaged.items()}
-        self.metrics.file.write_evaluation(iteration, metrics)
-        self.metrics.tensorboard.scalars(
-            {f"eval/{name}": value for name, value in metrics.items()}, iteration
-        )
-        for name, panel in results.panels.items():
-            self.metrics.tensorboard.image(f"eval/{name}", panel, iteration)
+    def scores(self, validation: Results | None) -> Record:
+        """All scores by name: those of the tests, the average and the held-out images."""
+        scores: Record = {} if self.results is None else dict(self.results.flat())
+        for prefix, results in (("average", self.average_results), (SOURCE_VAL, validation)):
+            if results is not None:
+                scores |= {f"{prefix}/{name}": value for name, value in results.flat().items()}
+        return scores
 
 
 class EMAHook(HookBase):

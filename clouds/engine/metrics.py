@@ -1,4 +1,4 @@
-"""Metrics of a run: scalar storage, metrics.json, the console line and TensorBoard.
+"""Metrics of a run: scalar storage, metrics.json, and what the console shows.
 
 metrics.json has one JSON object per line. A training record is
 `{"iteration", "total_loss", <losses>, "grad_norm", "lr", …}`, with losses and gradient norm as
@@ -16,14 +16,12 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from clouds.files import atomic_write
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ class ScalarStorage:
         """Store the value of a scalar in an iteration.
 
         Args:
-            name: its name in metrics.json; in TensorBoard `train/` precedes it.
+            name: its name in metrics.json; for the name of its card see `loggers.training_tag`.
             value: a number, or a tensor with one element.
             smoothing_hint: records have the mean since the previous record, not the last value.
             cur_iter: the iteration; None: the current one.
@@ -145,48 +143,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class TensorBoard:
-    """TensorBoard event files in a folder, created at the first value.
-
-    From iteration `start` of the run on, TensorBoard discards values of earlier files, which an
-    interrupted run left; those of the files that this object wrote are kept.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        self.folder = folder
-        self.start: int | None = start
-        self._writer: SummaryWriter | None = None
-
-    @property
-    def writer(self) -> SummaryWriter:
-        """The writer, created at the first access."""
-        if self._writer is None:
-            # Imported here because it takes seconds.
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.folder), purge_step=self.start)
-            self.start = None
-        return self._writer
-
-    def scalars(self, values: Mapping[str, Any], iteration: int) -> None:
-        """Write the finite numbers among `values`."""
-        for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
-                self.writer.add_scalar(name, value, iteration)
-        self.writer.flush()
-
-    def image(self, name: str, image: Any, iteration: int) -> None:
-        """Write an image, uint8 (H, W, 3) RGB."""
-        self.writer.add_image(name, image, iteration, dataformats="HWC")
-        self.writer.flush()
-
-    def close(self) -> None:
-        """Close the event file; further values open a new one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
 def memory_gib(device: torch.device) -> float:
     """Peak memory of this process in GiB: allocated on a GPU, else resident; nan on Windows."""
     if device.type == "cuda":
@@ -197,6 +153,39 @@ def memory_gib(device: torch.device) -> float:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+class ProgressLine:
+    """The progress of training in one line on a terminal, in color; elsewhere nothing.
+
+    Args:
+        total, start: number of iterations, and of those that are done.
+    """
+
+    def __init__(self, total: int, start: int) -> None:
+        self.is_shown = sys.stdout.isatty() and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            desc="training",
+            unit="it",
+            colour="green",
+            dynamic_ncols=True,
+            disable=not self.is_shown,
+        )
+
+    def update(self) -> None:
+        """One more iteration is done."""
+        self._bar.update()
+
+    def show(self, record: Record) -> None:
+        """Show numbers of a training record until the next."""
+        facts = f"loss {record['total_loss']:.4g}, lr {record['lr']:.3g}"
+        self._bar.set_postfix_str(f"{facts}, mem {record['memory_gib']:.1f} GiB", refresh=False)
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        self._bar.close()
 
 
 def console_line(record: Record, max_iter: int, seconds_left: float) -> str:

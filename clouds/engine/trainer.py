@@ -19,6 +19,7 @@ from clouds.config.config import with_value
 from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
+from clouds.engine.best_checkpoint import BestCheckpoint
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import warn_changes
 from clouds.engine.hooks import CheckpointHook, EvalHook, MetricsHook, self_training_hooks
@@ -30,6 +31,7 @@ from clouds.engine.initial_weights import (
 )
 from clouds.engine.interrupt import Interrupted, StopRequest
 from clouds.engine.last_completed import LastCompleted, disk_full
+from clouds.engine.loggers import check_loggers
 from clouds.engine.lr_scheduler import build_lr_scheduler
 from clouds.engine.memory import fit_to_memory
 from clouds.engine.optimizer import build_clipping, build_optimizer
@@ -38,7 +40,7 @@ from clouds.engine.run_lock import locked, on_main_process
 from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
 from clouds.engine.weight_average import FILE, FOLDER, WeightAverage
 from clouds.environment import check_writable, provenance
-from clouds.evaluation import Results, check_test_data
+from clouds.evaluation import Results, check_test_data, evaluate_held_out
 from clouds.evaluation import evaluate as evaluate_model
 from clouds.modeling.build import build_seeded
 from clouds.self_training.pseudo_labeler import PseudoLabeler
@@ -131,6 +133,7 @@ class Trainer(TrainerBase):
             loader, evaluate: those of the constructor; without them, the config's data is used.
         """
         check_writable(self.cfg.OUTPUT_DIR)
+        check_loggers(self.cfg)
         if loader is None and type(self).build_loader is Trainer.build_loader:
             check_training_data(self.cfg)
         if evaluate is None and self.cfg.DATASETS.TEST:
@@ -200,10 +203,10 @@ class Trainer(TrainerBase):
     def build_hooks(self, evaluate: Callable[[], Results] | None) -> list[HookBase]:
         """The teacher's update in joint training, metrics, checkpoints and evaluation."""
         cfg, solver = self.cfg, self.cfg.SOLVER
-        metrics = MetricsHook(cfg.OUTPUT_DIR, cfg.LOG_PERIOD, self.batch_size, self.device)
+        self.metrics = MetricsHook.from_config(cfg, self.batch_size, self.device)
         hooks: list[HookBase] = [
             self.last_completed,
-            metrics,
+            self.metrics,
             CheckpointHook(self.checkpointer, solver.CHECKPOINT_PERIOD, solver.CHECKPOINTS_KEPT),
         ]
         if self.pseudo_labeler is not None:
@@ -212,9 +215,13 @@ class Trainer(TrainerBase):
             hooks.append(self.average)
         if evaluate is None and cfg.DATASETS.TEST:
             evaluate = self.evaluate
-        if evaluate is not None:
-            period, average = cfg.TEST.EVAL_PERIOD, self.average
-            hooks.append(EvalHook(period, evaluate, metrics, self.stop_request, average))
+        validate = None
+        if cfg.DATASETS.SOURCE_VAL_FRACTION > 0:
+            validate = functools.partial(evaluate_held_out, cfg, self.model)
+        if evaluate is not None or validate is not None:
+            best = BestCheckpoint.from_config(cfg, self.checkpointer, self.metrics.file)
+            shared = (self.metrics, self.stop_request, self.average)
+            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, validate, best))
         return hooks
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -388,6 +395,8 @@ class Trainer(TrainerBase):
                 if (full := disk_full(error)) is not None:
                     raise full from error
                 raise
+            finally:
+                self.metrics.close()
         return self.results
 
     def before_train(self) -> None:

@@ -8,6 +8,7 @@ from clouds.evaluation.evaluator import (
     check_test_data,
     evaluate,
     evaluate_dataset,
+    evaluate_held_out,
 )
 from clouds.evaluation.protocols import build_protocol
 from clouds.evaluation.report import DatasetResult, Results
@@ -21,4 +22,5 @@ __all__ = [
     "check_test_data",
     "evaluate",
     "evaluate_dataset",
+    "evaluate_held_out",
 ]

@@ -19,10 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from clouds import comm
+from clouds.config.config import with_value
 from clouds.d2 import CfgNode, DatasetEvaluator
 from clouds.data.build import build_test_loader
 from clouds.data.dataset_mapper import EvaluationMapper, read_image_and_label
 from clouds.data.datasets import Datasets, DatasetSpec, dataset_names, get_dataset
+from clouds.data.held_out import split
 from clouds.data.label_space import LabelSpace
 from clouds.data.label_statistics import check_labels
 from clouds.data.structures import Record
@@ -102,6 +104,8 @@ def evaluate(
     if comm.is_main_process():
         logger.info("protocol '%s':\n%s", results.protocol, results.table())
         run = describe_run(cfg, _unwrap(model), weights=weights, iteration=iteration)
+        if run["selection"]:
+            logger.info("%s", run["selection"])
         logger.info("results in %s", write_results(results, run, cfg.OUTPUT_DIR))
     return results
 
@@ -133,14 +137,39 @@ def check_test_data(cfg: CfgNode, names: Sequence[str]) -> None:
         list_anomaly_set(folder)
 
 
-def evaluate_dataset(cfg: CfgNode, model: nn.Module, name: str) -> DatasetResult:
-    """Score a model on one dataset; see `evaluate`."""
+def evaluate_held_out(cfg: CfgNode, model: nn.Module) -> Results:
+    """Score a model on the images of DATASETS.SOURCE_VAL_FRACTION, which training leaves out.
+
+    A collective operation, under the protocol 'native' without test-time augmentation, since that
+    is defined for every dataset. Nothing is written.
+
+    Raises: see `evaluate`.
+    """
+    fraction = cfg.DATASETS.SOURCE_VAL_FRACTION
+    for key, value in {"PROTOCOL": "native", "AUG.ENABLED": False, "VISUALIZED_IMAGES": 0}.items():
+        cfg = with_value(cfg, f"TEST.{key}", value)
+    datasets = Datasets.from_config(cfg)
+    scores = []
+    for name in datasets.labelled:
+        held_out = split(datasets.get(name).records(), fraction, name)[1]
+        scores.append(evaluate_dataset(cfg, model, name, held_out))
+    results = Results(protocol_name(cfg), tuple(scores))
+    if comm.is_main_process():
+        logger.info("held-out images of the source:\n%s", results.table())
+    return results
+
+
+def evaluate_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, records: Sequence[Record] | None = None
+) -> DatasetResult:
+    """Score a model on one dataset, or on some of its images; see `evaluate`."""
     dataset = Datasets.from_config(cfg).get(name)
     protocol = build_protocol(cfg)
     rank, world_size = comm.get_rank(), comm.get_world_size()
     workers, timeout = cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.TIMEOUT
-    loader = build_test_loader(dataset, protocol.prepare, workers, rank, world_size, timeout)
-    records = _labeled_records(dataset)
+    records = _labeled_records(dataset) if records is None else records
+    options = (workers, rank, world_size, timeout, records)
+    loader = build_test_loader(dataset, protocol.prepare, *options)
     selected = evenly_spaced(records, cfg.TEST.VISUALIZED_IMAGES)
     panel_numbers = {str(record.image): i for i, record in enumerate(selected)}
     evaluator = SemSegEvaluator(dataset, cfg.TEST.METRICS)

@@ -24,6 +24,7 @@ from clouds.inference.classes import (
     parse_classes,
     use_label_space,
 )
+from clouds.inference.exported import is_exported, read_exported
 from clouds.inference.segmenter import Segmenter
 from clouds.modeling.backbone.adapters import merge_updates
 from clouds.modeling.build import build_seeded
@@ -45,9 +46,9 @@ def load(
     """Load a checkpoint for inference.
 
     Args:
-        weights: the checkpoint, e.g. `model_final.pth`; it must have every tensor of the model.
-            The backbone's own weights are in it and are not downloaded, unless it leaves a frozen
-            backbone out.
+        weights: the checkpoint, e.g. `model_final.pth`; it must have every tensor of the model. Or
+            a folder that `clouds export` wrote. The backbone's own weights are in it and are not
+            downloaded, unless it leaves a frozen backbone out.
         config_file: its config; None: the one that the checkpoint carries. Checkpoints of this
             project's trainer carry it, published and converted ones do not.
         device: 'auto', 'cpu', 'cuda' or 'cuda:N'; None: MODEL.DEVICE of the config if this machine
@@ -70,11 +71,11 @@ def load(
     """
     path = expand_user(weights)
     names = None if classes is None else parse_classes(classes)
-    if path.is_dir():
+    if path.is_dir() and not is_exported(path):
         raise ValueError(
             f"'{path}' is a folder; name the checkpoint in it, e.g. {path / 'model_final.pth'}."
         )
-    entries = read_checkpoint(path)
+    entries = read_exported(path) if path.is_dir() else read_checkpoint(path)
     settings = _settings(path, entries, config_file, overrides)
     cfg = config_of([*settings, *_settings_for_inference(settings, device)])
     model = build_seeded(cfg, skip_pretrained=True)

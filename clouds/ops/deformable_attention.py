@@ -31,7 +31,8 @@ Backward = Callable[[Tensor, Tensor, Sequence[Size], Tensor, Tensor], tuple[Tens
 
 _SCHEMA = "Tensor value, int[] sides, Tensor sampling_locations, Tensor attention_weights"
 
-IMPLEMENTATIONS = ("auto", "torch", "triton")
+PLAIN = "plain"
+IMPLEMENTATIONS = ("auto", "torch", "triton", PLAIN)
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,9 @@ def deformable_attention(
         sampling_locations: (N, Q, M, L, P, 2) as (x, y), 0 the left or upper edge of a map and 1
             the opposite one; outside of it values are zero.
         attention_weights: (N, Q, M, L, P), of each sample.
-        implementation: 'torch' (on a CPU its own kernel); 'triton', for tensors on CUDA; or
-            'auto', which is Triton on CUDA where it works.
+        implementation: 'torch' (on a CPU its own kernel); 'triton', for tensors on CUDA; 'auto',
+            which is Triton on CUDA where it works; or 'plain', torch's operators alone, for
+            exported graphs.
 
     Returns:
         (N, Q, M * D), of the type of `value`.
@@ -73,7 +75,7 @@ def deformable_attention(
 
 
 def choose_implementation(implementation: str, device: torch.device) -> str:
-    """'torch' or 'triton', which is used for tensors on `device`; the choice is logged once.
+    """'torch', 'triton' or 'plain', used for tensors on `device`; the choice is logged once.
 
     Raises:
         ValueError: unknown implementation, or 'triton' is not available.
@@ -95,7 +97,7 @@ def _choose(implementation: str, device: torch.device) -> str:
             f"deformable attention {implementation!r}: allowed is one of {IMPLEMENTATIONS}"
         )
     choice = implementation
-    if implementation != "torch":
+    if implementation in ("auto", "triton"):
         problem = _triton_problem(device)
         if problem and implementation == "triton":
             raise ValueError(
@@ -111,6 +113,8 @@ def _choose(implementation: str, device: torch.device) -> str:
 
 def _kernel(name: str, device: torch.device) -> Forward:
     # The kernels import this module, and Triton is an optional package.
+    if name == PLAIN:
+        return deformable_attention_torch
     if name == "triton":
         from clouds.ops.deformable_attention_triton import deformable_attention_triton
 

@@ -251,5 +251,7 @@ def test_every_extra_that_messages_name_exists():
     for path in (ROOT / "clouds").rglob("*.py"):
         named |= set(re.findall(r"install_extra\(['\"](\w+)['\"]\)", path.read_text()))
         assert "pip install -e '.[" not in path.read_text()
-    assert named == {"baselines", "corruptions", "generate", "report", "sam"}
+    assert named == {
+        *("baselines", "corruptions", "export", "generate", "report", "sam", "slurm", "wandb")
+    }
     assert named <= declared["optional-dependencies"].keys()

@@ -119,12 +119,12 @@ def test_resume_finds_a_checkpoint_without_the_file_that_names_it(used, caplog):
 
 
 def tensorboard_curve(folder):
-    """Step and value of train/total_loss as TensorBoard shows them."""
+    """Step and value of loss/total as TensorBoard shows them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return [(e.step, pytest.approx(e.value)) for e in events.Scalars("train/total_loss")]
+    return [(e.step, pytest.approx(e.value)) for e in events.Scalars("loss/total")]
 
 
 def curve(folder):

@@ -418,10 +418,10 @@ def test_tensorboard_has_scalars_and_images(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     losses = losses_of(tmp_path)
-    totals = [(e.step, e.value) for e in events.Scalars("train/total_loss")]
+    totals = [(e.step, e.value) for e in events.Scalars("loss/total")]
     assert totals == [(i, pytest.approx(losses[i][0])) for i in range(12)]
-    assert [(e.step, e.value) for e in events.Scalars("eval/toy/mIoU")] == [(4, 1), (9, 2), (11, 3)]
-    image = events.Images("eval/toy")[0]
+    assert [(e.step, e.value) for e in events.Scalars("mIoU/toy")] == [(4, 1), (9, 2), (11, 3)]
+    image = events.Images("images/toy")[0]
     assert (image.step, image.width, image.height) == (4, 6, 4)
 
 

@@ -6,7 +6,12 @@ import pytest
 import torch
 from timm.layers import resample_abs_pos_embed
 
-from clouds.modeling.backbone.vit_resize import grid_of, resize_kernel, resize_positions
+from clouds.modeling.backbone.vit_resize import (
+    _resize_by_matrices,
+    grid_of,
+    resize_kernel,
+    resize_positions,
+)
 
 
 def table(rows, columns, prefix=1, channels=3):
@@ -88,3 +93,13 @@ def test_grids_of_tables():
     assert grid_of(torch.zeros(1, 1374, 8)) == (5, 37)
     with pytest.raises(ValueError, match="48 tokens"):
         grid_of(torch.zeros(1, 48, 8))
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "timm", "dinov2"])
+@pytest.mark.parametrize("size", [(5, 5), (7, 9), (3, 4), (11, 2), (5, 8)])
+def test_matrices_of_exported_graphs_compute_the_same(method, size):
+    positions = table(5, 5)
+    expected = resize_positions(positions, (5, 5), size, method)[0, 1:]
+    found = _resize_by_matrices(positions[0, 1:].unflatten(0, (5, 5)), size, method)
+    assert found.shape == (*size, 3)
+    assert torch.allclose(found.flatten(0, 1), expected, atol=1e-5)

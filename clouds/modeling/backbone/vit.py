@@ -176,7 +176,7 @@ class ViTBackbone(Backbone):
     def to_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
         """The patch tokens among all tokens as a map (N, C, rows, columns)."""
         patches = self.patches(tokens)
-        return patches.transpose(1, 2).reshape(len(tokens), -1, *grid)
+        return patches.transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens before the first block, and rows and columns of patches.
@@ -195,7 +195,7 @@ class ViTBackbone(Backbone):
         if positions is not None and positions.shape[1] == tokens.shape[1]:
             tokens, positions = tokens + positions, None
         prefix = (getattr(t, name, None) for name in ("cls_token", "reg_token"))
-        expanded = [token.expand(len(x), -1, -1) for token in prefix if token is not None]
+        expanded = [token.expand(x.shape[0], -1, -1) for token in prefix if token is not None]
         tokens = torch.cat((*expanded, tokens), dim=1)
         if positions is not None:
             tokens = tokens + positions
@@ -273,5 +273,9 @@ def pad_to_patches(x: Tensor, patch_size: int) -> Tensor:
 
     They are at least as large as the largest stride of the pyramid.
     """
-    height, width = (max(STRIDES[-1], -(-side // patch_size) * patch_size) for side in x.shape[-2:])
+    # Not -(-side // patch_size): ONNX, into which this is exported, divides towards zero.
+    height, width = (
+        max(STRIDES[-1], (side + patch_size - 1) // patch_size * patch_size)
+        for side in x.shape[-2:]
+    )
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))

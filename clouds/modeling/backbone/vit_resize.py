@@ -58,10 +58,13 @@ def resize_positions(
     Returns:
         (1, P + rows * columns, C), in the type of `positions`.
     """
-    if size == grid:
-        return positions
     count = positions.shape[1] - grid[0] * grid[1]
     prefix, table = positions[:, :count], positions[:, count:]
+    if not all(isinstance(n, int) for n in size):  # symbols of torch.export, see there
+        table = _resize_by_matrices(table[0].float().reshape(*grid, -1), size, method)
+        return torch.cat((prefix, table.flatten(0, 1)[None].to(positions.dtype)), dim=1)
+    if size == grid:
+        return positions
     table = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
     mode = "bilinear" if method == "bilinear" else "bicubic"
     if method == "dinov2":
@@ -72,3 +75,53 @@ def resize_positions(
         antialias = method == "timm"
         table = F.interpolate(table, size, mode=mode, align_corners=False, antialias=antialias)
     return torch.cat((prefix, table.flatten(2).transpose(1, 2).to(positions.dtype)), dim=1)
+
+
+def _resize_by_matrices(table: Tensor, size: tuple[int, int], method: str) -> Tensor:
+    """`resize_positions` of a table (h, w, C) to rows and columns that an exported graph computes.
+
+    A graph for images of any size has no branch that asks whether the size is that of the table.
+    """
+    grid = (table.shape[0], table.shape[1])
+    numbers = [torch.scalar_tensor(n, dtype=torch.float32, device=table.device) for n in size]
+    factors = [n / g for n, g in zip(numbers, grid, strict=True)]
+    if method == "dinov2":
+        same = (numbers[0] == grid[0]) & (numbers[1] == grid[1])
+        factors = [torch.where(same, f, f + OFFSET / g) for f, g in zip(factors, grid, strict=True)]
+    rows, columns = (
+        resize_matrix(n, g, factor, method)
+        for n, g, factor in zip(size, grid, factors, strict=True)
+    )
+    return torch.einsum("yh,hwc,xw->yxc", rows, table, columns)
+
+
+def resize_matrix(size: int, source: int, factor: Tensor, method: str) -> Tensor:
+    """What `F.interpolate` computes along one axis, as a matrix (size, source).
+
+    Args:
+        size, source: number of values after and before.
+        factor: (), float32: distance of the old values, measured in new ones.
+        method: see `resize_positions`.
+    """
+    old = torch.arange(source, dtype=torch.float32, device=factor.device)
+    position = (torch.arange(size, dtype=torch.float32, device=factor.device) + 0.5) / factor - 0.5
+    if method == "timm":  # antialiasing: the kernel becomes wider where there are fewer new values
+        weights = _cubic((old - position[:, None]) * factor.clamp(max=1), -0.5)
+        return weights / weights.sum(1, keepdim=True)
+    matrix = old.new_zeros(size, source)
+    for offset in (-1, 0, 1, 2):
+        neighbor = position.floor() + offset
+        distance = position - neighbor
+        cubic = method != "bilinear"
+        weight = _cubic(distance, -0.75) if cubic else (1 - distance.abs()).clamp(min=0)
+        is_neighbor = neighbor.clamp(0, source - 1)[:, None] == old
+        matrix = matrix + weight[:, None] * is_neighbor
+    return matrix
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """Keys' cubic convolution kernel with the parameter `a`, 0 from a distance of 2 on."""
+    x = x.abs()
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))

@@ -409,17 +409,26 @@ class CLOUDS(nn.Module):
         ensemble: EnsembleOptions | None,
     ) -> Iterator[SemanticMap]:
         """Per image, at its own size."""
-        class_logits, mask_logits = predictions.final
-        if ensemble is None:
-            probabilities = class_logits.float().softmax(-1)
-        else:
-            encoder, text = network["backbone"], self._text_embeddings(network)
-            probabilities = ensemble_probabilities(encoder, features, predictions, text, ensemble)
+        probabilities = self.class_probabilities(network, predictions, features, ensemble)
+        mask_logits = predictions.final[1]
         padded = (images.tensor.shape[-2], images.tensor.shape[-1])
         for i, size in enumerate(images.image_sizes):
             yield SemanticMap(
                 probabilities[i, :, :-1], mask_logits[i], padded, size, self.masks_at_once
             )
+
+    def class_probabilities(
+        self,
+        network: Network,
+        predictions: Predictions,
+        features: Features,
+        ensemble: EnsembleOptions | None,
+    ) -> Tensor:
+        """(N, Q, C + 1), no_object last, of a network's last prediction and its features."""
+        if ensemble is None:
+            return predictions.final[0].float().softmax(-1)
+        encoder, text = network["backbone"], self._text_embeddings(network)
+        return ensemble_probabilities(encoder, features, predictions, text, ensemble)
 
     def _text_embeddings(self, network: Network) -> TextEmbeddings:
         encoder, no_object = network["backbone"], network["void_embedding"]
