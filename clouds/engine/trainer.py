@@ -85,8 +85,7 @@ class Trainer(TrainerBase):
         batches: the training data from `start_iter` on; None before `resume_or_load`.
 
     Raises:
-        ValueError: an invalid device, batch size or AMP type; no parameter is trainable;
-            OUTPUT_DIR cannot be written.
+        ValueError: an invalid device, batch size, AMP type or OUTPUT_DIR; nothing is trainable.
         FileNotFoundError, ValueError: a dataset is missing, unknown or unusable; MODEL.WEIGHTS is
             missing or unreadable. These are checked before the model is built.
     """
@@ -127,11 +126,7 @@ class Trainer(TrainerBase):
         self.register_hooks(self.build_hooks(evaluate))
 
     def check_files(self, loader: Loader | None, evaluate: Callable[[], Results] | None) -> None:
-        """Check what is quickly checked, before the model is built; for the errors see the class.
-
-        Args:
-            loader, evaluate: those of the constructor; without them, the config's data is used.
-        """
+        """Check what is quickly checked before the model is built; for the errors see the class."""
         check_writable(self.cfg.OUTPUT_DIR)
         check_loggers(self.cfg)
         if loader is None and type(self).build_loader is Trainer.build_loader:
@@ -174,7 +169,6 @@ class Trainer(TrainerBase):
         with warnings.catch_warnings():
             # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            # Gradients are views of the buckets that are reduced, in place of copies.
             return DistributedDataParallel(
                 self.model, broadcast_buffers=False, gradient_as_bucket_view=True
             )

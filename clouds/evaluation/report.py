@@ -31,12 +31,11 @@ from clouds.environment import provenance
 from clouds.evaluation.anomaly import AnomalyResult
 from clouds.evaluation.confusion import ConfusionMatrix
 from clouds.evaluation.corruptions import CorruptionScores
-from clouds.evaluation.hashes import hash_file, hash_model
+from clouds.evaluation.evaluated_weights import hash_file, hash_model, selection_of
 from clouds.evaluation.image_scores import ImageScore
 from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
 from clouds.files import atomic_write
-from clouds.weights_io import read_checkpoint
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -377,7 +376,7 @@ def describe_run(
             "sha256": hash_file(file) if file and Path(file).is_file() else None,
             "model_sha256": hash_model(model),
         },
-        "selection": _selection(file),
+        "selection": selection_of(file),
         "versions": {**provenance(), **{name: _version(name) for name in PACKAGES}},
         "config": plain(cfg),
     }
@@ -414,14 +413,6 @@ def write_results(results: Results, run: Mapping[str, Any], folder: str | Path) 
 def _rows_on_lines(text: str) -> str:
     """Indented JSON with each list of whole numbers on one line, such as a row of a matrix."""
     return re.sub(r"\[\n\s*(-?\d+(?:,\n\s*-?\d+)*)\n\s*\]", _on_one_line, text)
-
-
-def _selection(file: str) -> str | None:
-    """How the weights of a checkpoint were chosen, if it says so (model_best.pth)."""
-    if not file or not Path(file).is_file():
-        return None
-    text = read_checkpoint(file, mmap=True).get("selection")
-    return text if isinstance(text, str) else None
 
 
 def _on_one_line(found: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ from clouds.config.config import get_value, with_value
 from clouds.config.defaults import KEYS
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
-from clouds.evaluation.report import hash_file
+from clouds.evaluation.evaluated_weights import hash_file
 from clouds.export.card import Card
 from clouds.export.graphs import Check, require_onnx, trace, write_onnx, write_torch
 from clouds.export.network import INPUT_TYPES, SemanticNetwork

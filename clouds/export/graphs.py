@@ -165,7 +165,7 @@ def write_onnx(
     assert converted is not None, "returned with dynamo=True"
     for value in (*converted.model.graph.inputs, *converted.model.graph.outputs):
         for axis, name in names.items():
-            value.shape[axis] = name  # type: ignore[index]
+            value.shape[axis] = name
     weights = sum(value.nbytes for value in program.state_dict.values())
     converted.save(path, external_data=weights > EXTERNAL_DATA_BYTES)
     options = onnxruntime.SessionOptions()

@@ -16,8 +16,9 @@ from torch import nn
 from clouds.config import get_cfg
 from clouds.data.label_space import CITYSCAPES_19, LabelSpace
 from clouds.evaluation import ConfusionMatrix, DatasetResult, Results
+from clouds.evaluation.evaluated_weights import hash_file, hash_model
 from clouds.evaluation.image_scores import ImageScore
-from clouds.evaluation.report import describe_run, hash_file, hash_model, write_results
+from clouds.evaluation.report import describe_run, write_results
 
 ALL = tuple(range(19))
 SYNTHIA = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 15, 17, 18)

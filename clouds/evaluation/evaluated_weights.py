@@ -1,4 +1,4 @@
-"""Hashes of evaluated weights."""
+"""What identifies evaluated weights: hashes, and how a checkpoint was selected."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from clouds.files import file_sha256, raw_bytes
+from clouds.weights_io import read_checkpoint
 
 
 def hash_file(path: str | Path) -> str:
@@ -30,3 +31,11 @@ def hash_model(model: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(raw_bytes(value))
     return digest.hexdigest()
+
+
+def selection_of(file: str) -> str | None:
+    """How the weights of a checkpoint were chosen, if it says so (model_best.pth)."""
+    if not file or not Path(file).is_file():
+        return None
+    text = read_checkpoint(file, mmap=True).get("selection")
+    return text if isinstance(text, str) else None
