@@ -64,7 +64,7 @@ def test_its_entry_points(wheel):
     assert dict(parser["console_scripts"]) == {"clouds": "clouds.cli.main:main"}
     assert set(parser["clouds.commands"]) == {"demo", "make-demo-data"}
     assert set(parser["clouds.generators"]) == {"procedural"}
-    assert "street_clip" in parser["clouds.weights"]
+    assert {"street_clip", "street_sam"} <= set(parser["clouds.weights"])
 
 
 @pytest.mark.slow

@@ -5,4 +5,7 @@ captions     what a caption says of a crop, in varied wording
 crops        random crops of the scenes with captions, and object crops with a class
 train_clip   trains Street-CLIP
 evaluate_clip    zero-shot accuracy on object crops
+sam_data     windows of scenes, point prompts and their masks
+train_sam    trains Street-SAM
+evaluate_sam     IoU of masks for points, labels refined with them
 """

@@ -63,7 +63,7 @@ class Options:
         seed: of weights, images and prompts.
     """
 
-    iterations: int = 3000
+    iterations: int = 2000
     batch: int = 2
     prompts: int = 10
     learning_rate: float = 1e-3

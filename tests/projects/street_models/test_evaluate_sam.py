@@ -12,6 +12,7 @@ from street_models.evaluate_sam import (
     HELD_OUT,
     LOOKS,
     MaskScore,
+    config_of,
     scenes_of,
     score_labels,
     score_masks,
@@ -19,11 +20,13 @@ from street_models.evaluate_sam import (
     simulated_teacher,
     summary,
 )
+from street_models.weight_files import STREET_SAM
 
-from clouds.self_training.refiners.sam.backends import PointSam
+from clouds.self_training.refiners.sam.backends import PointSam, build_point_sam
 from clouds.self_training.refiners.sam.frame import Frame
 from clouds.self_training.refiners.sam.prompts import PointOptions, find_components
 from clouds.self_training.refiners.sam.refiner import SamOptions
+from clouds.weights_record import check_record, read_record
 
 OPTIONS = SamOptions(20, PointOptions(5))
 
@@ -141,3 +144,12 @@ def test_the_command_prints_and_writes_scores(monkeypatch, tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores) == {LOOKS[0], "all"}
     assert f"{scores['all']['mean_iou']:.3f}" in capsys.readouterr().out
+
+
+def test_the_kept_weights_are_those_of_their_record_and_load():
+    check_record(STREET_SAM)
+    assert read_record(STREET_SAM).command.startswith("python -m street_models.train_sam")
+    cfg = config_of("street", str(STREET_SAM), 100)
+    sam = build_point_sam(cfg, torch.device("cpu"))
+    [embedding] = sam.embed([torch.zeros(3, 64, 128, dtype=torch.uint8)])
+    assert embedding.shape == (320, 32, 32) and embedding.isfinite().all()

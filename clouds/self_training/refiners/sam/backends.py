@@ -67,10 +67,10 @@ def build_point_sam(cfg: CfgNode, device: torch.device) -> PointSam:
         return PointSam(embed, BestMaskPredictor(decoder, node.REFINEMENT), decoder)
     sam = build_sam(cfg, device)
     embed = cached_embedder(cfg, sam) if node.CACHE_DIR else ImageEmbedder(sam)
-    decoder = SegmentAnythingDecoder(sam)
+    prompted = SegmentAnythingDecoder(sam)
     if node.MODEL == "street":  # the faster predictor is made for SAM's transformer
-        return PointSam(embed, BestMaskPredictor(decoder, node.REFINEMENT), decoder)
-    return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), decoder)
+        return PointSam(embed, BestMaskPredictor(prompted, node.REFINEMENT), prompted)
+    return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), prompted)
 
 
 def cached_embedder(cfg: CfgNode, sam: Any) -> CachedEmbedder:

@@ -192,15 +192,15 @@ def similarities(image: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
     valid = is_point[..., None]
     mean = (cosines * valid).sum(1) / valid.sum(1).clamp(min=1)
     largest = cosines.masked_fill(~valid, -1.0).amax(1)
-    return torch.stack((mean, largest), 1).unflatten(2, image.shape[2:])
+    return torch.stack((mean, largest), 1).view(len(places), 2, *image.shape[2:])
 
 
 def bumps(positions: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
     """(N, len(SCALES), h, w): 1 at the points, falling with the distance to the nearest one."""
     squares = [(axis.flatten() - places[..., i, None]).square() for i, axis in enumerate(positions)]
     distances = (squares[0] + squares[1]).masked_fill(~is_point[..., None], 8.0).amin(1)
-    bumps = torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
-    return bumps.unflatten(2, positions.shape[1:])
+    found = torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
+    return found.view(len(places), len(SCALES), *positions.shape[1:])
 
 
 def _box(positions: Tensor, prompts: Tensor) -> Tensor:
