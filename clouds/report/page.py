@@ -198,6 +198,13 @@ def comparison_notes(runs: Sequence[Run]) -> list[str]:
         if len(counts) > 1:
             notes.append(f"{name} has different numbers of images: {', '.join(counts)}.")
     for run in runs:
+        if run.results.get("selection"):
+            notes.append(f"{run.name}: {run.results['selection']}")
+        elif run.config.get("SOLVER.BEST_ON") == "test":
+            notes.append(
+                f"{run.name}: SOLVER.BEST_ON is test, so its model_best.pth is chosen by the test "
+                "datasets; the scores here are of the last weights."
+            )
         bad = sum(None in record.values() for record in run.training)
         bad_losses = [r["iteration"] for r in run.training if number(r.get("total_loss")) is None]
         if bad_losses:

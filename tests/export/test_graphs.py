@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tiny_adapter import move_adapter, vit_model_config
 from tiny_checkpoint import block_image, save_checkpoint
+from tiny_model import tiny_config
 from torch import nn
 
 from clouds import load
@@ -152,14 +153,28 @@ def test_onnx_of_a_vision_transformer(tmp_path):
     compare(onnx_run(tmp_path / "x" / "model.onnx"), checkpoint, np.float32)
 
 
+def text_checkpoint(folder):
+    """A text class head with the ensemble, whose text embeddings of classes differ clearly."""
+    cfg = tiny_config(
+        OUTPUT_DIR=str(folder),
+        DATASETS__TEST=(),
+        MODEL__MASK_FORMER__DEC_LAYERS=2,
+        MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text",
+        MODEL__CLOUDS__GEOMETRIC_ENSEMBLE=True,
+    )
+    model = build_seeded(cfg)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "token_embedding" in name or "query_feat" in name:
+                value.copy_(torch.randn(value.shape, generator=generator))
+    return save(model, cfg, folder)
+
+
 @pytest.mark.slow
 def test_text_head_and_ensemble(tmp_path):
     pytest.importorskip("onnxruntime")
-    checkpoint = save_checkpoint(
-        tmp_path / "run",
-        MODEL__MASK_FORMER__TRANSFORMER_DECODER_NAME="text",
-        MODEL__CLOUDS__GEOMETRIC_ENSEMBLE=True,
-    )[0]
+    checkpoint = text_checkpoint(tmp_path)
     export(checkpoint, tmp_path / "x", ["onnx", "torch"])
     compare(onnx_run(tmp_path / "x" / "model.onnx"), checkpoint, np.uint8)
     weights = torch.export.load(tmp_path / "x" / "model.pt2").state_dict
@@ -181,11 +196,6 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path):
         write_onnx(program, Spectrum(), tmp_path / "x.onnx", "float32")
 
 
-class FixedSize(nn.Module):
-    def forward(self, images):
-        return images + torch.zeros(int(images.shape[2]), int(images.shape[3]))
-
-
 class Branch(nn.Module):
     def forward(self, images):
         return images * 2 if images.sum() > 0 else images
@@ -200,16 +210,21 @@ def test_a_model_that_cannot_be_traced():
 # ------------------------------------------------------------------------------- fast
 
 
-def test_the_network_has_the_scores_of_prediction(tmp_path):
+@pytest.mark.parametrize(
+    "make", [lambda folder: save_checkpoint(folder)[0], text_checkpoint], ids=["linear", "text"]
+)
+def test_the_network_has_the_scores_of_prediction(tmp_path, make):
     """Before it is exported, against the code of evaluation."""
-    checkpoint, model = save_checkpoint(tmp_path)
-    network = SemanticNetwork(model)
+    checkpoint = make(tmp_path)
+    network = SemanticNetwork(load(checkpoint).model)
     image = block_image(70, 100)
     with torch.no_grad():
         found = network(torch.from_numpy(batch_of(image, np.uint8)))[0].numpy()
     expected = scores_of(checkpoint, image)
-    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-5
-    assert model.pseudo_labeler is None and next(model.parameters()).requires_grad is not None
+    # rounding of the kernels, which the masks of attention make larger
+    assert found.shape == expected.shape and np.abs(found - expected).max() < 1e-3
+    assert (found.argmax(0) == expected.argmax(0)).mean() > 0.999
+    assert expected.std() > 1e-3
 
 
 @pytest.mark.parametrize(

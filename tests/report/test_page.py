@@ -115,6 +115,19 @@ def test_notes(tmp_path, two):
     assert "<h3>Confusion</h3>" not in html_of([tmp_path / "d"])
 
 
+def test_notes_on_weights_that_are_chosen(tmp_path):
+    write_run(tmp_path / "a", {"bdd_val": COUNTS})
+    path = tmp_path / "a/results.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "selection": "Chosen on the test data."}))
+    assert notes_of([tmp_path / "a"]) == ["a: Chosen on the test data."]
+    content["config"] = {"SOLVER": {"BEST_ON": "test"}}
+    (tmp_path / "a/config.yaml").unlink(missing_ok=True)
+    path.write_text(json.dumps({**content, "selection": None}))
+    (note,) = notes_of([tmp_path / "a"])
+    assert "model_best.pth is chosen by the test datasets" in note
+
+
 def test_an_interrupted_run_has_what_there_is(tmp_path):
     write_run(tmp_path, None, losses=(8.0, 4.0))
     parsed = Page(html_of([tmp_path]))
