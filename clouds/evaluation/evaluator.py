@@ -141,12 +141,13 @@ def evaluate_held_out(cfg: CfgNode, model: nn.Module) -> Results:
     """Score a model on the images of DATASETS.SOURCE_VAL_FRACTION, which training leaves out.
 
     A collective operation, under the protocol 'native' without test-time augmentation, since that
-    is defined for every dataset. Nothing is written.
+    is defined for every dataset, and without TEST.METRICS. Nothing is written.
 
     Raises: see `evaluate`.
     """
     fraction = cfg.DATASETS.SOURCE_VAL_FRACTION
-    for key, value in {"PROTOCOL": "native", "AUG.ENABLED": False, "VISUALIZED_IMAGES": 0}.items():
+    plain = {"PROTOCOL": "native", "AUG.ENABLED": False, "VISUALIZED_IMAGES": 0, "METRICS": ()}
+    for key, value in plain.items():
         cfg = with_value(cfg, f"TEST.{key}", value)
     datasets = Datasets.from_config(cfg)
     scores = []

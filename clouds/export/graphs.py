@@ -163,7 +163,8 @@ def write_onnx(
     except Exception as error:  # the exporter raises errors of many types
         raise _not_convertible(error) from error
     assert converted is not None, "returned with dynamo=True"
-    for value in (*converted.model.graph.inputs, *converted.model.graph.outputs):
+    graph: Any = converted.model.graph  # of onnx_ir, which may not be installed
+    for value in (*graph.inputs, *graph.outputs):
         for axis, name in names.items():
             value.shape[axis] = name
     weights = sum(value.nbytes for value in program.state_dict.values())
