@@ -64,14 +64,37 @@ TITLES: Mapping[str, str] = {
     "joint": "+ generated images, labels refined by SAM",
 }
 
+TEXT_HEAD = ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
+RELIT = "relit"
+"""Folder of images of the source's scenes in another look, with labels."""
+ENSEMBLE = (
+    *("SOLVER.MAX_ITER", "0"),
+    *("MODEL.CLOUDS.GEOMETRIC_ENSEMBLE", "True", "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_ALPHA", "0.15"),
+)
+"""Evaluates with CLIP's zero-shot classes, without training."""
+
 FURTHER_ROWS: Mapping[str, Setting] = {
     "trained random": Setting(
         "random",
         WARMUP,
         ("MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.BACKBONE.FREEZE", "False"),
     ),
+    "frozen CLIP, ensemble": Setting("ensemble", WARMUP, ENSEMBLE, FROZEN),
+    "text head": Setting("text", WARMUP, TEXT_HEAD),
+    "text head, ensemble": Setting("text_ensemble", WARMUP, (*TEXT_HEAD, *ENSEMBLE), "text head"),
+    "given labels": Setting(
+        "given",
+        JOINT,
+        (
+            *("DATASETS.TRAIN", f"('gta5', 'sd_{RELIT}')"),
+            *("MODEL.CLOUDS.GENERATED_LABELS", "given"),
+            *("DATASETS.TARGET_FACTOR", "1.667"),  # half of the images
+        ),
+        FROZEN,
+    ),
 }
-"""What `--full` trains besides."""
+"""What `--full` trains besides: other backbone and heads; the renderer's labels of the source's own
+scenes in another look."""
 
 LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
@@ -154,10 +177,11 @@ def train(
 
 def table_of(rows: Mapping[str, Setting], runs: Sequence[Run]) -> Table:
     """The table of runs that have ended, rows in the order of `rows`."""
-    found: dict[str, dict[int, Any]] = {name: {} for name in rows}
-    for run in runs:
-        found[run.setting][run.seed] = results_of(run)
-    table_rows = [Row(name, by_seed, len(by_seed)) for name, by_seed in found.items()]
+    found = {name: {r.seed: results_of(r) for r in runs if r.setting == name} for name in rows}
+    table_rows = [
+        Row(name, {seed: one for seed, one in by_seed.items() if one is not None}, len(by_seed))
+        for name, by_seed in found.items()
+    ]
     return Table(tuple(table_rows), METRICS, SOURCE)
 
 

@@ -38,6 +38,7 @@ from clouds.messages import install_extra
 from street_renderer.ablation import (
     FURTHER_ROWS,
     LABELS,
+    RELIT,
     ROWS,
     TITLES,
     Setting,
@@ -202,7 +203,7 @@ def data_commands(args: argparse.Namespace) -> list[list[str]]:
     size = ["--height", str(SIZE[0]), "--width", str(SIZE[1])]
     commands = [render, [*generate, *size, "--output", str(generated_folder(args))]]
     if args.full:
-        relit = generated_folder(args).with_name("relit")
+        relit = generated_folder(args).with_name(RELIT)
         commands.append([*generate, *size, "--condition", "gta5", "--output", str(relit)])
     return commands
 
