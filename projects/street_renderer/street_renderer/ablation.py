@@ -137,7 +137,7 @@ def plan(
                 words[:0] = ["MODEL.WEIGHTS", str(folder(row.start, seed) / "model_final.pth")]
             own = ["SEED", str(seed), "OUTPUT_DIR", str(folder(name, seed))]
             cfg = load_config(row.config, [*words, *own])
-            runs.append(Run(name, seed, row.config, tuple(words), cfg))
+            runs.append(Run(name, seed, row.config, tuple(words), cfg=cfg))
     return runs
 
 

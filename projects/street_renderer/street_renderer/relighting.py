@@ -59,7 +59,8 @@ class RecordedScenes:
 
         Classes that the dataset does not label are not labelled here either.
         """
-        layout, look, details = recorded_scene(self._recipe, self._indices[condition.file.absolute()])
+        index = self._indices[condition.file.absolute()]
+        layout, look, details = recorded_scene(self._recipe, index)
         rendered = render_layout(details, layout, another_look(look, scene, seed))
         table = np.full(256, IGNORE, np.uint8)
         table[list(self._labelled)] = self._labelled
