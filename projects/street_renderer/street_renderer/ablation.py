@@ -1,8 +1,7 @@
 """The trainings of the demo and its tables, by `clouds.ablation`.
 
 The first rows are the paper's ablation: joint training against training on the source alone for as
-many iterations, from the same weights of source pre-training. `clouds ablate` has no phases, so
-this module plans the runs: those that others start from first.
+many iterations, from the same weights of source pre-training.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clouds.ablation.local import LocalRunner
-from clouds.ablation.plan import Run
+from clouds.ablation.plan import FINAL, Run
 from clouds.ablation.runs import check_unchanged, results_of, unfinished
 from clouds.ablation.scores import MetricSpecs
 from clouds.ablation.table import Row, Table
@@ -114,7 +113,7 @@ def plan(
     overrides: Sequence[str] = (),
     numbered: bool = True,
 ) -> list[Run]:
-    """The runs of all rows and seeds, those that others start from first.
+    """The runs of all rows and seeds.
 
     Args:
         output: folder of the runs' folders.
@@ -129,20 +128,18 @@ def plan(
         return output / (f"{rows[name].folder}_{seed}" if numbered else rows[name].folder)
 
     runs = []
-    for name in sorted(rows, key=lambda name: rows[name].start != ""):
-        row = rows[name]
-        for seed in seeds:
-            words = [*row.overrides, *overrides]
-            if row.start:
-                words[:0] = ["MODEL.WEIGHTS", str(folder(row.start, seed) / "model_final.pth")]
+    for seed in seeds:
+        for name, row in rows.items():
+            words = (*row.overrides, *overrides)
             own = ["SEED", str(seed), "OUTPUT_DIR", str(folder(name, seed))]
+            if row.start:
+                own += ["MODEL.WEIGHTS", str(folder(row.start, seed) / FINAL)]
             cfg = load_config(row.config, [*words, *own])
-            runs.append(Run(name, seed, row.config, tuple(words), cfg=cfg))
+            runs.append(Run(name, seed, row.config, words, row.start, cfg))
     return runs
 
 
 def train(
-    rows: Mapping[str, Setting],
     runs: Sequence[Run],
     processes: int,
     environment: Mapping[str, str],
@@ -165,14 +162,10 @@ def train(
             prepare(run.folder, resume=False, overwrite=True)
     check_unchanged(runs)
     slot = {**environment, "OMP_NUM_THREADS": str(THREADS)}
-    for later in (False, True):
-        stage = [run for run in unfinished(runs) if bool(rows[run.setting].start) == later]
-        runner = LocalRunner([slot] * processes)
-        for run, outcome in runner.run(stage).items():
-            return f"{run.name}: {outcome}. Its log is in {run.folder}"
-        if runner.stopped_by:
-            return "stopped; with --full the same command goes on"
-    return ""
+    runner = LocalRunner([slot] * processes)
+    for run, outcome in runner.run(unfinished(runs)).items():
+        return f"{run.name}: {outcome}. Its log is in {run.folder}"
+    return "stopped; with --full the same command goes on" if runner.stopped_by else ""
 
 
 def table_of(rows: Mapping[str, Setting], runs: Sequence[Run]) -> Table:

@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         commands += [run(command, environment) for command in data_commands(args)]
         commands += [one.shown_command() for one in runs]
         print("\n" + "\n".join(f"$ {command}" for command in commands[-len(runs) :]), flush=True)
-        failure = train(rows, runs, args.processes, environment, afresh=not args.full)
+        failure = train(runs, args.processes, environment, afresh=not args.full)
     if failure:
         sys.exit(f"the demo failed: {failure}")
     if args.full:

@@ -21,7 +21,7 @@ def planned(output, overrides=FAST, seeds=(0, 2), rows=ROWS):
 
 
 def train(runs, processes=3, **options):
-    return ablation.train(ROWS, runs, processes, {}, **options)
+    return ablation.train(runs, processes, {}, **options)
 
 
 def starts(runs):
@@ -59,13 +59,14 @@ def test_all_runs_end_and_none_is_repeated(tmp_path):
     assert all(times == 2 * ["new"] for times in starts(runs))
 
 
-def test_a_failure_is_named_and_later_runs_do_not_start(tmp_path, monkeypatch):
+def test_a_failure_is_named_and_runs_that_need_it_do_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", "warmup_2")
     runs = planned(tmp_path)
     message = train(runs)
     assert message.startswith("frozen CLIP, seed 2: exit status 2: error: no such data")
     assert f"Its log is in {tmp_path / 'warmup_2'}" in message
-    assert starts(runs[2:]) == 6 * [[]]
+    assert starts(runs[:4]) == 4 * [["new"]]
+    assert starts(runs[5:]) == 3 * [[]]
 
 
 def test_the_table_and_the_record(tmp_path):
