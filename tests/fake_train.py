@@ -25,6 +25,7 @@ def results(seed, miou, iteration, config):
         "iteration": iteration,
         "seed": seed,
         "config": config,
+        "versions": {"torch": "2.0"},
     }
 
 
@@ -38,6 +39,11 @@ def main(words):
     print("gpus", os.environ.get("CUDA_VISIBLE_DEVICES", "-"), flush=True)
     with (folder / "starts").open("a") as file:
         file.write("resumed\n" if checkpoint.exists() else "new\n")
+    start = pairs.get("MODEL.WEIGHTS")
+    if start and not Path(start).is_file():
+        print(f"error: no weights {start}", flush=True)
+        return 3
+    (folder / "model_final.pth").touch()
     if os.environ.get("FAIL", "\0") in str(folder):
         print("error: no such data\n", flush=True)
         return 2

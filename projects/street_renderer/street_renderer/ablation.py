@@ -1,4 +1,4 @@
-"""The rows of the demo's tables, and their results as Markdown and JSON.
+"""The trainings of the demo and its tables, by `clouds.ablation`.
 
 The first rows are the paper's ablation: joint training against training on the source alone for as
 many iterations, from the same weights of source pre-training.
@@ -8,114 +8,197 @@ from __future__ import annotations
 
 import json
 import platform
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
-
+from clouds.ablation.local import LocalRunner
+from clouds.ablation.plan import FINAL, Run
+from clouds.ablation.runs import check_unchanged, results_of, unfinished
+from clouds.ablation.scores import MetricSpecs
+from clouds.ablation.table import Row, Table
+from clouds.config import load_config
+from clouds.engine.run_folder import prepare
 from clouds.files import atomic_write
-from street_renderer.seeded_runs import THREADS, Setting, summary
 
 WARMUP, JOINT = "demo/warmup", "demo/joint"
-FROZEN = "frozen CLIP"
+FROZEN, SOURCE = "frozen CLIP", "source alone"
+
+THREADS = 1
+"""Threads of a run. Another number changes the order of sums, and a seed's score by up to two
+points of mIoU."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    Attributes:
+        folder: name of its folder.
+        config: name of its config.
+        overrides: KEY, VALUE, … that change it.
+        start: name of the row whose final weights it starts from, with the same seed; empty: what
+            the config says.
+    """
+
+    folder: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    start: str = ""
+
 
 ROWS: Mapping[str, Setting] = {
-    FROZEN: Setting(WARMUP, folder="warmup"),
-    "source alone": Setting(JOINT, ("DATASETS.TRAIN", "('gta5',)"), FROZEN, folder="source"),
-    "generated": Setting(JOINT, ("MODEL.CLOUDS.REFINER", "none"), FROZEN),
-    "joint": Setting(JOINT, (), FROZEN),
+    FROZEN: Setting("warmup", WARMUP),
+    SOURCE: Setting("source", JOINT, ("DATASETS.TRAIN", "('gta5',)"), FROZEN),
+    "generated": Setting("generated", JOINT, ("MODEL.CLOUDS.REFINER", "none"), FROZEN),
+    "joint": Setting("joint", JOINT, (), FROZEN),
 }
 """What `make demo` trains."""
 
 TITLES: Mapping[str, str] = {
     FROZEN: "source pre-training, frozen CLIP",
-    "source alone": "+ as many iterations on the source alone",
+    SOURCE: "+ as many iterations on the source alone",
     "generated": "+ generated images, labels of the teacher",
     "joint": "+ generated images, labels refined by SAM",
 }
 
+TEXT_HEAD = ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
+RELIT = "relit"
+"""Folder of images of the source's scenes in another look, with labels."""
+ENSEMBLE = (
+    *("SOLVER.MAX_ITER", "0"),
+    *("MODEL.CLOUDS.GEOMETRIC_ENSEMBLE", "True", "MODEL.CLOUDS.GEOMETRIC_ENSEMBLE_ALPHA", "0.15"),
+)
+"""Evaluates with CLIP's zero-shot classes, without training."""
+
 FURTHER_ROWS: Mapping[str, Setting] = {
     "trained random": Setting(
+        "random",
         WARMUP,
         ("MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.BACKBONE.FREEZE", "False"),
     ),
+    "frozen CLIP, ensemble": Setting("ensemble", WARMUP, ENSEMBLE, FROZEN),
+    "text head": Setting("text", WARMUP, TEXT_HEAD),
+    "text head, ensemble": Setting("text_ensemble", WARMUP, (*TEXT_HEAD, *ENSEMBLE), "text head"),
+    "given labels": Setting(
+        "given",
+        JOINT,
+        (
+            *("DATASETS.TRAIN", f"('gta5', 'sd_{RELIT}')"),
+            *("MODEL.CLOUDS.GENERATED_LABELS", "given"),
+            *("DATASETS.TARGET_FACTOR", "1.667"),  # half of the images
+        ),
+        FROZEN,
+    ),
 }
-"""What `--full` trains besides."""
+"""What `--full` trains besides: other backbone and heads; the renderer's labels of the source's own
+scenes in another look."""
 
-PSEUDO_LABELS = ("teacher", "refined", "student")
+LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
 
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
-"""results.json of each seed, by the name of the row."""
+METRICS: MetricSpecs = {
+    "mIoU": ("mean/mIoU",),
+    "pixel accuracy": ("*/pixel-accuracy",),
+    **{f"labels: {name}": (f"sd_*/{name}-mIoU",) for name in LABELS},
+}
+"""Columns: means over the unseen domains, and mIoU of labels of the generated images."""
 
 
-def mious(results: Sequence[Mapping[str, Any]]) -> list[float]:
-    """mIoU of each seed, mean over the unseen domains, percent."""
-    return [result["mean"]["mIoU"] for result in results]
+def plan(
+    rows: Mapping[str, Setting],
+    seeds: Sequence[int],
+    output: Path,
+    overrides: Sequence[str] = (),
+    numbered: bool = True,
+) -> list[Run]:
+    """The runs of all rows and seeds.
+
+    Args:
+        output: folder of the runs' folders.
+        overrides: KEY, VALUE, … of all runs.
+        numbered: a run's folder has the seed in its name; False: for one seed.
+
+    Raises:
+        ConfigError: a config is invalid.
+    """
+
+    def folder(name: str, seed: int) -> Path:
+        return output / (f"{rows[name].folder}_{seed}" if numbered else rows[name].folder)
+
+    runs = []
+    for seed in seeds:
+        for name, row in rows.items():
+            words = (*row.overrides, *overrides)
+            own = ["SEED", str(seed), "OUTPUT_DIR", str(folder(name, seed))]
+            if row.start:
+                own += ["MODEL.WEIGHTS", str(folder(row.start, seed) / FINAL)]
+            cfg = load_config(row.config, [*words, *own])
+            runs.append(Run(name, seed, row.config, words, row.start, cfg))
+    return runs
 
 
-def label_scores(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """mIoU of a label map of the generated images in each seed, percent; empty: there is none."""
-    scores = [
-        labels["mIoU"][name] for result in results for labels in result["pseudo-labels"].values()
+def train(
+    runs: Sequence[Run],
+    processes: int,
+    environment: Mapping[str, str],
+    afresh: bool = False,
+) -> str:
+    """Train what has not ended, `processes` runs at a time, each on `THREADS` threads.
+
+    Args:
+        environment: environment variables of the runs, besides those of this process.
+        afresh: set earlier runs in the folders aside; False: go on where they stopped.
+
+    Returns:
+        Why a run failed or all were stopped; empty: all have ended.
+
+    Raises:
+        ValueError: without `afresh`, a folder has a run of another config.
+    """
+    if afresh:
+        for run in runs:
+            prepare(run.folder, resume=False, overwrite=True)
+    check_unchanged(runs)
+    slot = {**environment, "OMP_NUM_THREADS": str(THREADS)}
+    runner = LocalRunner([slot] * processes)
+    for run, outcome in runner.run(unfinished(runs)).items():
+        return f"{run.name}: {outcome}. Its log is in {run.folder}"
+    return "stopped; with --full the same command goes on" if runner.stopped_by else ""
+
+
+def table_of(rows: Mapping[str, Setting], runs: Sequence[Run]) -> Table:
+    """The table of runs that have ended, rows in the order of `rows`."""
+    found = {name: {r.seed: results_of(r) for r in runs if r.setting == name} for name in rows}
+    table_rows = [
+        Row(name, {seed: one for seed, one in by_seed.items() if one is not None}, len(by_seed))
+        for name, by_seed in found.items()
     ]
-    return [score for score in scores if score is not None]
+    return Table(tuple(table_rows), METRICS, SOURCE)
 
 
-def accuracies(results: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Pixel accuracy of each seed, mean over the unseen domains, percent."""
-    return [
-        statistics.mean(dataset["pixel-accuracy"] for dataset in result["datasets"].values())
-        for result in results
-    ]
-
-
-def table(results: Results) -> str:
-    """Means and standard deviations over the seeds as a Markdown table, percent."""
-    head = ["", "mIoU", "each seed", "pixel accuracy", *(f"labels: {n}" for n in PSEUDO_LABELS)]
-    return tabulate(list(_table_rows(results)), head, "pipe", disable_numparse=True)
-
-
-def _table_rows(results: Results) -> Iterator[list[str]]:
-    for name, runs in results.items():
-        scores = mious(runs)
-        yield [
-            TITLES.get(name, name),
-            summary(scores),
-            ", ".join(f"{score:.1f}" for score in scores),
-            summary(accuracies(runs)),
-            *(summary(label_scores(runs, label)) for label in PSEUDO_LABELS),
-        ]
-
-
-def record(results: Results, seeds: Sequence[int], command: str, processes: int) -> dict[str, Any]:
-    """Every run as JSON values, with what they depend on."""
-    first = next(iter(results.values()))[0]
+def record(table: Table, command: str, processes: int) -> dict[str, Any]:
+    """Every score of a table as JSON values, with what they depend on."""
+    some = next(iter(table.rows[0].results.values()))
+    columns = {
+        metric: {row.name: _rounded(row.values(names)) for row in table.rows if row.values(names)}
+        for metric, names in METRICS.items()
+    }
     return {
         "unit": "percent",
         "command": command,
         "threads": THREADS,
         "processes": processes,
         "machine": machine(),
-        "versions": first["versions"],
-        "rows": _by_seed({name: mious(runs) for name, runs in results.items()}, seeds),
-        "pixel accuracy": _by_seed({n: accuracies(runs) for n, runs in results.items()}, seeds),
-        "labels of generated images": {
-            label: _by_seed({n: label_scores(runs, label) for n, runs in results.items()}, seeds)
-            for label in PSEUDO_LABELS
-        },
+        "versions": some.content["versions"],
+        "rows": columns.pop("mIoU"),
+        **columns,
     }
 
 
-def _by_seed(rows: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Values of each row by the seed; rows without values are left out."""
-    return {
-        name: {str(seed): round(value, 2) for seed, value in zip(seeds, values, strict=True)}
-        for name, values in rows.items()
-        if values
-    }
+def _rounded(scores: Mapping[int, float]) -> dict[str, float]:
+    return {str(seed): round(score, 2) for seed, score in scores.items()}
 
 
 def machine() -> str:
@@ -128,12 +211,12 @@ def machine() -> str:
     return platform.processor() or platform.machine()
 
 
-def write(results: Results, content: Mapping[str, Any], folder: Path) -> list[Path]:
+def write(table: Table, content: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write street_world.json and street_world.md, each file atomically; returns them."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "street_world.json": json.dumps(content, indent=2) + "\n",
-        "street_world.md": table(results) + "\n",
+        "street_world.md": table.markdown() + "\n",
     }
     for name, text in texts.items():
         with atomic_write(folder / name, "w") as file:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import json
 import os
 import shlex
 import subprocess
@@ -25,19 +26,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clouds.cli.command_line import add_overrides, given_overrides, path_or_name
+from clouds.ablation.plan import Run
+from clouds.cli.command_line import (
+    add_overrides,
+    given_overrides,
+    path_or_name,
+    user_errors_in_one_line,
+)
+from clouds.environment import setup_logging
 from clouds.messages import install_extra
 from street_renderer.ablation import (
     FURTHER_ROWS,
-    PSEUDO_LABELS,
+    LABELS,
+    RELIT,
     ROWS,
     TITLES,
-    Results,
+    Setting,
+    plan,
     record,
-    table,
+    table_of,
+    train,
     write,
 )
-from street_renderer.seeded_runs import SeededRuns, add_run_flags
 
 DATASETS = ("gta5", "cityscapes_val", "bdd_val", "mapillary_val")
 SIZE = (160, 320)
@@ -94,11 +104,11 @@ def percent(score: float | None) -> str:
 
 def pseudo_label_table(results: Mapping[str, Result]) -> str:
     """mIoU of the label maps of the generated images, in percent, by training."""
-    head = "".join(f"<th>{html.escape(name)}" for name in PSEUDO_LABELS)
+    head = "".join(f"<th>{html.escape(name)}" for name in LABELS)
     rows = []
     for name, result in results.items():
         for labels in result["pseudo-labels"].values():
-            cells = "".join(f"<td>{percent(labels['mIoU'][label])}" for label in PSEUDO_LABELS)
+            cells = "".join(f"<td>{percent(labels['mIoU'][label])}" for label in LABELS)
             rows.append(f"<tr><td>{html.escape(TITLES[name])}{cells}")
     table = f"<table><tr><th>labels of generated images, mIoU, %{head}{''.join(rows)}</table>"
     return f"<div class=wide>{table}</div>"
@@ -161,7 +171,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, help="folder of the table of --full (default: that of --output)"
     )
-    add_run_flags(parser, processes=2)
+    parser.add_argument(
+        "--processes", type=int, default=2, help="trainings at a time (default: %(default)s)"
+    )
     add_overrides(parser, "of all configs, SOLVER.MAX_ITER 100")
     args = parser.parse_args(argv)
     args.opts = given_overrides(parser, args.opts)
@@ -191,7 +203,7 @@ def data_commands(args: argparse.Namespace) -> list[list[str]]:
     size = ["--height", str(SIZE[0]), "--width", str(SIZE[1])]
     commands = [render, [*generate, *size, "--output", str(generated_folder(args))]]
     if args.full:
-        relit = generated_folder(args).with_name("relit")
+        relit = generated_folder(args).with_name(RELIT)
         commands.append([*generate, *size, "--condition", "gta5", "--output", str(relit)])
     return commands
 
@@ -200,32 +212,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the demo."""
     args = parse(argv)
     started = time.monotonic()
-    commands = [f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"]
-    print(f"$ {commands[0]}")
-    args.output.mkdir(parents=True, exist_ok=True)
-    environment = {"DETECTRON2_DATASETS": str(args.data)}
-    commands += [run(command, environment) for command in data_commands(args)]
     rows = {**ROWS, **FURTHER_ROWS} if args.full else ROWS
-    runs = SeededRuns(rows, args.full, args.full, environment, lambda text: print(text, flush=True))
-    print(f"Trainings on one thread each, {args.processes} at a time; log.txt in their folders:")
-    results = runs.results(args, list(rows))
-    commands += [
-        shlex.join(["clouds", *runs.command(args, name, seed)])
-        for seed in args.seeds
-        for name in rows
-    ]
+    commands = [f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"]
+    environment = {"DETECTRON2_DATASETS": str(args.data)}
+    with user_errors_in_one_line():
+        runs = plan(rows, args.seeds, args.output, args.opts, numbered=args.full)
+        args.output.mkdir(parents=True, exist_ok=True)
+        setup_logging(str(args.output), 0)
+        print(f"$ {commands[0]}")
+        commands += [run(command, environment) for command in data_commands(args)]
+        commands += [one.shown_command() for one in runs]
+        print("\n" + "\n".join(f"$ {command}" for command in commands[-len(runs) :]), flush=True)
+        failure = train(runs, args.processes, environment, afresh=not args.full)
+    if failure:
+        sys.exit(f"the demo failed: {failure}")
     if args.full:
-        report_full(args, results, argv)
+        report_full(args, rows, runs, argv)
     else:
         commands.append(run(["baselines", "--config-file", "demo/warmup"], environment))
-        report(args, {name: of_seeds[0] for name, of_seeds in results.items()}, commands)
+        report(args, runs, commands)
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes.")
 
 
-def report(
-    args: argparse.Namespace, results: Mapping[str, Result], commands: Sequence[str]
-) -> None:
+def report(args: argparse.Namespace, runs: Sequence[Run], commands: Sequence[str]) -> None:
     """Write the page of results, and print the scores."""
+    results = {one.setting: json.loads((one.folder / "results.json").read_text()) for one in runs}
     index = args.output / "index.html"
     index.write_text(page(commands, results, args.output, generated_folder(args)))
     print(f"\nmIoU, mean over the unseen domains {', '.join(DATASETS[1:])}:")
@@ -234,7 +245,7 @@ def report(
     print("mIoU of the labels of generated images:")
     for name, result in results.items():
         for labels in result["pseudo-labels"].values():
-            scores = ", ".join(f"{n} {percent(labels['mIoU'][n])}" for n in PSEUDO_LABELS)
+            scores = ", ".join(f"{n} {percent(labels['mIoU'][n])}" for n in LABELS)
             print(f"  {TITLES[name]}: {scores}")
     print(f"Open {index} for images and scores;")
     print(f"`tensorboard --logdir {shlex.quote(str(args.output))}` shows the training curves.")
@@ -243,7 +254,7 @@ def report(
 
 def report_command(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
     """The command that compares trainings in one file, as arguments of `clouds`."""
-    folders = [str(args.output / (ROWS[name].folder or name)) for name in names]
+    folders = [str(args.output / ROWS[name].folder) for name in names]
     return ["report", *folders, "--output", str(args.output / "report.html")]
 
 
@@ -257,9 +268,14 @@ def compare(args: argparse.Namespace, names: Sequence[str]) -> None:
     print(f"  {shlex.join(['clouds', *command])}")
 
 
-def report_full(args: argparse.Namespace, results: Results, argv: Sequence[str] | None) -> None:
+def report_full(
+    args: argparse.Namespace,
+    rows: Mapping[str, Setting],
+    runs: Sequence[Run],
+    argv: Sequence[str] | None,
+) -> None:
     """Write and print the table of all rows and seeds."""
     command = shlex.join(["clouds", "demo", *(sys.argv[1:] if argv is None else argv)])
-    content = record(results, args.seeds, command, args.processes)
-    files = write(results, content, args.results)
-    print(f"\n{table(results)}\n\nWritten to {' and '.join(map(str, files))}.")
+    table = table_of(rows, runs)
+    files = write(table, record(table, command, args.processes), args.results)
+    print(f"\n{table.markdown()}\n\nWritten to {' and '.join(map(str, files))}.")

@@ -50,7 +50,7 @@ class RecordedScenes:
         self._recipe = Recipe.of(dataset.name, record.seed, record.size, record.show_unlabelled)
         self._labelled = dataset.classes_present
         self._indices = {
-            sample_paths(dataset.root, dataset.name, index)[1]: index
+            sample_paths(dataset.root.absolute(), dataset.name, index)[1]: index
             for index in range(record.count)
         }
 
@@ -59,7 +59,8 @@ class RecordedScenes:
 
         Classes that the dataset does not label are not labelled here either.
         """
-        layout, look, details = recorded_scene(self._recipe, self._indices[condition.file])
+        index = self._indices[condition.file.absolute()]
+        layout, look, details = recorded_scene(self._recipe, index)
         rendered = render_layout(details, layout, another_look(look, scene, seed))
         table = np.full(256, IGNORE, np.uint8)
         table[list(self._labelled)] = self._labelled

@@ -1,65 +1,90 @@
-"""The table of the demo's rows, from results by hand, and its rows' configs."""
+"""The demo's runs and their table: order, what is not repeated, scores; with fake trainings."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from ablation_files import fake_train  # noqa: F401
 from street_renderer import ablation
+from street_renderer.ablation import ROWS
 
-from clouds.config import load_config
+from clouds.ablation.statistics import paired_difference
 
-
-def result(miou, *accuracies, teacher=None):
-    labels = {"teacher": teacher, "refined": 31.0, "student": 33.0}
-    return {
-        "mean": {"mIoU": miou},
-        "datasets": {str(i): {"pixel-accuracy": a} for i, a in enumerate(accuracies)},
-        "pseudo-labels": {} if teacher is None else {"sd_demo": {"mIoU": labels}},
-        "versions": {"torch": "2.0"},
-    }
+pytestmark = pytest.mark.usefixtures("fake_train")
+ALL = {**ROWS, **ablation.FURTHER_ROWS}
+FAST = ("SOLVER.BASE_LR", "0.03")
 
 
-RESULTS = {
-    "frozen CLIP": [result(30.0, 60.0, 70.0), result(34.0, 70.0, 80.0)],
-    "joint": [result(35.125, 70.0, teacher=30.0), result(39.0, 72.0, teacher=32.0)],
-}
+def planned(output, overrides=FAST, seeds=(0, 2), rows=ROWS):
+    return ablation.plan(rows, seeds, output, overrides)
 
 
-def test_the_table():
-    head, _, first, second = ablation.table(RESULTS).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (first, second)]
-    assert "labels: refined" in head
-    assert cells == [
-        [ablation.TITLES["frozen CLIP"], "32.0 ± 2.8", "30.0, 34.0", "70.0 ± 7.1", "-", "-", "-"],
-        [
-            ablation.TITLES["joint"], "37.1 ± 2.7", "35.1, 39.0", "71.0 ± 1.4", "31.0 ± 1.4",
-            "31.0 ± 0.0", "33.0 ± 0.0",
-        ],
-    ]  # fmt: skip
+def train(runs, processes=3, **options):
+    return ablation.train(runs, processes, {}, **options)
 
 
-def test_the_record_has_every_run(tmp_path):
-    content = ablation.record(RESULTS, [0, 2], "clouds demo --full", 2)
-    files = ablation.write(RESULTS, content, tmp_path / "new")
+def starts(runs):
+    files = [run.folder / "starts" for run in runs]
+    return [file.read_text().split() if file.exists() else [] for file in files]
+
+
+def test_runs_are_configs_of_their_rows(tmp_path):
+    runs = {(run.setting, run.seed): run for run in planned(tmp_path, rows=ALL)}
+    joint = runs["joint", 2]
+    assert joint.folder == tmp_path / "joint_2"
+    assert str(tmp_path / "warmup_2/model_final.pth") == joint.cfg.MODEL.WEIGHTS
+    assert (joint.cfg.SEED, joint.cfg.SOLVER.BASE_LR) == (2, 0.03)
+    (single,) = [
+        r for r in ablation.plan(ROWS, [5], tmp_path, numbered=False) if r.setting == "joint"
+    ]
+    assert single.folder == tmp_path / "joint"
+    same = [
+        {runs[name, 0].cfg.SOLVER.MAX_ITER for name in ("source alone", "generated", "joint")},
+        {runs[name, 0].cfg.SOLVER.IMS_PER_BATCH for name in ("source alone", "generated", "joint")},
+    ]
+    assert [len(values) for values in same] == [1, 1]
+    assert runs["source alone", 0].cfg.DATASETS.TRAIN == ("gta5",)
+    assert len({run.cfg.dump() for run in runs.values()}) == len(runs) == 2 * len(ALL)
+    assert ablation.TITLES.keys() == ROWS.keys()
+
+
+def test_all_runs_end_and_none_is_repeated(tmp_path):
+    """Fake trainings fail if the weights that they start from do not exist yet."""
+    runs = planned(tmp_path)
+    for _ in range(2):
+        assert train(runs) == ""
+    assert starts(runs) == len(runs) * [["new"]]
+    assert train(runs, afresh=True) == ""
+    assert all(times == 2 * ["new"] for times in starts(runs))
+
+
+def test_a_failure_is_named_and_runs_that_need_it_do_not_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAIL", "warmup_2")
+    runs = planned(tmp_path)
+    message = train(runs)
+    assert message.startswith("frozen CLIP, seed 2: exit status 2: error: no such data")
+    assert f"Its log is in {tmp_path / 'warmup_2'}" in message
+    assert starts(runs[:4]) == 4 * [["new"]]
+    assert starts(runs[5:]) == 3 * [[]]
+
+
+def test_the_table_and_the_record(tmp_path):
+    """mIoU of a fake training is 1000 BASE_LR + SEED, the teacher's half of it."""
+    runs = planned(tmp_path)
+    assert train(runs) == ""
+    table = ablation.table_of(ROWS, runs)
+    assert [row.name for row in table.rows] == list(ROWS)
+    joint = table.rows[-1].values(ablation.METRICS["mIoU"])
+    assert joint == {0: 30.0, 2: 32.0}
+    assert table.difference(table.rows[-1], "mIoU") == paired_difference(joint, joint)
+    content = ablation.record(table, "clouds demo --full", 2)
+    files = ablation.write(table, content, tmp_path / "new")
     assert [file.name for file in files] == ["street_world.json", "street_world.md"]
     read = json.loads(files[0].read_text())
-    rows = {"frozen CLIP": {"0": 30.0, "2": 34.0}, "joint": {"0": 35.12, "2": 39.0}}
-    assert read["rows"] == {name: pytest.approx(row, abs=0.006) for name, row in rows.items()}
-    assert read["labels of generated images"]["teacher"] == {"joint": {"0": 30.0, "2": 32.0}}
+    assert read["rows"] == {name: {"0": 30.0, "2": 32.0} for name in ROWS}
+    assert read["pixel accuracy"]["joint"] == {"0": 60.0, "2": 64.0}
+    assert read["labels: teacher"]["joint"] == {"0": 15.0, "2": 16.0}
     assert (read["command"], read["threads"], read["processes"]) == ("clouds demo --full", 1, 2)
     assert read["machine"] and read["versions"] == {"torch": "2.0"}
-    assert files[1].read_text() == ablation.table(RESULTS) + "\n"
-
-
-def test_rows_are_configs_that_differ_and_start_from_rows():
-    rows = {**ablation.ROWS, **ablation.FURTHER_ROWS}
-    configs = {n: load_config(s.config, list(s.overrides)) for n, s in rows.items()}
-    assert {row.start for row in rows.values()} <= rows.keys() | {""}
-    assert len({(c.dump(), rows[n].start, rows[n].train) for n, c in configs.items()}) == len(rows)
-    iterations = {configs[name].SOLVER.MAX_ITER for name in ("source alone", "generated", "joint")}
-    batches = {configs[n].SOLVER.IMS_PER_BATCH for n in ("source alone", "generated", "joint")}
-    assert len(iterations) == len(batches) == 1
-    assert configs["source alone"].DATASETS.TRAIN == ("gta5",)
-    assert configs["generated"].MODEL.CLOUDS.REFINER == "none"
-    assert ablation.TITLES.keys() == ablation.ROWS.keys()
+    assert "31.0 ± 1.4" in files[1].read_text()

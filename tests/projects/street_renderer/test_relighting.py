@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +71,13 @@ def test_image_and_label_are_the_window_of_the_scene(root):
     assert np.array_equal(images[2].label, images[0].label[::2, ::2])
     means = images[0].image.reshape(48, 2, 96, 2, 3).mean((1, 3))
     assert np.abs(images[2].image - means).max() <= 0.5
+
+
+def test_the_dataset_root_may_be_relative(root, monkeypatch):
+    absolute = generated(root, "gta5", 1)[1][0]
+    monkeypatch.chdir(root.parent)
+    relative = generated(Path(root.name), "gta5", 1)[1][0]
+    assert np.array_equal(relative.image, absolute.image)
 
 
 def test_a_look_is_a_function_of_the_seed():
