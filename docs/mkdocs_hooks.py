@@ -26,7 +26,6 @@ PAGES = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "DEVIATIONS.md": "DEVIATIONS.md",
     "datasets.md": "datasets/README.md",
-    "street_models.md": "projects/street_models/README.md",
     "street_renderer.md": "projects/street_renderer/README.md",
     "street_models.md": "projects/street_models/README.md",
     "street_clip.md": "projects/street_models/weights/street_clip.md",

@@ -107,7 +107,7 @@ def score_masks(
     size = (int(label.shape[0]), int(label.shape[1]))
     [embedding] = sam.embed([to_tensor(image)])
     frame = sam.decoder.frame
-    scores = []
+    scores: list[MaskScore] = []
     prompts = Prompts(frame.to_frame(points, size))
     for chunk in prompts.chunks(prompts_at_once(embedding.device)):
         logits, predicted = sam.decoder.decode(embedding, chunk, multimask=True)

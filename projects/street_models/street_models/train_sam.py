@@ -204,7 +204,7 @@ def similarity_masks(embedding: Tensor, points: Tensor, side: int) -> Tensor:
     at_points = F.grid_sample(embedding[None], grid[None], align_corners=False)[0].mean(-1)
     cosine = F.normalize(at_points.T, dim=1) @ F.normalize(embedding.flatten(1), dim=0)
     logits = SIMILARITY_SCALE * cosine - SIMILARITY_OFFSET
-    grid_logits = logits.unflatten(1, embedding.shape[1:])[None]
+    grid_logits = logits.reshape(-1, *embedding.shape[1:])[None]
     size = (side // 2, side // 2)
     return F.interpolate(grid_logits, size, mode="bilinear", align_corners=False)[0]
 
@@ -253,7 +253,7 @@ class Training:
             group["lr"] = learning_rate(self.options, self.iteration)
         losses = self.step(batch, boxes, second)
         self.optimizer.zero_grad()
-        losses.total.backward()
+        losses.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.sam.parameters(), 1.0)
         self.optimizer.step()
         self.average.update(self.sam, self.iteration)
