@@ -21,6 +21,7 @@ from clouds.visualizer import Tile, UInt8Array, legend_of, present_ids, side_by_
 SOURCE = "gta5/images/00309.png"
 GENERATED = "stable_diffusion/demo/images/000221.png"
 UNSEEN = "bdd100k/images/10k/val/3f0e9858-9db58b08.jpg"
+PANELS = ("1.png", "2.png")
 QUALITY = 90  # of JPEG
 TILE_WIDTH = 220  # pixels; captions stay legible at the width of a page
 
@@ -49,6 +50,12 @@ def strip(data: Path, weights: Path) -> UInt8Array:
     return side_by_side(tiles, legend=legend_of(prediction.label_space, ids), tile_width=TILE_WIDTH)
 
 
+def labels(demo: Path) -> UInt8Array:
+    """Labels of two generated images by teacher, SAM and student, and the true ones."""
+    panels = [read_image(demo / "joint/visualizations/sd_demo" / name) for name in PANELS]
+    return np.concatenate(panels)
+
+
 def main() -> None:
     """Write the images."""
     parser = argparse.ArgumentParser(
@@ -62,6 +69,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     panel = strip(args.data, args.demo / "joint" / "model_final.pth")
     Image.fromarray(panel).save(args.output / "strip.jpg", quality=QUALITY)
+    Image.fromarray(labels(args.demo)).save(args.output / "labels.jpg", quality=QUALITY)
 
 
 if __name__ == "__main__":

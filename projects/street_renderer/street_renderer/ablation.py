@@ -63,7 +63,6 @@ TITLES: Mapping[str, str] = {
     "joint": "+ generated images, labels refined by SAM",
 }
 
-TEXT_HEAD = ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
 RELIT = "relit"
 """Folder of images of the source's scenes in another look, with labels."""
 ENSEMBLE = (
@@ -79,8 +78,6 @@ FURTHER_ROWS: Mapping[str, Setting] = {
         ("MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.BACKBONE.FREEZE", "False"),
     ),
     "frozen CLIP, ensemble": Setting("ensemble", WARMUP, ENSEMBLE, FROZEN),
-    "text head": Setting("text", WARMUP, TEXT_HEAD),
-    "text head, ensemble": Setting("text_ensemble", WARMUP, (*TEXT_HEAD, *ENSEMBLE), "text head"),
     "given labels": Setting(
         "given",
         JOINT,
@@ -92,8 +89,8 @@ FURTHER_ROWS: Mapping[str, Setting] = {
         FROZEN,
     ),
 }
-"""What `--full` trains besides: other backbone and heads; the renderer's labels of the source's own
-scenes in another look."""
+"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, the labels of
+the renderer for the source's own scenes in another look."""
 
 LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
