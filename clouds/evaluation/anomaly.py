@@ -18,7 +18,7 @@ import torch
 from clouds import comm
 from clouds.data.datasets.catalog import ROOT_VARIABLE, dataset_root
 from clouds.data.reading import read_image, read_stored
-from clouds.evaluation.curves import LEVELS, ScoreCounts
+from clouds.evaluation.curves import LEVELS, ScoreCounts, count_levels
 from clouds.evaluation.prediction import predict_in_pieces
 from clouds.evaluation.protocols import Protocol, Segmenter
 from clouds.files import expand_user
@@ -34,12 +34,12 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class AnomalyResult:
-    """Scores on one set, in percent; nan: it has no pixels of one kind.
+    """Scores on one set, in percent; nan: it has no anomalies or no normal pixels.
 
     Attributes:
         name: name of its folder.
-        aupr: area under the precision-recall curve (average precision), anomalies wanted.
-        fpr95: part of the normal pixels that is found where 95 % of the anomalies are.
+        aupr: average precision; anomalies are the positives.
+        fpr95: false positive rate at a true positive rate of 95 %.
         auroc: area under the ROC curve.
         images: number of images with labels.
     """
@@ -130,7 +130,7 @@ def evaluate_anomaly_set(protocol: Protocol, model: Segmenter, name: str) -> Ano
     """
     pairs = list_anomaly_set(name)
     title = Path(name).name
-    counts = np.zeros((2, LEVELS), np.int64)
+    counts = torch.zeros(2, LEVELS, dtype=torch.int64)  # normal, anomaly
     for image_file, label_file in pairs[comm.get_rank() :: comm.get_world_size()]:
         image, mask = read_image(image_file), read_mask(label_file)
         if image.shape[:2] != mask.shape:
@@ -149,13 +149,15 @@ def evaluate_anomaly_set(protocol: Protocol, model: Segmenter, name: str) -> Ano
         }
         _, confidence = predict_in_pieces(protocol, model, sample, with_confidence=True)
         assert confidence is not None
-        scores = 1 - confidence.double().clamp(0, 1).cpu().numpy()
-        counted = scored != NOT_COUNTED
-        levels = np.rint(scores[counted] * (LEVELS - 1)).astype(np.int64)
-        cells = scored[counted].astype(np.int64) * LEVELS + levels
-        counts += np.bincount(cells, minlength=2 * LEVELS).reshape(2, LEVELS)
-    total = np.sum(comm.all_gather(counts), axis=0)
-    curves = ScoreCounts(positives=total[ANOMALY], negatives=total[NORMAL])
+        truth = torch.from_numpy(scored).to(confidence.device)
+        counted = truth != NOT_COUNTED
+        try:
+            found = count_levels(1 - confidence[counted].double(), truth[counted] == ANOMALY)
+        except ValueError as error:
+            raise ValueError(f"{image_file}: {error}") from error
+        counts += found.cpu()
+    normal, anomaly = torch.stack(comm.all_gather(counts)).sum(0)
+    curves = ScoreCounts(positives=anomaly.numpy(), negatives=normal.numpy())
     result = AnomalyResult(
         title,
         100 * curves.average_precision(),

@@ -6,11 +6,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 LEVELS = 65536
 """Scores in [0, 1] are rounded to multiples of 1 / 65535, as in 16-bit images."""
 
 Counts = npt.NDArray[np.int64]
+
+
+def count_levels(scores: Tensor, positive: Tensor) -> Tensor:
+    """Numbers of negative (row 0) and positive (row 1) samples at each level, int64 (2, LEVELS).
+
+    Args:
+        scores: (N,) floating, clamped to [0, 1].
+        positive: bool (N,), on the same device.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    if not scores.isfinite().all():
+        raise ValueError("the confidence is not finite; the model's weights may have diverged")
+    level = (scores.double().clamp(0, 1) * (LEVELS - 1)).round().long()
+    cells = positive.long() * LEVELS + level
+    return torch.bincount(cells, minlength=2 * LEVELS).view(2, LEVELS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class ScoreCounts:
     negatives: Counts
 
     def reversed(self) -> ScoreCounts:
-        """For the opposite question: negatives are wanted, and have low scores."""
+        """With negatives as positives, which have low scores."""
         return ScoreCounts(self.negatives[::-1], self.positives[::-1])
 
     def _at_or_above(self) -> tuple[Counts, Counts]:

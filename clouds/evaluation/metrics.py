@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clouds import comm
 from clouds.data.label_space import LabelSpace
-from clouds.evaluation.curves import LEVELS, ScoreCounts
+from clouds.evaluation.curves import LEVELS, ScoreCounts, count_levels
 
 ECE_BINS = 15
 BOUNDARY_RATIO = 0.02
@@ -50,7 +50,11 @@ class Metric(ABC):
 
     @abstractmethod
     def scores(self, classes: Sequence[int]) -> dict[str, float]:
-        """Scores by name, in percent; nan: not defined. `classes`: those of the dataset."""
+        """Scores by name, in percent; nan: not defined.
+
+        Args:
+            classes: train ids in the label set of the dataset.
+        """
 
     def all_reduce(self) -> Metric:
         """A copy with the sums over all processes; a collective operation."""
@@ -64,10 +68,10 @@ class ConfidenceMetric(Metric):
     """How well the confidence of a pixel's class tells whether the class is correct.
 
     Scores: `ECE`, the expected calibration error over 15 bins of equal width [a, b), the last one
-    closed (Guo et al., 2017); of ranking correct above wrong pixels, `AUROC`, `FPR95` (wrong pixels
-    that are kept where 95 % of the correct ones are), `AUPR-success` (correct pixels wanted) and
-    `AUPR-error` (wrong ones wanted, by low confidence), areas by average precision. ECE is exact;
-    the others are of confidences rounded to 16 bits.
+    closed (Guo et al., 2017); with correct pixels as positives, `AUROC`, `FPR95` (false positive
+    rate at a true positive rate of 95 %) and `AUPR-success`; with wrong pixels as positives, by low
+    confidence, `AUPR-error`. AUPR is average precision. ECE is exact; the others are of confidences
+    rounded to 16 bits.
     """
 
     needs_confidence = True
@@ -81,16 +85,14 @@ class ConfidenceMetric(Metric):
     def update(self, prediction: Tensor, label: Tensor, confidence: Tensor | None) -> None:
         assert confidence is not None, "needs_confidence"
         counted = label != self.label_space.ignore
-        correct = (prediction == label)[counted].long()
-        values = confidence[counted].double()
-        if not values.isfinite().all():
-            raise ValueError("the confidence is not finite; the model's weights may have diverged")
-        values = values.clamp(0, 1)
-        level = (values * (LEVELS - 1)).round().long()
+        correct = (prediction == label)[counted]
+        levels = count_levels(confidence[counted], correct)
+        values = confidence[counted].double().clamp(0, 1)
         bins = (values * ECE_BINS).long().clamp(max=ECE_BINS - 1)
+        cells = correct.long() * ECE_BINS + bins
         found = (
-            torch.bincount(correct * LEVELS + level, minlength=2 * LEVELS).view(2, LEVELS),
-            torch.bincount(correct * ECE_BINS + bins, minlength=2 * ECE_BINS).view(2, ECE_BINS),
+            levels,
+            torch.bincount(cells, minlength=2 * ECE_BINS).view(2, ECE_BINS),
             torch.bincount(bins, values, minlength=ECE_BINS),
         )
         for total, part in zip(self.sums, found, strict=True):

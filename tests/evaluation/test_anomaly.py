@@ -7,13 +7,14 @@ import logging
 
 import numpy as np
 import pytest
+import torch
 from color_model import ColorModel, blocks, confidence_of_classes, to_image, write_cityscapes
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from clouds.config import get_cfg
-from clouds.evaluation import evaluate
-from clouds.evaluation.anomaly import list_anomaly_set
+from clouds.evaluation import build_protocol, evaluate
+from clouds.evaluation.anomaly import evaluate_anomaly_set, list_anomaly_set
 
 
 @pytest.fixture
@@ -113,3 +114,13 @@ def test_labels_of_another_form(tmp_path, root):
         Image.fromarray(pixels).save(label)
         with pytest.raises(ValueError, match=rf"validation0001_labels.*{message}"):
             evaluate(config(tmp_path, "x"), ColorModel())
+
+
+def test_a_confidence_that_is_not_finite(tmp_path, root):
+    write_cityscapes(root, [(blocks(1), blocks(2))])
+    write_set(root / "x", count=1)
+    model = ColorModel()
+    with torch.no_grad():
+        model.colors.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"validation0000.png: the confidence is not finite"):
+        evaluate_anomaly_set(build_protocol(config(tmp_path, "x")), model.eval(), "x")

@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from clouds.evaluation.curves import LEVELS, ScoreCounts
+from clouds.evaluation.curves import LEVELS, ScoreCounts, count_levels
 
 
 def counts_of(positive, level, levels=LEVELS):
@@ -56,3 +57,13 @@ def test_one_kind_only():
         assert math.isnan(curves.auroc()) and math.isnan(curves.false_positive_rate())
     assert ScoreCounts(some, none).average_precision() == 1
     assert math.isnan(ScoreCounts(none, some).average_precision())
+
+
+def test_levels_by_hand():
+    scores = torch.tensor([0.0, 0.6 / 65535, 1.0, 1.5, -2.0, 0.5])
+    positive = torch.tensor([True, True, False, True, False, False])
+    counts = count_levels(scores, positive)
+    expected = {(0, 0): 1, (0, 32768): 1, (0, 65535): 1, (1, 0): 1, (1, 1): 1, (1, 65535): 1}
+    assert {(r, c): int(counts[r, c]) for r, c in counts.nonzero().tolist()} == expected
+    with pytest.raises(ValueError, match="not finite"):
+        count_levels(torch.tensor([0.5, torch.nan]), torch.tensor([True, False]))

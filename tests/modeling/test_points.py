@@ -86,9 +86,9 @@ def test_candidates_of_weight_0_are_selected_last(num_weighted, expected):
 
 
 class LikeCuda(torch.Tensor):
-    """Takes the way of a tensor on a GPU, on the CPU."""
+    """A tensor on the CPU that the code takes for one on a GPU."""
 
-    is_cuda = True
+    is_cuda, is_cpu = True, False
 
 
 @pytest.mark.parametrize("kind", [torch.Tensor, LikeCuda])

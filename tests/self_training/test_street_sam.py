@@ -16,7 +16,7 @@ from clouds.files import atomic_write
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.conv_encoder import ConvEncoder
 from clouds.self_training.refiners.sam.model import build_sam, random_sam, read_weights
-from clouds.self_training.refiners.sam.similarity_decoder import bumps, similarities
+from clouds.self_training.refiners.sam.similarity_decoder import gaussians, similarities
 from clouds.weights_io import write_safetensors
 
 
@@ -105,8 +105,8 @@ def test_similarity_is_that_of_cosine_similarity():
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 5, 8, 8, generator=generator)
     # centers of pixels (row 2, column 3) and (6, 1); the third point is padding
-    places = torch.tensor([[[-1 + 7 / 8, -1 + 5 / 8], [-1 + 3 / 8, -1 + 13 / 8], [0.0, 0.0]]])
-    mean, largest = similarities(image, places, torch.tensor([[True, True, False]]))[0]
+    points = torch.tensor([[[-1 + 7 / 8, -1 + 5 / 8], [-1 + 3 / 8, -1 + 13 / 8], [0.0, 0.0]]])
+    mean, largest = similarities(image, points, torch.tensor([[True, True, False]]))[0]
     each = [
         torch.nn.functional.cosine_similarity(image[0], image[0, :, r, c, None, None], dim=0)
         for r, c in ((2, 3), (6, 1))
@@ -115,10 +115,10 @@ def test_similarity_is_that_of_cosine_similarity():
     torch.testing.assert_close(largest, torch.maximum(*each))
 
 
-def test_bumps_fall_with_the_distance_to_the_nearest_point():
+def test_gaussians_fall_with_the_distance_to_the_nearest_point():
     positions = torch.tensor([[[-0.5, 0.5]], [[0.0, 0.0]]])  # x, y of two pixels
-    places = torch.tensor([[[-0.5, 0.03], [0.5, 0.24], [0.5, 0.0]]])
-    found = bumps(positions, places, torch.tensor([[True, True, False]]))[0]
+    points = torch.tensor([[[-0.5, 0.03], [0.5, 0.24], [0.5, 0.0]]])
+    found = gaussians(positions, points, torch.tensor([[True, True, False]]))[0]
     expected = [[math.exp(-0.5), math.exp(-32)], [math.exp(-(0.25**2) / 2), math.exp(-2)]]
     torch.testing.assert_close(found, torch.tensor(expected)[:, None])
 

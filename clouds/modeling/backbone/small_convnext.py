@@ -16,10 +16,18 @@ def clouds_convnext_small(pretrained: bool = False, **options: Any) -> Any:
     Args:
         pretrained: must be False; there are no weights of the encoder alone.
         **options: of timm's `ConvNeXt`.
+
+    Raises:
+        ValueError: `pretrained` is True.
     """
     import timm
 
-    assert not pretrained
+    if pretrained:
+        raise ValueError(
+            f"{NAME} has no pretrained weights of its own; set pretrained=False. Those of a whole "
+            "CLIP are loaded by MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS."
+        )
+    # timm's registry passes these of the model's name; `convnext_tiny` below has its own
     for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         options.pop(name, None)
     # another size of the same class, under whose name timm has the settings that are not sizes

@@ -60,7 +60,9 @@ def resize_positions(
     """
     count = positions.shape[1] - grid[0] * grid[1]
     prefix, table = positions[:, :count], positions[:, count:]
-    if not all(isinstance(n, int) for n in size):  # symbols of torch.export, see there
+    if not all(
+        isinstance(n, int) for n in size
+    ):  # symbols of torch.export, see `_resize_by_matrices`
         table = _resize_by_matrices(table[0].float().reshape(*grid, -1), size, method)
         return torch.cat((prefix, table.flatten(0, 1)[None].to(positions.dtype)), dim=1)
     if size == grid:

@@ -34,8 +34,7 @@ WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Channels of the image encoder's position embedding, which tell the size of a SAM."""
 POSITIONS = "image_encoder.pos_embed"
 MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
-
-STREET_STEM = "mask_decoder.context.weight"
+STREET_CONTEXT = "mask_decoder.context.weight"
 
 TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
 STREET_SIDE, STREET_COARSE, STREET_FINE = 256, 64, 16
@@ -92,14 +91,14 @@ def read_weights(path: str | Path, model: str) -> dict[str, torch.Tensor]:
         model: MODEL.CLOUDS.SAM.MODEL.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or a recorded one is missing.
         ValueError: it cannot be read, is not what its record says (`clouds.weights_record`), holds
             no SAM, or one of another size than `model`.
     """
     try:
         file = find_weights(str(path))
-    except ValueError as error:
-        raise ValueError(f"MODEL.CLOUDS.SAM.WEIGHTS: {error}") from error
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"MODEL.CLOUDS.SAM.WEIGHTS: {error}") from error
     if file is None:
         official = f" They are at {DOWNLOADS[model]}" if model in DOWNLOADS else ""
         raise FileNotFoundError(
@@ -138,7 +137,7 @@ def _size_of(state: Any) -> str | None:
         return None
     if MOBILE_STEM in state:
         return "mobile"
-    if STREET_STEM in state:
+    if STREET_CONTEXT in state:
         return "street"
     if POSITIONS not in state:
         return None

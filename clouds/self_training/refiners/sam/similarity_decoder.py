@@ -17,7 +17,7 @@ from clouds.self_training.refiners.sam.conv_encoder import FINE
 FOREGROUND, PADDING, TOP_LEFT, BOTTOM_RIGHT = 1, -1, 2, 3
 """Labels of points; boxes are two points, as segment_anything's."""
 SCALES = (0.03, 0.12)
-"""Widths of the bumps around points, in units of half the frame."""
+"""Standard deviations of the Gaussians around points, in units of half the frame."""
 NUM_MASKS = 4
 """One for `multimask_output` False, then three."""
 
@@ -70,9 +70,9 @@ class CoordinateEncoder(nn.Module):
         corners = coordinates.new_zeros(count, 2, 2) if boxes is None else boxes.view(-1, 2, 2)
         kinds = (PADDING, PADDING) if boxes is None else (TOP_LEFT, BOTTOM_RIGHT)
         corner_labels = labels.new_tensor(kinds).expand(count, 2)
-        places = torch.cat((coordinates, corners), 1)
-        places = (places + 0.5) * (2 / self.input_image_size[0]) - 1
-        sparse = torch.cat((places, torch.cat((labels, corner_labels), 1)[..., None]), -1)
+        xy = torch.cat((coordinates, corners), 1)
+        xy = (xy + 0.5) * (2 / self.input_image_size[0]) - 1
+        sparse = torch.cat((xy, torch.cat((labels, corner_labels), 1)[..., None]), -1)
         if masks is None:
             dense = coordinates.new_zeros(count, 2, *self.mask_input_size)
         else:
@@ -135,7 +135,7 @@ class SimilarityDecoder(nn.Module):
     def predict_masks(
         self, embedding: Tensor, positions: Tensor, prompts: Tensor, masks: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All four masks and IoUs, of one image.
+        """Logits (N, 4, 4s, 4s) of all four masks, and predicted IoUs (N, 4), of one image.
 
         Args:
             embedding: (1, C, s, s).
@@ -144,15 +144,15 @@ class SimilarityDecoder(nn.Module):
         coarse, stacked = embedding[:, : self.num_coarse], embedding[:, self.num_coarse :]
         fine = F.pixel_shuffle(stacked, FINE)
         is_point = prompts[..., 2] == FOREGROUND
-        places = prompts[..., :2]
-        near = bumps(positions[0], places, is_point)
+        points = prompts[..., :2]
+        near = gaussians(positions[0], points, is_point)
         fine_maps = torch.cat(
-            (similarities(fine, places, is_point), near, _box(positions[0], prompts), masks), 1
+            (similarities(fine, points, is_point), near, _box(positions[0], prompts), masks), 1
         )
         pooled_maps = F.avg_pool2d(fine_maps, FINE)
         context = self.context(coarse).expand(len(prompts), -1, -1, -1)
         features = self.coarse(
-            torch.cat((similarities(coarse, places, is_point), pooled_maps, context), 1)
+            torch.cat((similarities(coarse, points, is_point), pooled_maps, context), 1)
         )
         features = features + self.pooled(features.mean((2, 3)))[..., None, None]
         upscaled = F.interpolate(
@@ -163,44 +163,51 @@ class SimilarityDecoder(nn.Module):
         return logits, self._ious(logits.detach(), features)
 
     def _ious(self, logits: Tensor, features: Tensor) -> Tensor:
-        """(N, 4), from the features in and around each mask, its area, and how sure it is."""
+        """Predicted IoUs (N, 4), from the features in each mask and overall, the mask's area, its
+        stability score (as segment_anything's, logits at 1 and -1), and its mean p (1 - p).
+        """
         inside = F.avg_pool2d(logits.sigmoid(), FINE).flatten(2)  # (N, 4, s * s)
         area = inside.sum(-1, keepdim=True)
         values = features.flatten(2).transpose(1, 2)
         means = inside @ values / area.clamp(min=1e-3)
         overall = values.mean(1, keepdim=True).expand_as(means)
-        sure = (logits > 1).flatten(2).float().sum(-1, keepdim=True)
-        likely = (logits > -1).flatten(2).float().sum(-1, keepdim=True)
-        numbers = torch.cat((area.clamp(min=1e-3).log(), sure / likely.clamp(min=1)), -1)
-        spread = (inside * (1 - inside)).sum(-1, keepdim=True) / area.clamp(min=1e-3)
-        predicted: Tensor = self.iou(torch.cat((means, overall, numbers, spread), -1))
+        high = (logits > 1).flatten(2).float().sum(-1, keepdim=True)
+        low = (logits > -1).flatten(2).float().sum(-1, keepdim=True)
+        numbers = torch.cat((area.clamp(min=1e-3).log(), high / low.clamp(min=1)), -1)
+        variance = (inside * (1 - inside)).sum(-1, keepdim=True) / area.clamp(min=1e-3)
+        predicted: Tensor = self.iou(torch.cat((means, overall, numbers, variance), -1))
         return predicted.squeeze(-1).sigmoid()
 
 
-def similarities(image: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
+def similarities(image: Tensor, points: Tensor, is_point: Tensor) -> Tensor:
     """(N, 2, h, w): mean and largest cosine similarity of pixels with the points of each prompt.
 
     Args:
         image: features (1, C, h, w).
-        places: (N, P, 2), x, y from -1 to 1.
+        points: (N, P, 2), x, y from -1 to 1.
         is_point: bool (N, P); others are left out.
     """
     normalized = F.normalize(image, dim=1)
-    at_points = F.grid_sample(normalized, places[None], align_corners=False)[0]  # (C, N, P)
+    at_points = F.grid_sample(normalized, points[None], align_corners=False)[0]  # (C, N, P)
     at_points = F.normalize(at_points, dim=0).permute(1, 2, 0)
     cosines = at_points @ normalized[0].flatten(1)  # (N, P, h * w)
     valid = is_point[..., None]
     mean = (cosines * valid).sum(1) / valid.sum(1).clamp(min=1)
     largest = cosines.masked_fill(~valid, -1.0).amax(1)
-    return torch.stack((mean, largest), 1).view(len(places), 2, *image.shape[2:])
+    return torch.stack((mean, largest), 1).view(len(points), 2, *image.shape[2:])
 
 
-def bumps(positions: Tensor, places: Tensor, is_point: Tensor) -> Tensor:
-    """(N, len(SCALES), h, w): 1 at the points, falling with the distance to the nearest one."""
-    squares = [(axis.flatten() - places[..., i, None]).square() for i, axis in enumerate(positions)]
+def gaussians(positions: Tensor, points: Tensor, is_point: Tensor) -> Tensor:
+    """(N, len(SCALES), h, w): Gaussians of `SCALES` of the distance to the nearest point.
+
+    Args:
+        positions: (2, h, w), x, y of pixels from -1 to 1.
+        points, is_point: see `similarities`.
+    """
+    squares = [(axis.flatten() - points[..., i, None]).square() for i, axis in enumerate(positions)]
     distances = (squares[0] + squares[1]).masked_fill(~is_point[..., None], 8.0).amin(1)
     found = torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
-    return found.view(len(places), len(SCALES), *positions.shape[1:])
+    return found.view(len(points), len(SCALES), *positions.shape[1:])
 
 
 def _box(positions: Tensor, prompts: Tensor) -> Tensor:
