@@ -13,8 +13,8 @@ def test_the_joint_phase_is_that_of_the_demo_with_a_frozen_transformer(adapter):
     demo = load_config("demo/joint")
     cfg = load_config("demo/vit_joint", ["MODEL.BACKBONE.ADAPTER.NAME", adapter])
     assert cfg.DATASETS == demo.DATASETS and cfg.INPUT == demo.INPUT
-    for name in ("REFINER", "SUPERPIXEL", "ITERATION_UPDATE"):
-        assert cfg.MODEL.CLOUDS[name] == demo.MODEL.CLOUDS[name]
+    assert cfg.MODEL.CLOUDS.SUPERPIXEL == demo.MODEL.CLOUDS.SUPERPIXEL
+    assert cfg.MODEL.CLOUDS.ITERATION_UPDATE == demo.MODEL.CLOUDS.ITERATION_UPDATE
     assert cfg.MODEL.CLOUDS.SAM.ALPHA_EMA == demo.MODEL.CLOUDS.SAM.ALPHA_EMA
     assert cfg.SOLVER.BASE_LR == demo.SOLVER.BASE_LR
     trained = [n for n, p in build_on_meta(cfg).backbone.named_parameters() if p.requires_grad]

@@ -176,7 +176,7 @@ def write(folder, cfg=None, **options):
 
 def test_results_file(tmp_path):
     weights = tmp_path / "model.pth"
-    weights.write_bytes(b"abc")
+    torch.save({"model": {}}, weights)
     cfg = get_cfg()
     cfg.MODEL.WEIGHTS = str(weights)
     cfg.SEED = 7
@@ -198,10 +198,8 @@ def test_results_file(tmp_path):
     assert scores["images"] == 3 and scores["images-per-second"] == 2.0
     assert content["seed"] == 7 and content["iteration"] == 12
     assert content["weights"]["file"] == str(weights)
-    # the SHA-256 of "abc" in FIPS 180-2
-    assert content["weights"]["sha256"] == (
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    )
+    assert content["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert content["selection"] is None
     versions = content["versions"]
     assert versions["torch"] == torch.__version__
     assert versions["torchvision"] == torchvision.__version__.split("+")[0]
@@ -223,8 +221,9 @@ def test_the_config_in_the_results_can_be_loaded(tmp_path):
 
 def test_weights_of_the_caller_or_none(tmp_path):
     other = tmp_path / "b.pth"
-    other.write_bytes(b"b")
-    assert write(tmp_path, weights=str(other))["weights"]["file"] == str(other)
+    torch.save({"model": {}, "selection": "best on x"}, other)
+    content = write(tmp_path, weights=str(other))
+    assert content["weights"]["file"] == str(other) and content["selection"] == "best on x"
     none = write(tmp_path)["weights"]
     assert none["file"] is None and none["sha256"] is None and len(none["model_sha256"]) == 64
 

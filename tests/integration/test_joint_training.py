@@ -149,9 +149,13 @@ SMALL = """
     DATALOADER.NUM_WORKERS 0 SOLVER.IMS_PER_BATCH 4 SOLVER.MAX_ITER 6 SOLVER.CHECKPOINT_PERIOD 3
     SOLVER.WARMUP_ITERS 0 LOG_PERIOD 1 TEST.SHORT_SIDE 64
     TEST.VISUALIZED_IMAGES 1 TEST.GENERATED_IMAGES 2
-    MODEL.CLOUDS.ITERATION_UPDATE 2 
+    MODEL.CLOUDS.ITERATION_UPDATE 2 MODEL.CLOUDS.REFINER superpixel
 """.split()
 
+TRAINED_BACKBONE = (
+    *("MODEL.BACKBONE.FREEZE", "False", "MODEL.CLOUDS.CLIP_MODEL_NAME", "clouds_tiny"),
+    *("MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", ""),
+)
 
 AGAINST_NOISE = """
     DATASETS.RARE_CLASS_SAMPLING.ENABLED True DATASETS.RARE_CLASS_SAMPLING.MIN_PIXELS 50
@@ -196,7 +200,7 @@ def data(tmp_path_factory):
 
 def config(folder, *overrides):
     fixed = ["MODEL.WEIGHTS", "", "DATASETS.TEST", "('bdd_val',)", "OUTPUT_DIR", str(folder)]
-    words = [*SMALL, *fixed, *overrides]
+    words = [*SMALL, *TRAINED_BACKBONE, *fixed, *overrides]
     return load_config(JOINT, words)
 
 
@@ -213,7 +217,7 @@ def test_a_checkpoint_holds_the_teacher_beside_the_model(trained):
     folder, _ = trained
     state = saved(folder)
     student, teacher = state["model"], state["teacher"]
-    parts = ("sem_seg_head.", "backbone.clip_model.visual.trunk.")  # the demo trains both
+    parts = ("sem_seg_head.", "backbone.clip_model.visual.trunk.")  # both train
     assert {name for name in student if name.startswith(parts[0])} <= teacher.keys()
     for part in parts:  # an average, not a copy
         names = [name for name in teacher if name.startswith(part)]

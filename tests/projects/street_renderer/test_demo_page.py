@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from street_renderer import demo
+from street_renderer import demo, demo_run
 
 from clouds.cli import report
 
@@ -39,22 +39,22 @@ class Page(HTMLParser):
 
 def test_page(tmp_path):
     results = {}
-    for name, row in demo.ROWS.items():
+    for name, row in demo_run.ROWS.items():
         panel = tmp_path / (row.folder or name) / "visualizations/bdd_val/0.png"
         panel.parent.mkdir(parents=True)
         Image.new("RGB", (1200, 200)).save(panel)
-        scores = {domain: {"mIoU": 40 + i} for i, domain in enumerate(demo.DATASETS[1:])}
+        scores = {domain: {"mIoU": 40 + i} for i, domain in enumerate(demo_run.DATASETS[1:])}
         labels = {"sd_demo": {"mIoU": {"teacher": 50.04, "refined": 51.06, "student": None}}}
         labels = labels if name == "joint" else {}
         results[name] = {"datasets": scores, "mean": {"mIoU": 41}, "pseudo-labels": labels}
-    text = demo.page(["python a.py 'x y' <z>"], results, tmp_path, tmp_path / "g&h")
+    text = demo_run.page(["python a.py 'x y' <z>"], results, tmp_path, tmp_path / "g&h")
     page = Page(text)
     assert page.open == []  # every div is closed
     numbers = ["40.0", "41.0", "42.0", "41.0"]
-    assert page.cells[:5] == ["mIoU, %", *demo.DATASETS[1:], "mean"]
+    assert page.cells[:5] == ["mIoU, %", *demo_run.DATASETS[1:], "mean"]
     assert [cell for cell in page.cells if "." in cell][: 4 * 4] == 4 * numbers
     first = page.cells.index("50.0")
-    assert page.cells[first - 1 : first + 3] == [demo.TITLES["joint"], "50.0", "51.1", "-"]
+    assert page.cells[first - 1 : first + 3] == [demo_run.TITLES["joint"], "50.0", "51.1", "-"]
     viewports = [a for tag, a, _ in page.tags if tag == "meta" and a.get("name") == "viewport"]
     assert [a["content"] for a in viewports] == ["width=device-width, initial-scale=1"]
     images = [(a["src"], around) for tag, a, around in page.tags if tag == "img"]
@@ -71,8 +71,8 @@ def test_page(tmp_path):
 
 def test_commands_make_the_data_that_rows_train_on(tmp_path):
     args = demo.parse(["--data", str(tmp_path), "--generated", "7"])
-    render, generate = demo.data_commands(args)
-    assert render[0] == "make-demo-data" and set(demo.DATASETS) <= set(render)
+    render, generate = demo_run.data_commands(args)
+    assert render[0] == "make-demo-data" and set(demo_run.DATASETS) <= set(render)
     assert generate[generate.index("--count") + 1] == "7"
     assert generate[-1] == str(tmp_path / "stable_diffusion/demo")
 
@@ -89,19 +89,19 @@ def test_seeds_and_results_belong_to_the_whole_table(capsys):
 
 def test_the_demo_ends_with_a_report(tmp_path, monkeypatch, capsys):
     args = demo.parse(["--output", str(tmp_path)])
-    names = list(demo.ROWS)
-    command = demo.report_command(args, names)
+    names = list(demo_run.ROWS)
+    command = demo_run.report_command(args, names)
     folders = ["warmup", "source", "generated", "joint"]
     assert report.parse(command[1:]).runs == [tmp_path / name for name in folders]
     started = []
-    monkeypatch.setattr(demo, "run", lambda *call: started.append(call))
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    demo.compare(args, names)
+    monkeypatch.setattr(demo_run, "run", lambda *call: started.append(call))
+    monkeypatch.setattr(demo_run, "find_spec", lambda name: None)
+    demo_run.compare(args, names)
     printed = capsys.readouterr().out
     assert started == []
     assert (
         'pip install "clouds-dgss[report]"' in printed and f"clouds {' '.join(command)}" in printed
     )
-    monkeypatch.setattr(demo, "find_spec", lambda name: object())
-    demo.compare(args, names)
+    monkeypatch.setattr(demo_run, "find_spec", lambda name: object())
+    demo_run.compare(args, names)
     assert started == [(command, {"DETECTRON2_DATASETS": str(args.data)})]

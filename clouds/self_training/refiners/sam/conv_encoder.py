@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import timm
 import torch
-from timm.layers import GroupNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
@@ -40,6 +38,9 @@ class ConvEncoder(nn.Module):
         dim: int = 128,
     ) -> None:
         super().__init__()
+        import timm
+        from timm.layers import GroupNorm
+
         self.img_size = img_size
         self.trunk = timm.create_model(
             "resnet18", features_only=True, channels=channels, layers=layers, stem_type="deep",
