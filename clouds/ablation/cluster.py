@@ -39,7 +39,7 @@ CONSTRUCTOR_OPTIONS = ("slurm_max_num_timeout", "slurm_python")
 """Options that submitit's AutoExecutor takes when it is made; it takes the others later."""
 
 POLL_SECONDS = {"slurm": 20.0, "local": 0.5, "debug": 0.0}
-"""submitit's name of a cluster -> seconds between looks at its jobs. `local` and `debug` run jobs
+"""submitit's name of a cluster -> seconds between polls of its jobs. `local` and `debug` run jobs
 on this machine, to try the options."""
 
 

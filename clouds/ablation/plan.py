@@ -287,6 +287,13 @@ def _configs(
                 f"the ablation; leave it out, it follows from {PLANNED_KEYS[planned[0].name]}"
             )
             continue
+        weights = [s for s in last if s.name == "MODEL.WEIGHTS"]
+        if weights and any(setting.name == START for setting in own):
+            problems.append(
+                f"setting {name!r}: MODEL.WEIGHTS ({weights[0].origin}) follows from '{START}'; "
+                "leave one of them out"
+            )
+            continue
         file = files[0] if files else config
         base = [*load_settings(file), *keys]
         words = [word for s in (*keys, *last) for word in (s.name, _word(s.value))]

@@ -1,4 +1,4 @@
-"""State of the runs of an ablation, as their folders tell."""
+"""State of the runs of an ablation, by the files in their folders."""
 
 from __future__ import annotations
 

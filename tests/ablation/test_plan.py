@@ -96,6 +96,11 @@ def test_a_setting_starts_from_the_weights_of_another_one_with_the_same_seed(tmp
     assert only.settings == ("joint", "none", "warmup")
 
 
+def test_weights_for_all_runs_and_a_start(tmp_path):
+    with pytest.raises(ConfigError, match=r"'none': MODEL.WEIGHTS \(override\) follows from 'star"):
+        read_ablation(write(tmp_path, STARTS), overrides=["MODEL.WEIGHTS", "x.pth"])
+
+
 def test_problems_of_all_settings_are_told_with_their_lines(tmp_path):
     path = write(
         tmp_path,

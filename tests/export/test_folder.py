@@ -15,9 +15,10 @@ from tiny_checkpoint import block_image, save_checkpoint
 from tiny_model import tiny_config
 
 from clouds import load
+from clouds.cli import export as command
 from clouds.cli.main import main
 from clouds.engine.checkpoint import Checkpointer
-from clouds.export import export
+from clouds.export import FORMATS, export
 from clouds.export.folder import config_text, portable_config
 from clouds.modeling.build import build_seeded
 
@@ -210,6 +211,10 @@ def test_missing_packages_are_named_before_the_model_is_loaded(checkpoint, tmp_p
     with pytest.raises(ImportError, match=r"onnx, onnxscript, onnxruntime: pip install.*export"):
         export(checkpoint, tmp_path / "x", ["onnx"])
     assert not (tmp_path / "x").exists()
+
+
+def test_formats_of_the_command_are_those_of_the_library():
+    assert command.FORMATS == FORMATS
 
 
 def test_unknown_format(checkpoint, tmp_path):
