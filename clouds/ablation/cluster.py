@@ -22,6 +22,7 @@ from clouds.ablation.runs import (
     Outcome,
     fail_without_start,
     last_line,
+    outcome_of,
     results_of,
     start_of,
 )
@@ -31,9 +32,6 @@ from clouds.yaml_core import CoreLoader
 
 logger = logging.getLogger(__name__)
 
-CLUSTERS = ("slurm", "local", "debug")
-"""submitit's names; the last two run jobs on this machine, to try things."""
-
 JOB = "job.json"
 """File in the folder of a run: the job that it was submitted as."""
 
@@ -41,6 +39,8 @@ CONSTRUCTOR_OPTIONS = ("slurm_max_num_timeout", "slurm_python")
 """Options that submitit's AutoExecutor takes when it is made; it takes the others later."""
 
 POLL_SECONDS = {"slurm": 20.0, "local": 0.5, "debug": 0.0}
+"""submitit's name of a cluster -> seconds between polls of its jobs. `local` and `debug` run jobs
+on this machine, to try the options."""
 
 
 class TrainJob:
@@ -132,7 +132,7 @@ class ClusterRunner:
     Jobs that an earlier call submitted, and that have not ended, are waited for instead.
 
     Attributes:
-        cluster: one of `CLUSTERS`.
+        cluster: of POLL_SECONDS.
         folder: of submitit's files.
         options: of submitit, such as timeout_min, slurm_partition.
         gpus_per_run: processes of each run.
@@ -218,4 +218,4 @@ def _outcome(job: Any, run: Run) -> Outcome:
         lines = str(error).strip().splitlines()
         reason = lines[-1] if lines else type(error).__name__
         return Outcome(1, f"job {job.job_id} ({job.state}): {reason}")
-    return Outcome(status, last_line(run))
+    return outcome_of(run, status) or Outcome(status, last_line(run))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clouds.ablation.runs import RESULTS, WITHOUT_EFFECT
+from clouds.ablation.runs import WITHOUT_EFFECT
 from clouds.ablation.scores import (
     MetricSpecs,
     RunResults,
@@ -16,11 +16,13 @@ from clouds.ablation.scores import (
     read_results,
 )
 from clouds.ablation.table import Row, Table
+from clouds.config.values import flatten
+from clouds.evaluation.report import RESULTS_FILE
 from clouds.files import expand_user
 from clouds.messages import format_examples
 
 BASELINE = "baseline"
-"""Name of the first row where configs name the rows."""
+"""Name of the row of the first run, where configs name the rows."""
 
 MAX_VALUE = 60
 """Characters of a value in the name of a row."""
@@ -72,11 +74,15 @@ def results_file(run: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    file = run if run.is_file() else run / RESULTS
+    file = run if run.is_file() else run / RESULTS_FILE
     if not file.is_file():
-        others = [f"'{p.parent}'" for p in sorted(run.glob(f"*/**/{RESULTS}"))]
+        others = [f"'{p.parent}'" for p in sorted(run.glob(f"*/**/{RESULTS_FILE}"))]
         hint = f" There are some in {format_examples(others, 3)}." if others else ""
-        what = f"has no {RESULTS}: it has not been evaluated" if run.is_dir() else "does not exist"
+        what = (
+            f"has no {RESULTS_FILE}: it has not been evaluated"
+            if run.is_dir()
+            else "does not exist"
+        )
         raise FileNotFoundError(f"the run '{run}' {what}.{hint}")
     return file
 
@@ -100,19 +106,29 @@ def parse_groups(words: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def group_by_config(results: Sequence[RunResults]) -> dict[str, list[RunResults]]:
-    """Runs of the same config but the seed, by the difference to the first one's."""
+    """Runs of the same config but the seed, by the difference to the first one's.
+
+    Raises:
+        ValueError: the differences of two configs are the same text.
+    """
     groups: list[tuple[dict[str, Any], list[RunResults]]] = []
     for result in results:
-        config = dict(_flatten(result.config))
+        config = {k: v for k, v in flatten(result.config) if k not in WITHOUT_EFFECT}
         same = [members for other, members in groups if other == config]
         if same:
             same[0].append(result)
         else:
             groups.append((config, [result]))
-    return {
-        BASELINE if i == 0 else difference(config, groups[0][0]): members
-        for i, (config, members) in enumerate(groups)
-    }
+    named: dict[str, list[RunResults]] = {}
+    for i, (config, members) in enumerate(groups):
+        name = BASELINE if i == 0 else difference(config, groups[0][0])
+        if name in named:  # values are equal in the characters that are shown
+            raise ValueError(
+                f"'{members[0].path.parent}' and '{named[name][0].path.parent}' have different "
+                f"configs, and both rows would have the name {name!r}; name them by --group"
+            )
+        named[name] = members
+    return named
 
 
 def difference(config: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
@@ -125,16 +141,6 @@ def _short(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     text = " ".join(text.split())
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every key that has an effect on scores."""
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{name}.")
-        elif name not in WITHOUT_EFFECT:
-            yield name, value
 
 
 def _row(name: str, results: Sequence[RunResults]) -> Row:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from clouds.ablation.plan import Run
-from clouds.ablation.runs import CONSOLE, Outcome, fail_without_start, last_line, start_of
+from clouds.ablation.runs import CONSOLE, Outcome, fail_without_start, outcome_of, start_of
 from clouds.engine.interrupt import SIGNALS
 
 logger = logging.getLogger(__name__)
@@ -119,13 +119,14 @@ class LocalRunner:
         self, run: Run, status: int, since: float, number: str, failed: dict[Run, Outcome]
     ) -> None:
         minutes = (time.monotonic() - since) / 60
-        if not status:
+        outcome = outcome_of(run, status)
+        if outcome is None:
             logger.info("%s: ended after %.1f minutes (%s)", run.name, minutes, number)
         elif self.stopped_by:
             logger.info("%s: stopped after %.1f minutes", run.name, minutes)
         else:
-            failed[run] = Outcome(status, last_line(run))
-            logger.error("%s: failed, %s (%s)", run.name, failed[run], number)
+            failed[run] = outcome
+            logger.error("%s: failed, %s (%s)", run.name, outcome, number)
 
     @contextlib.contextmanager
     def _handling_signals(self) -> Iterator[None]:

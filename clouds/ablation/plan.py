@@ -32,7 +32,7 @@ from clouds.yaml_core import CoreLoader
 OUTPUT = Path("output/ablations")
 """Folder of the runs where neither the file nor the command line names one."""
 
-PLANNED_KEYS = {"SEED": "'seeds'", "OUTPUT_DIR": "'output'"}
+PLANNED_KEYS = {"SEED": "'seeds' (--seeds)", "OUTPUT_DIR": "'output' (--output)"}
 """Keys that an ablation sets by itself for each run, and the entry that they follow from."""
 
 CONFIG, START = "config", "start"
@@ -131,8 +131,8 @@ def read_ablation(
         FileNotFoundError: no such file, or a config that it names does not exist.
         DescriptionError: an entry of the file is unknown, missing or of another form.
         ConfigError: the config of a setting is invalid; it has the problems of all settings.
-        ValueError: two settings have one config or folder; a name in `only` is unknown; test data
-            or protocols of settings differ.
+        ValueError: two settings have one config or folder; a name in `only` is unknown; a seed is
+            negative; there are no test data, or test data or protocols of settings differ.
     """
     path = find(ABLATIONS, file)
     if not path.is_file():
@@ -147,6 +147,8 @@ def read_ablation(
     folder = expand_user(section.text("output", str(OUTPUT / path.stem)))
     folder = output or folder
     chosen_seeds = _seeds(section)
+    if any(seed < 0 for seed in seeds):
+        raise ValueError(f"--seeds is {list(seeds)}; expected are whole numbers from 0")
     chosen_seeds = tuple(dict.fromkeys(seeds)) or chosen_seeds
     baseline = section.text("baseline", next(iter(settings)))
     metrics = read_metrics(section)
@@ -277,15 +279,23 @@ def _configs(
     for name, own in settings.items():
         files = [str(setting.value) for setting in own if setting.name == CONFIG]
         keys = [s for s in (*common, *own) if s.name not in (CONFIG, START)]
-        planned = [s for s in keys if s.name in PLANNED_KEYS]
+        last = load_settings(None, overrides)
+        planned = [s for s in (*keys, *last) if s.name in PLANNED_KEYS]
         if planned:
             problems.append(
                 f"setting {name!r}: {planned[0].name} ({planned[0].origin}) is set for each run by "
                 f"the ablation; leave it out, it follows from {PLANNED_KEYS[planned[0].name]}"
             )
             continue
+        weights = [s for s in last if s.name == "MODEL.WEIGHTS"]
+        if weights and any(setting.name == START for setting in own):
+            problems.append(
+                f"setting {name!r}: MODEL.WEIGHTS ({weights[0].origin}) follows from '{START}'; "
+                "leave one of them out"
+            )
+            continue
         file = files[0] if files else config
-        base, last = [*load_settings(file), *keys], load_settings(None, overrides)
+        base = [*load_settings(file), *keys]
         words = [word for s in (*keys, *last) for word in (s.name, _word(s.value))]
         try:
             configs[name] = _Config(file, tuple(words), config_of([*base, *last]))
@@ -302,7 +312,7 @@ def _word(value: Any) -> str:
 
 
 def _check_differences(configs: Mapping[str, _Config], starts: Mapping[str, str]) -> None:
-    """Raise ValueError if settings are the same, or their scores cannot be compared."""
+    """Raise ValueError if settings are the same, or their scores are none or not comparable."""
     first = next(iter(configs))
     by_config: dict[tuple[str, str], str] = {}
     for name, config in configs.items():
@@ -311,6 +321,11 @@ def _check_differences(configs: Mapping[str, _Config], starts: Mapping[str, str]
             raise ValueError(
                 f"the settings {same!r} and {name!r} are the same config: what they override has "
                 "these values already. Leave one of them out, or change it."
+            )
+        if not config.cfg.DATASETS.TEST:
+            raise ValueError(
+                f"DATASETS.TEST is empty in the setting {name!r}, so its runs have no scores. Set "
+                "it in 'common'."
             )
         for key in ("DATASETS.TEST", "TEST.PROTOCOL"):
             section, leaf = key.split(".")

@@ -1,4 +1,4 @@
-"""State of the runs of an ablation, as their folders tell."""
+"""State of the runs of an ablation, by the files in their folders."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from clouds.ablation.scores import (
 from clouds.ablation.table import Row, Table
 from clouds.engine.config_changes import changed_keys
 from clouds.engine.run_folder import ITERATIONS, existing
+from clouds.evaluation.report import RESULTS_FILE
 from clouds.messages import format_examples
 
-RESULTS = "results.json"
 CONSOLE = "console.txt"
 """What a run prints, in its folder."""
 
@@ -27,17 +27,19 @@ WITHOUT_EFFECT = (
     "DATALOADER.NUM_WORKERS",
     "DATALOADER.TIMEOUT",
     "DIST_TIMEOUT",
+    "LOGGER",
     "LOG_PERIOD",
     "MODEL.DEVICE",
     "OUTPUT_DIR",
     "SEED",
+    "SOLVER.BEST_ON",
     "SOLVER.CHECKPOINTS_KEPT",
     "SOLVER.CHECKPOINT_PERIOD",
     "TEST.EVAL_PERIOD",
     "TEST.MASKS_AT_ONCE",
     "TEST.VISUALIZED_IMAGES",
 )
-"""Keys that may differ between runs of one setting."""
+"""Keys that may differ between runs of one setting: they change no score of the last weights."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def results_of(run: Run) -> RunResults | None:
         ValueError: results.json is damaged.
     """
     try:
-        results = read_results(run.folder / RESULTS)
+        results = read_results(run.folder / RESULTS_FILE)
     except FileNotFoundError:
         return None
     # an evaluation in training writes results, too
@@ -88,6 +90,15 @@ def start_of(run: Run, runs: Iterable[Run]) -> Run | None:
     """The run among `runs` whose final weights `run` starts from; None: there is none."""
     starts = (other for other in runs if (other.setting, other.seed) == (run.start, run.seed))
     return next(starts, None)
+
+
+def outcome_of(run: Run, status: int) -> Outcome | None:
+    """How a run failed whose process ended with an exit status; None: it has its results."""
+    if status:
+        return Outcome(status, last_line(run))
+    if results_of(run) is None:
+        return Outcome(0, f"no {RESULTS_FILE} of its last iteration. {last_line(run)}".rstrip())
+    return None
 
 
 def fail_without_start(waiting: list[Run], failed: dict[Run, Outcome]) -> None:

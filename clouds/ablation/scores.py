@@ -57,7 +57,7 @@ class RunResults:
         return iteration
 
     def scores(self) -> dict[str, float]:
-        """All scores that are defined, by name."""
+        """All scores that are defined, in percent, by name (`Results.flat`)."""
         found: dict[str, float | None] = {
             f"mean/{name}": value for name, value in self.content["mean"].items()
         }
@@ -69,6 +69,7 @@ class RunResults:
                     found[f"{dataset}/{name}"] = value
         for dataset, labels in self.content.get("pseudo-labels", {}).items():
             found |= {f"{dataset}/{name}-mIoU": value for name, value in labels["mIoU"].items()}
+            found[f"{dataset}/refined-covered"] = labels.get("covered")
         for name, scores in self.content.get("anomaly-sets", {}).items():
             found |= {f"{name}/{key}": v for key, v in scores.items() if key not in NOT_SCORES}
         return {name: value for name, value in found.items() if value is not None}

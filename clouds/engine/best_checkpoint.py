@@ -17,6 +17,7 @@ from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.metrics import MetricsFile
+from clouds.weights_io import DamagedFileError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +82,11 @@ class BestCheckpoint:
             )
         self.best = self._best_recorded() if iteration > 0 else None
         path = Path(self.checkpointer.save_dir, f"{FILE}.pth")
-        if self.best is not None and not path.is_file():
+        if self.best is not None and (problem := _problem(path, self.best[1])):
             logger.warning(
-                "'%s' with the best weights so far (iteration %d) is missing: it will have the "
-                "best of the evaluations from here on",
-                *(path, self.best[1] + 1),
+                "'%s' with the best weights so far (iteration %d) %s: it will have the best of "
+                "the evaluations from here on",
+                *(path, self.best[1] + 1, problem),
             )
             self.best = None
 
@@ -130,3 +131,17 @@ class BestCheckpoint:
         """The score that decides; None if no class of it was labelled or predicted."""
         score = scores.get(SCORES[self.on])
         return float(score) if score is not None and math.isfinite(score) else None
+
+
+def _problem(path: Path, iteration: int) -> str:
+    """Why a file has not the weights after `iteration`, as a predicate; empty: it has them."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        saved = read_checkpoint(path, mmap=True).get("iteration")
+    except DamagedFileError as error:
+        return f"is damaged ({error})"
+    if saved == iteration:
+        return ""
+    # the interrupted run has replaced them after the checkpoint that is resumed
+    return f"has been replaced by those of iteration {saved + 1 if isinstance(saved, int) else '?'}"

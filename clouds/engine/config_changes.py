@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from clouds.config.compat import NO_EFFECT, translate
-from clouds.config.values import Setting
+from clouds.config.values import Setting, flatten
 from clouds.d2 import CfgNode
 from clouds.yaml_core import BoundedLoader
 
@@ -53,7 +53,7 @@ def changed_keys(
         ValueError: it is another object, or other text.
     """
     saved = _with_present_names(_parse(saved_config))
-    present = dict(_flatten(yaml.safe_load(cfg.dump())))
+    present = dict(flatten(yaml.safe_load(cfg.dump())))
     return [
         f"{key}: {_difference(saved.get(key, '(absent)'), present.get(key, '(absent)'))}"
         for key in sorted(saved.keys() | present.keys())
@@ -100,13 +100,13 @@ def config_value(saved_config: object, name: str) -> Any:
         saved = yaml.load(saved_config, BoundedLoader)
     except yaml.YAMLError:
         return None
-    return dict(_flatten(saved)).get(name) if isinstance(saved, Mapping) else None
+    return dict(flatten(saved)).get(name) if isinstance(saved, Mapping) else None
 
 
 def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Present name and value of every key, without those that have no effect or only one value."""
     present: dict[str, Any] = {}
-    for name, value in _flatten(config):
+    for name, value in flatten(config):
         if name in NO_EFFECT:
             continue
         settings, problems = translate([Setting(name, value, "checkpoint")])
@@ -114,15 +114,6 @@ def _with_present_names(config: Mapping[str, Any]) -> dict[str, Any]:
         if problems:
             present[name] = value
     return present
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf of nested dictionaries."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _parse(saved_config: object) -> Mapping[str, Any]:

@@ -131,7 +131,7 @@ class MetricsHook(HookBase):
                 one.image(name, panel, iteration)
 
     def close(self) -> None:
-        """Close what shows the run; to be called when training ends, in whatever way."""
+        """Close progress line and loggers; to be called when training ends, also by an error."""
         if self.progress is not None:
             self.progress.close()
         for one in self.loggers:

@@ -12,7 +12,6 @@ import io
 import logging
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from clouds.d2 import CfgNode
-from clouds.engine.metrics import MetricsFile, Record
+from clouds.engine.metrics import MetricsFile, Record, is_last_layer_loss, plain
 from clouds.files import atomic_write
 from clouds.messages import install_extra
 
@@ -47,7 +46,7 @@ def training_tag(name: str) -> str | None:
     if name == "total_loss":
         return "loss/total"
     if name.startswith("loss_"):
-        return None if re.search(r"_\d+$", name) else f"loss/{name.removeprefix('loss_')}"
+        return f"loss/{name.removeprefix('loss_')}" if is_last_layer_loss(name) else None
     return f"train/{name}"
 
 
@@ -61,7 +60,7 @@ class RunLogger(Protocol):
     """Shows the numbers of a run; called on the main process alone."""
 
     def start(self, iteration: int) -> None:
-        """Forget what an interrupted run has shown of this iteration and later ones."""
+        """Before the first step: hide what an interrupted run has shown from this iteration on."""
 
     def training(self, record: Record) -> None:
         """Show a training record of metrics.json, which is written already."""
@@ -140,6 +139,8 @@ def cards(values: Mapping[str, Any], evaluation: bool = False) -> dict[str, floa
 class CSVFiles:
     """metrics.csv and evaluations.csv: the records of metrics.json as tables, a column per name.
 
+    The cell of a number that is not finite is empty.
+
     Args:
         file: metrics.json.
     """
@@ -163,7 +164,7 @@ class CSVFiles:
             self._rewrite(False)
             return
         with self.paths[False].open("a", encoding="utf-8", newline="") as file:
-            file.write(_table([record], columns))
+            file.write(_table([{name: plain(value) for name, value in record.items()}], columns))
 
     def evaluation(self, scores: Mapping[str, float], iteration: int) -> None:
         self._rewrite(True)  # an earlier evaluation of the same iteration is replaced
@@ -196,7 +197,8 @@ class WeightsAndBiases:
     """A run at Weights & Biases; project, entity and mode are those of wandb's variables.
 
     WANDB_PROJECT (here `clouds` without it), WANDB_ENTITY, WANDB_MODE (`offline` keeps the files in
-    OUTPUT_DIR/wandb, for `wandb sync`) and WANDB_API_KEY are read by wandb.
+    OUTPUT_DIR/wandb, for `wandb sync`) and WANDB_API_KEY are read by wandb. Iterations that a
+    resumed run repeats are there twice, since what wandb has is not deleted.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

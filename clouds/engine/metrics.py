@@ -8,6 +8,7 @@ means over the iterations since the previous record; an evaluation record is
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -108,8 +109,8 @@ class MetricsFile:
     def set_aside(self) -> None:
         """Rename the file of an earlier run, if there is one."""
         if self.path.exists():
-            number = 1 + sum(1 for _ in self.path.parent.glob(f"{self.path.stem}.old*.json"))
-            other = self.path.with_name(f"{self.path.stem}.old{number}.json")
+            names = (f"{self.path.stem}.old{number}.json" for number in itertools.count(1))
+            other = next(p for name in names if not (p := self.path.with_name(name)).exists())
             self.path.rename(other)
             logger.warning("renamed the metrics of an earlier run to %s", other)
 
@@ -130,7 +131,7 @@ class MetricsFile:
 
 
 def _parse(line: bytes) -> Record | None:
-    """A line of metrics.json as a record; None if it is none, which has a whole `iteration`."""
+    """A line of metrics.json as a record; None if it is no JSON object with an int `iteration`."""
     try:
         record = json.loads(line.decode())
     except (ValueError, RecursionError):
@@ -141,6 +142,14 @@ def _parse(line: bytes) -> Record | None:
 def plain(value: Any) -> Any:
     """`value`, or None for a float that is not finite, which JSON cannot represent."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_last_layer_loss(name: str) -> bool:
+    """Whether a number in a training record is a loss of the last decoder layer.
+
+    Those of the other layers end in their number, such as `loss_ce_3`; `loss_scale` is no loss.
+    """
+    return name.startswith("loss_") and name != "loss_scale" and not re.search(r"_\d+$", name)
 
 
 def memory_gib(device: torch.device) -> float:
@@ -193,7 +202,7 @@ def console_line(record: Record, max_iter: int, seconds_left: float) -> str:
     shown = [
         f"{name.removeprefix('loss_')} {value:.3f}"
         for name, value in record.items()
-        if name.startswith("loss_") and name != "loss_scale" and not re.search(r"_\d+$", name)
+        if is_last_layer_loss(name)
     ]
     share = record["data_seconds"] / record["seconds"] if record["seconds"] else 0.0
     parts = [

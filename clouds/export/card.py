@@ -9,14 +9,19 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
+from clouds.config.values import flatten
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.export.graphs import CHECKED_SIZES, Check
 from clouds.export.network import MIN_SIDE
 from clouds.inference.exported import LIBRARY, WEIGHTS_FILE
 from clouds.version import __version__
+from clouds.yaml_core import CoreLoader
 
 TASK = "image-segmentation"
+
+SIZE_KEYS = ("TEST.SHORT_SIDE", "TEST.LONG_SIDE_MAX", "TEST.INPUT_SIZES", "TEST.SLIDE", "TEST.AUG")
+"""Keys and sections of an evaluation that change its scores."""
 
 NO_LICENCE = (
     "Not stated. It depends on the licences of the training data and of the backbone's weights; "
@@ -128,7 +133,7 @@ class Card:
         return tabulate(rows, ["id", "class", "color"], "github")
 
     def scores(self) -> str:
-        """A table of mIoU by dataset and protocol, and how the weights were chosen."""
+        """A table of mIoU by dataset and settings, and how the weights were chosen."""
         notes = [self.selection] if self.selection else []
         if not self.results:
             return "\n\n".join([*notes, "There is no results.json of exactly these weights."])
@@ -136,14 +141,26 @@ class Card:
             (
                 name,
                 one["protocol"],
+                self._other_settings(one) or "–",
                 "–" if row["mIoU"] is None else f"{row['mIoU']:.2f}",
                 row["images"],
             )
             for one in self.results
             for name, row in one["datasets"].items()
         ]
-        table = tabulate(rows, ["dataset", "protocol", "mIoU, %", "images"], "github")
+        header = ["dataset", "protocol", "other settings than config.json", "mIoU, %", "images"]
+        table = tabulate(rows, header, "github")
         return "\n\n".join([table, *notes])
+
+    def _other_settings(self, results: Mapping[str, Any]) -> str:
+        """Sizes and augmentations of an evaluation that differ from the config: `KEY value, …`."""
+        evaluated = dict(flatten((results.get("config") or {}).get("TEST", {}), "TEST."))
+        present = dict(flatten(yaml.load(self.cfg.TEST.dump(), CoreLoader), "TEST."))
+        return ", ".join(
+            f"{key} {value}"
+            for key, value in evaluated.items()
+            if key.startswith(SIZE_KEYS) and value != present.get(key)
+        )
 
     def uses(self) -> list[str]:
         """How the files of the folder are loaded."""
@@ -159,8 +176,8 @@ class Card:
                 f"Graphs take RGB images (N, 3, H, W) of the type {self.input_type}, 0 to 255, of "
                 f"any batch size, height and width from {MIN_SIDE} pixels, and give scores "
                 f"(N, {self.label_space.num_classes}, H, W) in float32; the class is their argmax. "
-                "Normalization and padding are inside, resizing is not: the model was evaluated at "
-                f"a short side of {test.SHORT_SIDE or 'the image itself'} (TEST.PROTOCOL "
+                "Normalization and padding are inside, resizing is not: the config has a short "
+                f"side of {test.SHORT_SIDE or 'the image itself'} (TEST.SHORT_SIDE, TEST.PROTOCOL "
                 f"{test.PROTOCOL})."
             )
         snippets = {"model.onnx": ONNX, "model.pt2": TORCH}

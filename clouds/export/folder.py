@@ -23,7 +23,7 @@ from clouds.export.card import Card
 from clouds.export.graphs import Check, require_onnx, trace, write_onnx, write_torch
 from clouds.export.network import INPUT_TYPES, SemanticNetwork
 from clouds.files import atomic_write, expand_user
-from clouds.inference.exported import CONFIG_FILE, LIBRARY, WEIGHTS_FILE
+from clouds.inference.exported import CONFIG_FILE, LIBRARY, WEIGHTS_FILE, read_config
 from clouds.inference.load import load
 from clouds.inference.segmenter import Segmenter
 from clouds.modeling.backbone.adapters import merge_updates
@@ -49,7 +49,7 @@ class Exported:
     """What was written.
 
     Attributes:
-        folder: of the files.
+        folder: of the files, absolute.
         checks: name of each graph's file -> how it differs from the model.
         merged: number of low-rank updates that were merged into the weights.
         scores: number of results.json files of exactly these weights, whose scores the card has.
@@ -94,7 +94,7 @@ def export(
         FileNotFoundError, TypeError, ValueError: see `clouds.load`; a format or type is unknown;
             the folder exists; a graph cannot be made, or differs from the model.
     """
-    weights, folder = expand_user(weights), expand_user(folder)
+    weights, folder = expand_user(weights), expand_user(folder).resolve()
     _check_arguments(folder, formats, input_type, overwrite)
     if "onnx" in formats:
         require_onnx()
@@ -107,7 +107,7 @@ def export(
         cfg = portable_config(segmenter.cfg, merged > 0)
         iteration, selection = _training_of(weights)
         card = Card(
-            name=name or folder.resolve().name,
+            name=name or folder.name,
             cfg=cfg,
             label_space=segmenter.label_space,
             licence=licence,
@@ -156,9 +156,17 @@ def _check_arguments(
         raise ValueError(f"input type {input_type!r}; allowed are {', '.join(INPUT_TYPES)}.")
     if not folder.exists():
         return
-    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file()):
-        raise ValueError(f"'{folder}' exists, and no export wrote it; name another folder.")
-    if any(folder.iterdir()) and not overwrite:
+    if not folder.is_dir():
+        raise ValueError(f"'{folder}' exists, and is no folder; name another one.")
+    if not any(folder.iterdir()):
+        return
+    try:
+        read_config(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"'{folder}' exists, and no export wrote it; name another folder."
+        ) from error
+    if not overwrite:
         raise ValueError(f"'{folder}' exists; --overwrite replaces it.")
 
 
@@ -232,17 +240,18 @@ def results_of(weights: Path) -> list[dict[str, Any]]:
     if weights.is_dir():
         return found
     paths = [path for pattern in RESULTS for path in sorted(weights.parent.glob(pattern))]
+    digest = hash_file(weights) if paths else ""
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            digest = content["weights"]["sha256"]
+            evaluated = content["weights"]["sha256"]
             content["datasets"], content["protocol"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"'{path}' is no results file of this project ({type(error).__name__}: {error}). "
                 "Evaluate again (`clouds eval`), or move it away."
             ) from error
-        if digest == hash_file(weights):
+        if evaluated == digest:
             found.append(content)
         else:
             logger.info("%s is of other weights than %s: not in the card", path, weights.name)

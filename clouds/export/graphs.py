@@ -41,10 +41,7 @@ MIN_AGREEMENT = 0.999
 EXTERNAL_DATA_BYTES = 1 << 30
 """Weights of an ONNX file that is larger are in a file beside it: protobuf allows 2 GiB."""
 
-IN_PLACE_OF_ONNX = (
-    "Leave onnx out of --format (torch and safetensors remain), or change the part of the model "
-    "that has it in the config"
-)
+IN_PLACE_OF_ONNX = "Leave onnx out of --format (torch and safetensors remain)."
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ def trace(network: nn.Module, input_type: str) -> torch.export.ExportedProgram:
         except Exception as error:  # torch.export raises errors of many types for what it lacks
             raise ValueError(
                 f"torch.export makes no graph of this model ({_first_line(error)}). Leave torch "
-                "and onnx out of --format (safetensors remains), or change the backbone or "
-                "adapter that the traceback names"
+                "and onnx out of --format (safetensors remains), or use another backbone or "
+                "adapter."
             ) from error
     fixed = [size for size in _placeholder_shape(program) if isinstance(size, int)]
     if len(fixed) != 1:  # the channels
@@ -176,7 +173,7 @@ def write_onnx(
 
 
 def _not_convertible(error: Exception) -> ValueError:
-    """Error for an operator that ONNX lacks, or whatever else the exporter did not like."""
+    """The error for a failure of the ONNX exporter; it names the operators that ONNX lacks."""
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
@@ -199,8 +196,8 @@ def check(run: Run, network: nn.Module, path: Path, input_type: str) -> Check:
     """Compare the scores of a graph and of the module on images of CHECKED_SIZES.
 
     Raises:
-        ValueError: they differ by more than MAX_DIFFERENCE, or have the same class in fewer than
-            MIN_AGREEMENT of the pixels.
+        ValueError: their shapes differ, or they differ by more than MAX_DIFFERENCE, or have the
+            same class in fewer than MIN_AGREEMENT of the pixels.
     """
     differences, agreements = [], []
     for seed, size in enumerate(CHECKED_SIZES):
@@ -211,7 +208,7 @@ def check(run: Run, network: nn.Module, path: Path, input_type: str) -> Check:
         if found.shape != expected.shape:
             raise ValueError(
                 f"'{path}' gives scores of the shape {found.shape} for images of {size}, and the "
-                f"model {expected.shape}: the file is not usable. {IN_PLACE_OF_ONNX}"
+                f"model {expected.shape}: the file is not usable. {_without(path)}"
             )
         differences.append(float(np.abs(found - expected).max()))
         agreements.append(float((found.argmax(1) == expected.argmax(1)).mean()))
@@ -220,9 +217,14 @@ def check(run: Run, network: nn.Module, path: Path, input_type: str) -> Check:
         raise ValueError(
             f"'{path}' differs from the model: scores by {result.difference:.3g} (allowed is "
             f"{MAX_DIFFERENCE}), and {result.agreement:.3%} of the pixels have the same class "
-            f"(allowed are {MIN_AGREEMENT:.1%}): the file is not usable. {IN_PLACE_OF_ONNX}"
+            f"(allowed are {MIN_AGREEMENT:.1%}): the file is not usable. {_without(path)}"
         )
     return result
+
+
+def _without(path: Path) -> str:
+    """How to export without the graph of a file."""
+    return f"Leave {'onnx' if path.suffix == '.onnx' else 'torch'} out of --format."
 
 
 def sample_images(size: tuple[int, int, int, int], input_type: str, seed: int = 0) -> Tensor:

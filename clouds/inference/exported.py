@@ -19,12 +19,11 @@ def is_exported(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def read_exported(folder: Path) -> dict[str, Any]:
-    """The entries of a checkpoint (`clouds.weights_io.read_checkpoint`), with the model's config.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The model's config in CONFIG_FILE.
 
     Raises:
-        ValueError: the config is not JSON, or of another library; the weights were not exported.
-        DamagedFileError: the weights are damaged.
+        ValueError: the file is not JSON, or was not written by an export.
     """
     path = folder / CONFIG_FILE
     try:
@@ -37,6 +36,17 @@ def read_exported(folder: Path) -> dict[str, Any]:
             f"'{path}' is not of a folder that `clouds export` wrote: it has no 'library_name' "
             f"{LIBRARY!r}, or no 'config'. Name the file of a checkpoint instead."
         )
+    return config
+
+
+def read_exported(folder: Path) -> dict[str, Any]:
+    """The entries of a checkpoint (`clouds.weights_io.read_checkpoint`), with the model's config.
+
+    Raises:
+        ValueError: the config is not JSON, or of another library; the weights were not exported.
+        DamagedFileError: the weights are damaged.
+    """
+    config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
         raise ValueError(

@@ -37,13 +37,13 @@ class Embedder:
     left_out: int = 0
 
     def photo(self, image: UInt8Array, max_width: int = MAX_WIDTH) -> str:
-        """An image (H, W, 3) RGB as a URI, with loss; empty if the limit is reached."""
+        """An image (H, W, 3) RGB as a URI, lossy; empty if the limit is reached."""
         return self._add(_reduced(Image.fromarray(image), max_width, Image.Resampling.LANCZOS))
 
     def colors(self, image: UInt8Array) -> str:
-        """An image (H, W, 3) RGB of few colors as a URI, without loss; else as `photo`."""
-        picture = _reduced(Image.fromarray(image), MAX_WIDTH, Image.Resampling.NEAREST)
-        return self._add(picture, lossless=True)
+        """As `photo` of an image (H, W, 3) RGB of few colors, but lossless."""
+        reduced = _reduced(Image.fromarray(image), MAX_WIDTH, Image.Resampling.NEAREST)
+        return self._add(reduced, lossless=True)
 
     def _add(self, image: Image.Image, *, lossless: bool = False) -> str:
         buffer = io.BytesIO()

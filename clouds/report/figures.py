@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clouds.engine.metrics import Record
+from clouds.engine.metrics import Record, is_last_layer_loss
 from clouds.evaluation.pseudo_labels import SCORED
 from clouds.report.run import Run, number
 
@@ -62,9 +61,9 @@ def figures(runs: Sequence[Run]) -> list[Figure]:
 
 
 def _loss_parts(runs: Sequence[Run]) -> list[str]:
-    """Names of the losses without a number, which are those of the last layer."""
+    """Names of the losses of the last decoder layer."""
     names = dict.fromkeys(name for run in runs for record in run.training for name in record)
-    return [n for n in names if n.startswith("loss_") and not re.search(r"_\d+$|_scale$", n)]
+    return [name for name in names if is_last_layer_loss(name)]
 
 
 def _rates(runs: Sequence[Run]) -> list[str]:

@@ -9,11 +9,12 @@ from statistics import median
 from typing import Any
 
 from clouds.config.config import get_defaults
+from clouds.config.values import flatten
 from clouds.data.datasets.builtin import CORRUPTED_PREFIX
 from clouds.engine.metrics import Record
 from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import SCORED
-from clouds.report.run import Run, flatten, number
+from clouds.report.run import Run, number
 
 MISSING = "–"
 """Text of a number that is not known or not defined."""

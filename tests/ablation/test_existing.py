@@ -90,3 +90,16 @@ def test_runs_that_make_no_row(runs):
         compare([a], {}, {}, "z")
     with pytest.raises(ValueError, match="has the name of another row"):
         compare([a], {"baseline": [b]}, {})
+
+
+def test_configs_that_differ_beyond_what_a_name_shows(runs):
+    """Two rows of one name would be one row, without the runs of the other."""
+    folders = [runs("a", 0, 1.0)]
+    folders += [runs(name, 0, 2.0, MODEL={"WEIGHTS": f"{'x' * 70}/{name}"}) for name in ("b", "c")]
+    with pytest.raises(ValueError, match=r"c' and '.*b' have different configs.* --group"):
+        compare(folders, {}, {})
+
+
+def test_keys_without_an_effect_on_scores_make_no_row(runs):
+    folders = [runs(str(i), i, 1.0, LOGGER=[name]) for i, name in enumerate(("csv", "wandb"))]
+    assert len(compare(folders, {}, {}).rows) == 1

@@ -43,6 +43,14 @@ def test_others_go_on_after_a_failure(ablation_file, fake_train, monkeypatch):
     assert len(table.rows[0].results) == 1
 
 
+def test_a_run_that_ends_without_results_has_failed(ablation_file, monkeypatch):
+    command = [sys.executable, "-c", "print('no test data')"]
+    monkeypatch.setattr(Run, "command", lambda self, num_gpus: command)
+    run = read_ablation(ablation_file).runs[0]
+    failed = LocalRunner([{}]).run([run])
+    assert str(failed[run]) == "exit status 0: no results.json of its last iteration. no test data"
+
+
 def test_an_interrupted_ablation_goes_on(ablation_file, fake_train, monkeypatch):
     monkeypatch.setenv("WAIT", "slow/seed_0")
     ablation = read_ablation(ablation_file)

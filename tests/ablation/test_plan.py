@@ -51,10 +51,25 @@ settings:
     assert run.command(4)[6:9] == ["--resume", "--num-gpus", "4"]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SEED", "4"], r"SEED \(override\) is set for each run .*--seeds"),
+        (["OUTPUT_DIR", "x"], r"OUTPUT_DIR \(override\) is set for each run .*--output"),
+        (["DATASETS.TEST", "()"], "DATASETS.TEST is empty in the setting 'slow'"),
+    ],
+)
+def test_overrides_that_an_ablation_cannot_use(ablation_file, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        read_ablation(ablation_file, overrides=overrides)
+
+
 def test_some_settings_and_seeds(ablation_file, tmp_path):
     ablation = read_ablation(ablation_file, seeds=[9], only=["fast"], output=tmp_path / "x")
     assert [(run.setting, run.seed) for run in ablation.runs] == [("slow", 9), ("fast", 9)]
     assert ablation.runs[0].folder == tmp_path / "x/slow/seed_9"
+    with pytest.raises(ValueError, match=r"--seeds is \[-3\]; expected are whole numbers from 0"):
+        read_ablation(ablation_file, seeds=[-3])
     with pytest.raises(ValueError, match=r"no setting 'slo'; the file has 'slow', 'fast'"):
         read_ablation(ablation_file, only=["slo"])
 
@@ -79,6 +94,11 @@ def test_a_setting_starts_from_the_weights_of_another_one_with_the_same_seed(tmp
     assert expected.dump() == none.cfg.dump()
     only = read_ablation(write(tmp_path, STARTS.replace("baseline: warmup", "")), only=["none"])
     assert only.settings == ("joint", "none", "warmup")
+
+
+def test_weights_for_all_runs_and_a_start(tmp_path):
+    with pytest.raises(ConfigError, match=r"'none': MODEL.WEIGHTS \(override\) follows from 'star"):
+        read_ablation(write(tmp_path, STARTS), overrides=["MODEL.WEIGHTS", "x.pth"])
 
 
 def test_problems_of_all_settings_are_told_with_their_lines(tmp_path):

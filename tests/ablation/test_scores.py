@@ -7,6 +7,7 @@ import json
 
 import pytest
 from fake_train import results
+from report_runs import BETTER, COUNTS, write_run
 
 from clouds.ablation.scores import (
     RunResults,
@@ -31,7 +32,17 @@ def test_names_are_those_of_metrics_json(tmp_path):
         "bdd_val/pixel-accuracy": 80.0,
         "bdd_val/IoU-road": 40.0,
         "sd_x/teacher-mIoU": 20.0,
+        "sd_x/refined-covered": 1.0,
     }
+
+
+def test_scores_of_a_results_file_are_those_of_metrics_json(tmp_path):
+    """As the evaluation writes both."""
+    write_run(tmp_path, {"bdd_val": COUNTS, "acdc_fog_val": BETTER}, pseudo_labels=True)
+    line = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
+    del line["iteration"], line["evaluation"]
+    expected = {name: value for name, value in line.items() if value is not None}
+    assert read_results(tmp_path / "results.json").scores() == expected
 
 
 def test_metrics_are_means_over_the_matching_scores():

@@ -7,6 +7,7 @@ import csv
 import pytest
 from engine_toy import restored_loggers
 
+from clouds.ablation.cluster import POLL_SECONDS
 from clouds.cli import ablate, compare
 
 
@@ -67,6 +68,11 @@ def test_usage(ablation_file, capsys, words, message):
         ablate.main([str(ablation_file), *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_clusters_are_those_of_the_runner(ablation_file):
+    for name in POLL_SECONDS:
+        assert ablate.parse([str(ablation_file), "--cluster", name]).cluster == name
 
 
 def test_a_numbered_device_is_refused(ablation_file, monkeypatch, capsys):

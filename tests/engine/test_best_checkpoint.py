@@ -83,6 +83,29 @@ def test_a_best_file_that_is_missing(tmp_path, caplog):
     assert best(tmp_path)["iteration"] == 11
 
 
+def test_a_best_file_of_an_evaluation_that_is_repeated(tmp_path, caplog):
+    """It has the weights after 10 iterations, which the resumed run, at 8, trains again."""
+    trainer_of(tmp_path, (20, 30, 10)).train()
+    assert best(tmp_path)["iteration"] == 9
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    resumed = trainer_of(tmp_path, (5, 10))  # other scores, as where training is not exact
+    resumed.resume_or_load(resume=True)
+    resumed.train()
+    assert "iteration 5) has been replaced by those of iteration 10" in caplog.text
+    assert best(tmp_path)["iteration"] == 11
+    assert "10.00 %" in best(tmp_path)["selection"]
+
+
+def test_a_best_file_that_is_damaged(tmp_path, caplog):
+    trainer_of(tmp_path, (30, 10, 20)).train()
+    (tmp_path / "model_best.pth").write_bytes(b"x")
+    (tmp_path / "last_checkpoint").write_text("model_0000007.pth")
+    resumed = trainer_of(tmp_path, (10, 20))
+    resumed.resume_or_load(resume=True)
+    resumed.train()
+    assert "iteration 5) is damaged" in caplog.text and best(tmp_path)["iteration"] == 11
+
+
 def test_a_choice_on_the_test_data_is_said(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     trainer = trainer_of(tmp_path, (10, 30, 20))

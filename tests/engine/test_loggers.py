@@ -15,7 +15,7 @@ from engine_toy import Toy, toy_batches, toy_config
 
 from clouds.engine import Trainer
 from clouds.engine.loggers import build_loggers, cards, evaluation_tag, training_tag
-from clouds.engine.metrics import MetricsFile, ProgressLine
+from clouds.engine.metrics import MetricsFile, ProgressLine, is_last_layer_loss
 from clouds.environment import Console
 
 RECORD = {
@@ -70,6 +70,8 @@ def test_cards():
     assert len(scores(0)) == 68 and len(evaluation) == 11
     assert evaluation["mIoU/cityscapes_val"] == 50 and evaluation["mIoU/source_val/gta5"] == 50
     assert training_tag("loss_scale") == "optimizer/loss_scale"
+    assert training_tag("loss_mask_8") is None and is_last_layer_loss("loss_mask")
+    assert not any(map(is_last_layer_loss, ("loss_mask_8", "loss_scale", "total_loss")))
     assert evaluation_tag("average/bdd_val/mIoU") == "mIoU/average/bdd_val"
 
 
@@ -119,6 +121,31 @@ def test_a_new_number_gets_a_column(tmp_path):
         logger.training(record)
     text = (tmp_path / "metrics.csv").read_text()
     assert text == "iteration,a,b\n0,1,\n1,2,5\n2,,\n"
+
+
+def test_csv_cells_of_numbers_that_are_not_finite_are_empty(tmp_path):
+    """Of a record that is appended as of one that is written again."""
+    file = MetricsFile(tmp_path / "metrics.json")
+    (logger,) = build_loggers(toy_config(tmp_path, "LOGGER", ("csv",)), file)
+    for i, value in enumerate((1.0, float("inf"), float("nan"))):
+        record = {"iteration": i, "grad_norm": value}
+        file.write(record)
+        logger.training(record)
+    text = (tmp_path / "metrics.csv").read_text()
+    assert text == "iteration,grad_norm\n0,1.0\n1,\n2,\n"
+    logger.start(3)
+    assert (tmp_path / "metrics.csv").read_text() == text
+
+
+def test_metrics_of_earlier_runs_are_all_kept(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.json")
+    (tmp_path / "metrics.old2.json").write_text("two")
+    for name in ("one", "three"):
+        file.path.write_text(name)
+        file.set_aside()
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    expected = {"1": "one", "2": "two", "3": "three"}
+    assert found == {f"metrics.old{number}.json": text for number, text in expected.items()}
 
 
 def test_a_missing_package_is_named_before_training(tmp_path, monkeypatch):

@@ -15,9 +15,10 @@ from tiny_checkpoint import block_image, save_checkpoint
 from tiny_model import tiny_config
 
 from clouds import load
+from clouds.cli import export as command
 from clouds.cli.main import main
 from clouds.engine.checkpoint import Checkpointer
-from clouds.export import export
+from clouds.export import FORMATS, export
 from clouds.export.folder import config_text, portable_config
 from clouds.modeling.build import build_seeded
 
@@ -81,10 +82,10 @@ def test_adapters_are_merged(tmp_path):
     assert "low-rank, merged into 24 weights" in (tmp_path / "merged" / "README.md").read_text()
 
 
-def results_file(folder, digest):
+def results_file(folder, digest, **settings):
     row = {"mIoU": 41.256, "images": 500}
     content = {"protocol": "native", "datasets": {"cityscapes_val": row, "bdd_val": row}}
-    content["weights"] = {"sha256": digest}
+    content |= {"weights": {"sha256": digest}, "config": {"TEST": settings}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(content))
 
@@ -111,6 +112,27 @@ def test_the_card_has_the_scores_of_these_weights_alone(checkpoint, tmp_path):
     assert "no results.json of exactly these weights" in text and "Not stated" in text
 
 
+def test_the_card_names_settings_of_evaluations_that_the_config_has_not(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(checkpoint, run)
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    same = load(checkpoint).cfg.TEST.SHORT_SIDE
+    results_file(run, digest, SHORT_SIDE=same)
+    results_file(run / "eval/other", digest, SHORT_SIDE=same + 32, EVAL_PERIOD=7)
+    export(run / "model_final.pth", tmp_path / "x", ["safetensors"])
+    text = (tmp_path / "x" / "README.md").read_text()
+    rows = [[c.strip() for c in line.split("|")[1:4]] for line in text.splitlines()]
+    found = [row[2] for row in rows if row[:2] == ["bdd_val", "native"]]
+    assert found == ["–", f"TEST.SHORT_SIDE {same + 32}"]
+
+
+def test_the_output_may_be_the_working_directory(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert export(checkpoint, ".", ["safetensors"]).folder == tmp_path
+    assert (tmp_path / "model.safetensors").is_file()
+
+
 def test_the_card_says_how_the_weights_were_chosen(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     torch.save({**content, "selection": "Chosen on the test data."}, tmp_path / "model_best.pth")
@@ -131,6 +153,10 @@ def test_a_folder_is_replaced_only_if_an_export_wrote_it(checkpoint, exported, t
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
+    with pytest.raises(ValueError, match="no export wrote it"):
+        export(checkpoint, mine, ["safetensors"], overwrite=True)
+    assert (mine / "thesis.tex").exists()
+    (mine / "config.json").write_text('{"model_type": "bert"}')  # as many libraries name theirs
     with pytest.raises(ValueError, match="no export wrote it"):
         export(checkpoint, mine, ["safetensors"], overwrite=True)
     assert (mine / "thesis.tex").exists()
@@ -185,6 +211,10 @@ def test_missing_packages_are_named_before_the_model_is_loaded(checkpoint, tmp_p
     with pytest.raises(ImportError, match=r"onnx, onnxscript, onnxruntime: pip install.*export"):
         export(checkpoint, tmp_path / "x", ["onnx"])
     assert not (tmp_path / "x").exists()
+
+
+def test_formats_of_the_command_are_those_of_the_library():
+    assert command.FORMATS == FORMATS
 
 
 def test_unknown_format(checkpoint, tmp_path):
