@@ -97,7 +97,10 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("settings", nargs="*", metavar="KEY VALUE", help="of the model, as for tools/train_net.py")
     args = parser.parse_args(words)
     if args.size % 32 or min(args.size, args.images, args.repeats) < 1 or args.untimed < 0:
-        parser.error("--size is a multiple of 32, --images and --repeats are at least 1")
+        parser.error(
+            f"--size {args.size} --images {args.images} --repeats {args.repeats} --untimed "
+            f"{args.untimed}: --size must be a multiple of 32, --untimed at least 0, all others 1"
+        )
     return args
 
 

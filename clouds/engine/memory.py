@@ -234,10 +234,11 @@ def fit_to_memory(cfg: CfgNode, processes: int = 1) -> CfgNode:
             return candidate
         smallest = min(filter(None, (smallest, memory)), key=lambda one: one.total)
     assert smallest is not None, "the config itself is a candidate"
+    half = "" if cfg.SOLVER.AMP.ENABLED else "SOLVER.AMP.ENABLED True, "
     raise ValueError(
         f"SOLVER.MEMORY_GIB is {limit:g}, of which {USABLE:.0%} are used, but a step takes about "
-        f"{smallest} with the smallest parts. Use a smaller INPUT.CROP.SIZE, SOLVER.AMP.ENABLED, "
-        "more processes, or a smaller model."
+        f"{smallest} with the smallest parts. Use a smaller INPUT.CROP.SIZE, {half}more processes, "
+        "or a smaller model."
     )
 
 

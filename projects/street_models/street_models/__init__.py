@@ -8,4 +8,5 @@ evaluate_clip    zero-shot accuracy on object crops
 sam_data     windows of scenes, point prompts and their masks
 train_sam    trains Street-SAM
 evaluate_sam     IoU of masks for points, labels refined with them
+records      writes the records of the weights
 """

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
 import torch
 from street_renderer.dataset_writer import Recipe, render_sample
-from street_renderer.pretraining_style import PRETRAINING_STYLE
-from street_renderer.renderer import RENDERER_VERSION
 from torch import Tensor
 
+from clouds.cli.command_line import user_errors_in_one_line
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.files import atomic_write, file_sha256
+from clouds.files import atomic_write
 from clouds.modeling.backbone.open_clip_models import create_clip
-from clouds.weights_record import record_file
+from street_models.records import without_record, write_record
 from street_models.scenes import UInt8Array
 from street_models.weight_files import STREET_CLIP
 from street_models.zero_shot import MODEL_NAME, ObjectCrops, classify, confusion, mean_accuracy
@@ -37,10 +37,13 @@ _CONFUSED = 2
 """Number of wrong classes that are printed per class."""
 
 
-def looked_at(
+def evaluation_scenes(
     name: str, seed: int, count: int
 ) -> Iterator[tuple[UInt8Array, UInt8Array, UInt8Array]]:
-    """Images, labels and instances of a rendered dataset at the size of the demo's evaluation."""
+    """Images (H, W, 3), labels and instances (H, W) of a rendered dataset.
+
+    The shorter side has `SHORT_SIDE` pixels, as in the demo's evaluation.
+    """
     recipe = Recipe.of(name, seed, _RENDERED)
     for index in range(count):
         scene = render_sample(recipe, index)
@@ -88,24 +91,6 @@ def scores_of(tables: dict[str, Tensor]) -> dict[str, float]:
     return {**scores, "mean": round(mean_of(tables), 2)}
 
 
-def write_record(weights: Path, command: str, evaluation: Mapping[str, object]) -> None:
-    """Write the record of weights, see `clouds.weights_record`.
-
-    Args:
-        command: makes the weights.
-        evaluation: what was measured, and how.
-    """
-    record = {
-        "sha256": file_sha256(weights),
-        "command": command,
-        "renderer": RENDERER_VERSION,
-        "scenes": PRETRAINING_STYLE,
-        "evaluation": evaluation,
-    }
-    with atomic_write(record_file(weights)) as file:
-        file.write((json.dumps(record, indent=2) + "\n").encode())
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -119,29 +104,40 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--record", metavar="COMMAND", help="write the record of the weights that COMMAND made"
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.images < 1:
+        parser.error(f"--images is {args.images}; at least 1 is needed")
+    return args
+
+
+def measure(weights: str, images: int, seed: int) -> dict[str, Tensor]:
+    """Confusion (19, 19) of each unseen look; see `confusion`."""
+    model = create_clip(MODEL_NAME, weights).eval()
+    tables = {}
+    for name in UNSEEN:
+        crops = ObjectCrops.of(evaluation_scenes(name, seed, images), seed)
+        tables[name] = confusion(crops.classes, classify(model, crops.images))
+    return tables
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     args = parse_arguments(arguments)
     cv2.setNumThreads(1)
-    # weights that get a new record need not match an old one
-    if args.record is not None:
-        record_file(Path(args.weights)).unlink(missing_ok=True)
-    model = create_clip(MODEL_NAME, args.weights).eval()
-    tables = {}
-    for name in UNSEEN:
-        crops = ObjectCrops.of(looked_at(name, args.seed, args.images), args.seed)
-        tables[name] = confusion(crops.classes, classify(model, crops.images))
-    print(report(tables))
-    scores = scores_of(tables)
-    if args.json is not None:
-        with atomic_write(args.json) as file:
-            file.write(json.dumps(scores, indent=2).encode())
-    if args.record is not None:
-        evaluation = {"images": args.images, "seed": args.seed, "top1": scores}
-        write_record(Path(args.weights), args.record, evaluation)
+    weights = Path(args.weights)
+    with (
+        user_errors_in_one_line(),
+        nullcontext() if args.record is None else without_record(weights),
+    ):
+        tables = measure(args.weights, args.images, args.seed)
+        print(report(tables))
+        scores = scores_of(tables)
+        if args.json is not None:
+            with atomic_write(args.json) as file:
+                file.write(json.dumps(scores, indent=2).encode())
+        if args.record is not None:
+            evaluation = {"images": args.images, "seed": args.seed, "top1": scores}
+            write_record(weights, args.record, evaluation)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,7 @@ from clouds.self_training.refiners.sam.prompts import (
     sample_points,
 )
 from clouds.self_training.refiners.sam.refiner import SamOptions, SamRefiner
-from clouds.weights_record import record_file
-from street_models.evaluate_clip import write_record
+from street_models.records import without_record, write_record
 from street_models.weight_files import STREET_SAM
 
 Bytes = npt.NDArray[np.uint8]
@@ -239,7 +239,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--held-out", action="store_true", help="random looks instead of the three")
     add("--output", type=Path, help="file for the scores, JSON")
     add("--record", metavar="COMMAND", help="write the record of the weights that COMMAND made")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.images < 1:
+        parser.error(f"--images is {args.images}; at least 1 is needed")
+    if args.record is not None and not Path(args.weights).is_file():
+        parser.error(f"--record: --weights {args.weights!r} is no file whose record can be written")
+    return args
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
@@ -287,13 +292,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    with user_errors_in_one_line():
-        if args.record is not None:  # the weights need not match an old record
-            record_file(Path(args.weights)).unlink(missing_ok=True)
+    weights = Path(args.weights)
+    with (
+        user_errors_in_one_line(),
+        nullcontext() if args.record is None else without_record(weights),
+    ):
         results = evaluate(args)
         print(show(results))
         if args.record is not None:
-            write_record(Path(args.weights), args.record, measured(args, results))
+            write_record(weights, args.record, measured(args, results))
         if args.output:
             args.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0

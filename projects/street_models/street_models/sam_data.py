@@ -94,9 +94,9 @@ class SamExamples:
 
     def _scene_number(self, index: int) -> int:
         """Every scene once, in random order, then in another one."""
-        epoch, place = divmod(index, len(self.scenes))
+        epoch, position = divmod(index, len(self.scenes))
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.scenes))
-        return int(order[place])
+        return int(order[position])
 
     def _regions(self, rng: np.random.Generator, view: View, count: int) -> list[Mask]:
         """Up to `count` regions of a view at the frame's resolution."""

@@ -25,9 +25,10 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from clouds.cli.command_line import user_errors_in_one_line
 from clouds.files import atomic_write
 from clouds.modeling.backbone.open_clip_models import create_clip, get_tokenizer
-from clouds.weights_io import write_safetensors
+from clouds.weights_io import read_torch, write_safetensors
 from street_models.crops import Crop, CropSampler
 from street_models.scenes import Scenes, SceneSet, render_scenes
 from street_models.zero_shot import (
@@ -205,12 +206,15 @@ def train(
 
     Returns:
         The model with averaged weights.
+
+    Raises:
+        ValueError: the checkpoint is of a run with other options, or damaged.
     """
     output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(options)
     checkpoint = output / _CHECKPOINT
     if checkpoint.is_file():
-        trainer.load_state(torch.load(checkpoint, weights_only=True))
+        trainer.load_state(read_torch(checkpoint))
     sampler = CropSampler(scenes)
     count = min(len(held_out), _HELD_OUT)
     triples = zip(held_out.images, held_out.labels, held_out.instances, strict=True)
@@ -268,11 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     height, width = args.size
     train_set = SceneSet(args.scene_seed, "train", args.count, height, width)
     val_set = SceneSet(args.scene_seed, "val", args.held_out, height, width)
-    for name, scenes in (("train", train_set), ("val", val_set)):
-        render_scenes(args.scenes / name, scenes)
     options = Options(args.steps, args.batch_size, args.lr, args.seed, args.init)
-    train(Scenes(args.scenes / "train"), Scenes(args.scenes / "val"), args.output, options,
-          args.save_every)  # fmt: skip
+    with user_errors_in_one_line():
+        for name, wanted in (("train", train_set), ("val", val_set)):
+            render_scenes(args.scenes / name, wanted)
+        scenes, held_out = (Scenes(args.scenes / name) for name in ("train", "val"))
+        train(scenes, held_out, args.output, options, args.save_every)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,6 @@ SIMILARITY_WEIGHT = 0.3
 SIMILARITY_SCALE, SIMILARITY_OFFSET = 10.0, 5.0
 SINGLE_MASK_WEIGHT = 0.3
 """Weight of the loss of the mask that SAM predicts where one is asked for."""
-
-
 DECAY_SHARE = 0.25
 """Share of the steps, the last, in which the learning rate falls."""
 
@@ -75,7 +73,14 @@ class Options:
 
 @dataclass
 class Losses:
-    """Of one step: sums of all parts; `iou` is that of the chosen masks, for the log."""
+    """Of one step, means over its prompts.
+
+    Attributes:
+        total: weighted sum of all losses, shape (), with a gradient.
+        mask: of the masks.
+        iou_error: squared error of the predicted IoUs.
+        iou: of the masks with the largest predicted IoU, for the log.
+    """
 
     total: Tensor
     mask: float
@@ -312,7 +317,10 @@ class Training:
 
 
 def train(training: Training, weights: Path, save_every: float) -> None:
-    """Run all steps that are left, writing checkpoint and weights every `save_every` seconds."""
+    """Run all steps that are left, writing checkpoint and weights every `save_every` seconds.
+
+    They are written at the end, too, even if no step is left: `weights` may be another file.
+    """
     total = training.options.iterations
     saved = time.monotonic()
     with (
@@ -328,10 +336,12 @@ def train(training: Training, weights: Path, save_every: float) -> None:
                 mean[name] = 0.98 * mean.get(name, value) + 0.02 * value
             bar.set_postfix({n: f"{v:.3f}" for n, v in mean.items()}, refresh=False)
             bar.update()
-            if time.monotonic() - saved > save_every or training.iteration == total:
+            if time.monotonic() - saved > save_every:
                 training.save()
                 training.write_weights(weights)
                 saved = time.monotonic()
+        training.save()
+        training.write_weights(weights)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -148,6 +148,9 @@ def test_training_in_two_runs_writes_the_weights_of_one(small, scenes, tmp_path,
     mine, theirs = (read_safetensors(tmp_path / f"{run}.safetensors") for run in ("cut", "whole"))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    train(again, tmp_path / "other.safetensors", 1e9)  # no step is left
+    other = read_safetensors(tmp_path / "other.safetensors")
+    assert all(torch.equal(other[name], theirs[name]) for name in theirs)
 
 
 def test_a_run_may_get_more_steps_but_no_other_options(small, scenes, tmp_path):

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from street_models.evaluate_clip import UNSEEN, looked_at, main, mean_of, report, write_record
+from street_models.evaluate_clip import UNSEEN, evaluation_scenes, main, mean_of, report
+from street_models.records import without_record, write_record
 from street_models.train_clip import write_weights
 from street_models.weight_files import STREET_CLIP
 from street_models.zero_shot import ObjectCrops, classify, confusion, mean_accuracy
@@ -22,7 +23,7 @@ from clouds.modeling.backbone.open_clip_models import (
     get_tokenizer,
 )
 from clouds.modeling.text_classifier import TEMPLATES
-from clouds.weights_record import check_record, read_record
+from clouds.weights_record import check_record, read_record, record_file
 
 
 def test_scores_by_hand():
@@ -75,7 +76,7 @@ def test_classes_by_plain_matrix_products():
 
 @pytest.mark.parametrize("name", UNSEEN)
 def test_images_of_the_unseen_looks_have_the_short_side_of_the_demo(name):
-    ((image, label, instances),) = looked_at(name, seed=1000, count=1)
+    ((image, label, instances),) = evaluation_scenes(name, seed=1000, count=1)
     assert min(label.shape) == 160 and image.shape == (*label.shape, 3)
     assert instances.shape == label.shape
 
@@ -88,6 +89,20 @@ def test_a_record_matches_the_weights_and_no_others(tmp_path):
     weights.write_bytes(b"altered")
     with pytest.raises(ValueError, match=r"SHA-256 is .*python -m street_models\.train_clip"):
         check_record(weights)
+
+
+def test_a_record_is_restored_if_no_new_one_was_made(tmp_path):
+    weights = tmp_path / "street_clip.safetensors"
+    weights.write_bytes(b"as trained")
+    write_record(weights, "python -m street_models.train_clip", {})
+    before = record_file(weights).read_bytes()
+    weights.write_bytes(b"trained again, and broken")
+    with pytest.raises(SystemExit):
+        main(["--weights", str(weights), "--images", "1", "--record", "again"])
+    assert record_file(weights).read_bytes() == before
+    with without_record(weights):
+        assert not record_file(weights).exists()
+    assert not record_file(weights).exists()
 
 
 def test_the_shipped_weights_are_the_recorded_ones():
