@@ -17,15 +17,13 @@ from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.metrics import MetricsFile
+from clouds.evaluation.evaluated_weights import SELECTION
 from clouds.weights_io import DamagedFileError, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 FILE = "model_best"
 """Name of the file, without its suffix."""
-
-SELECTION = "selection"
-"""Entry of the file: how its weights were chosen, as a sentence."""
 
 SOURCE_VAL = "source_val"
 """First part of the names of scores on held-out images of the source."""

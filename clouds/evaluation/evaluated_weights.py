@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from clouds.files import file_sha256, raw_bytes
-from clouds.weights_io import read_checkpoint
+
+SELECTION = "selection"
+"""Entry of a checkpoint whose weights were chosen by a score: how, as a sentence."""
 
 
 def hash_file(path: str | Path) -> str:
@@ -33,9 +37,7 @@ def hash_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def selection_of(file: str) -> str | None:
-    """How the weights of a checkpoint were chosen, if it says so (model_best.pth)."""
-    if not file or not Path(file).is_file():
-        return None
-    text = read_checkpoint(file, mmap=True).get("selection")
+def selection_of(checkpoint: Mapping[str, Any]) -> str | None:
+    """How the weights of a read checkpoint were chosen, if it says so (model_best.pth)."""
+    text = checkpoint.get(SELECTION)
     return text if isinstance(text, str) else None

@@ -36,6 +36,7 @@ from clouds.evaluation.image_scores import ImageScore
 from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
 from clouds.files import atomic_write
+from clouds.weights_io import read_checkpoint
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -367,16 +368,19 @@ def describe_run(
         ValueError: the file cannot be read, see `read_checkpoint`.
     """
     file = cfg.MODEL.WEIGHTS if weights is None else weights
+    exists = bool(file) and Path(file).is_file()
+    # in training the evaluated weights are no longer those of the file
+    evaluated = read_checkpoint(file, mmap=True) if exists and iteration is None else {}
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "iteration": iteration,
         "seed": cfg.SEED,
         "weights": {
             "file": file or None,
-            "sha256": hash_file(file) if file and Path(file).is_file() else None,
+            "sha256": hash_file(file) if exists else None,
             "model_sha256": hash_model(model),
         },
-        "selection": selection_of(file),
+        "selection": selection_of(evaluated),
         "versions": {**provenance(), **{name: _version(name) for name in PACKAGES}},
         "config": plain(cfg),
     }

@@ -18,7 +18,7 @@ from clouds.config.config import get_value, with_value
 from clouds.config.defaults import KEYS
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
-from clouds.evaluation.evaluated_weights import hash_file
+from clouds.evaluation.evaluated_weights import hash_file, selection_of
 from clouds.export.card import Card
 from clouds.export.graphs import Check, require_onnx, trace, write_onnx, write_torch
 from clouds.export.network import INPUT_TYPES, SemanticNetwork
@@ -263,8 +263,5 @@ def _training_of(weights: Path) -> tuple[int | None, str]:
     if weights.is_dir():
         return None, ""
     entries = read_checkpoint(weights, mmap=True)
-    iteration, selection = entries.get("iteration"), entries.get("selection")
-    return (
-        iteration if isinstance(iteration, int) else None,
-        selection if isinstance(selection, str) else "",
-    )
+    iteration = entries.get("iteration")
+    return iteration if isinstance(iteration, int) else None, selection_of(entries) or ""

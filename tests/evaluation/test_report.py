@@ -224,6 +224,8 @@ def test_weights_of_the_caller_or_none(tmp_path):
     torch.save({"model": {}, "selection": "best on x"}, other)
     content = write(tmp_path, weights=str(other))
     assert content["weights"]["file"] == str(other) and content["selection"] == "best on x"
+    # after an iteration the weights are others than those of the file
+    assert write(tmp_path, weights=str(other), iteration=3)["selection"] is None
     none = write(tmp_path)["weights"]
     assert none["file"] is None and none["sha256"] is None and len(none["model_sha256"]) == 64
 
