@@ -37,7 +37,7 @@ from clouds.environment import provenance
 sys.path.insert(0, str(Path(__file__).parent))
 import gpu_sections as sections
 import gpu_steps
-from gpu_common import OURS, OURS_BF16, Options
+from gpu_common import OURS, OURS_BF16, SMALL_HEAD, Options
 from gpu_figures import FAILED, SKIPPED, Ceilings, Goal, Report, Section, measure_ceilings
 from in_turns import parser_of, silence_all_but_peaks
 
@@ -51,18 +51,6 @@ GOALS = (
     Goal("evaluation", sections.EVALUATION, OURS, 2, "memory"),
     Goal("backbone", "backbone, forward", OURS_BF16, 0.4, "share"),
 )
-SMALL = {
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 24,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-}
-"""Settings of the model with --small."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -139,7 +127,7 @@ def make_options(args: Any, device: torch.device) -> Options:
         generated=1,
         image=(128, 192),
         attention_sizes=(64,),
-        settings=tuple(str(word) for pair in SMALL.items() for word in pair),
+        settings=tuple(str(word) for pair in SMALL_HEAD.items() for word in pair),
     )
 
 

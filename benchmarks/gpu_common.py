@@ -22,6 +22,19 @@ from in_turns import Peak, in_turns, seconds_of
 PUBLISHED, OURS, OURS_BF16 = "published code", "ours", "ours, bf16"
 """Names of implementations."""
 
+SMALL_HEAD = {
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD": 64,
+    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
+    "MODEL.MASK_FORMER.NHEADS": 4,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 24,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 64,
+    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
+}
+"""Settings of a head for --small, and for tests."""
+
 
 @dataclass(frozen=True)
 class Options:

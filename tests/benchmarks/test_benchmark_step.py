@@ -16,22 +16,12 @@ pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import published_step  # noqa: E402
 import step  # noqa: E402
+from gpu_common import SMALL_HEAD  # noqa: E402
 from part_clock import PartClock  # noqa: E402
 
-HEAD = {
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 24,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-}
 WORDS = ["--clip", "clouds_tiny", "--sam", "tiny", "--size", "128", "--source", "1"]
 WORDS += ["--generated", "1", "--untimed", "0"]
-SETTINGS = [str(word) for pair in HEAD.items() for word in pair]
+SETTINGS = [str(word) for pair in SMALL_HEAD.items() for word in pair]
 
 
 def build(folder):
@@ -60,7 +50,9 @@ def losses_of(parts, phase):
 @pytest.mark.parametrize("phase", ["warmup", "joint"])
 def test_both_have_the_same_losses_except_for_random_points(fresh, phase):
     published, ours = losses_of(fresh, phase)
-    assert set(published) == set(ours) and len(ours) == 3 * HEAD["MODEL.MASK_FORMER.DEC_LAYERS"]
+    assert (
+        set(published) == set(ours) and len(ours) == 3 * SMALL_HEAD["MODEL.MASK_FORMER.DEC_LAYERS"]
+    )
     for name, loss in ours.items():
         assert published[name] == pytest.approx(loss, rel=0.05), name
     assert sum(published.values()) == pytest.approx(sum(ours.values()), rel=0.01)

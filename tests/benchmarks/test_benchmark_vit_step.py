@@ -13,22 +13,12 @@ pytest.importorskip("transformers")
 pytest.importorskip("segment_anything")  # benchmarks/step.py imports it
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import vit_step  # noqa: E402
+from gpu_common import SMALL_HEAD  # noqa: E402
 from part_clock import PartClock  # noqa: E402
 from published_step import with_masks  # noqa: E402
 from step import PARTS, source_sample  # noqa: E402
 
-HEAD = {
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
-    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.HIDDEN_DIM": 32,
-    "MODEL.MASK_FORMER.NHEADS": 4,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": 24,
-    "MODEL.MASK_FORMER.DIM_FEEDFORWARD": 64,
-    "MODEL.MASK_FORMER.DEC_LAYERS": 4,
-    "MODEL.BACKBONE.ADAPTER.REIN.NUM_TOKENS": 24,
-}
+HEAD = {**SMALL_HEAD, "MODEL.BACKBONE.ADAPTER.REIN.NUM_TOKENS": 24}
 WORDS = ["--timm-name", "test_vit", "--size", "64", "--untimed", "0", "--repeats", "1"]
 SETTINGS = [str(word) for pair in HEAD.items() for word in pair]
 ADAPTERS = ("lora", "rein")
