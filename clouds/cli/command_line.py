@@ -38,6 +38,16 @@ def new_parser(name: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --weights and --config-file, a checkpoint as `clouds.load` takes it."""
+    parser.add_argument("--weights", type=path, required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--config-file",
+        metavar="FILE",
+        help="its config; needed for checkpoints that do not carry it: published, converted",
+    )
+
+
 def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
     """Add the KEY VALUE words, `opts`, after all flags; `given_overrides` checks them."""
     parser.add_argument(

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Sequence
 
 from clouds.cli.command_line import (
+    add_checkpoint_flags,
     add_overrides,
     given_overrides,
     new_parser,
@@ -26,13 +27,8 @@ FORMATS = ("onnx", "torch", "safetensors")
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("export", __doc__)
-    parser.add_argument("--weights", type=path, required=True, metavar="FILE", help="checkpoint")
+    add_checkpoint_flags(parser)
     parser.add_argument("--output", type=path, required=True, metavar="FOLDER", help="created")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="its config; needed for checkpoints that do not carry it: published, converted",
-    )
     parser.add_argument(
         "--format",
         nargs="+",

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from clouds.cli.command_line import (
+    add_checkpoint_flags,
     add_overrides,
     given_overrides,
     new_parser,
@@ -31,12 +32,7 @@ SOME_UNREADABLE = 1
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_parser("predict", __doc__)
-    parser.add_argument("--weights", type=path, required=True, metavar="FILE", help="checkpoint")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="its config; needed for checkpoints that do not carry it: published, converted",
-    )
+    add_checkpoint_flags(parser)
     parser.add_argument(
         "--input",
         nargs="+",
