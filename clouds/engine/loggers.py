@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import yaml
 
 from clouds.d2 import CfgNode
-from clouds.engine.metrics import MetricsFile, Record, is_last_layer_loss, plain
+from clouds.engine.metrics import MetricsFile, Record, is_last_layer_loss
+from clouds.evaluation.report import plain
 from clouds.files import atomic_write
 from clouds.messages import install_extra
 
@@ -164,7 +165,7 @@ class CSVFiles:
             self._rewrite(False)
             return
         with self.paths[False].open("a", encoding="utf-8", newline="") as file:
-            file.write(_table([{name: plain(value) for name, value in record.items()}], columns))
+            file.write(_table([plain(record)], columns))
 
     def evaluation(self, scores: Mapping[str, float], iteration: int) -> None:
         self._rewrite(True)  # an earlier evaluation of the same iteration is replaced

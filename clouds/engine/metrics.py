@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from clouds.evaluation.report import plain
 from clouds.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class MetricsFile:
         """Append one record."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps({key: plain(value) for key, value in record.items()}) + "\n")
+            file.write(json.dumps(plain(record)) + "\n")
 
     def write_evaluation(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append the evaluation after `iteration`; an earlier record of it is deleted."""
@@ -137,11 +138,6 @@ def _parse(line: bytes) -> Record | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and type(record.get("iteration")) is int else None
-
-
-def plain(value: Any) -> Any:
-    """`value`, or None for a float that is not finite, which JSON cannot represent."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def is_last_layer_loss(name: str) -> bool:
