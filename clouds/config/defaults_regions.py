@@ -1,4 +1,4 @@
-"""The keys of the refiner of regions, under MODEL.CLOUDS.REGIONS."""
+"""The keys of regions and their classes, MODEL.CLOUDS.REGIONS and MODEL.CLOUDS.CROP_CLASSES."""
 
 from __future__ import annotations
 
@@ -66,5 +66,19 @@ REGION_KEYS: tuple[Key, ...] = (
         0.5,
         "Probability above which a region is noisy.",
         within(0, 1),
+    ),
+    Key(
+        "MODEL.CLOUDS.CROP_CLASSES.WEIGHT",
+        0.0,
+        "Classes of the regions of a refined label, connected components, are chosen by the "
+        "teacher and by CLIP: weight of the log-probability of CLIP's zero-shot class for a crop "
+        "around the region, beside the teacher's with weight 1; 0: as refined (published).",
+        at_least(0),
+    ),
+    Key(
+        "MODEL.CLOUDS.CROP_CLASSES.MIN_AREA",
+        60,
+        "Regions with fewer pixels keep their class.",
+        at_least(1),
     ),
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clouds.device import full_precision
-from clouds.modeling.backbone.base import TextEncoder
+from clouds.modeling.backbone.base import TextEmbedder
 
 TEMPLATES: tuple[str, ...] = (
     "a photo of a {}.",
@@ -74,7 +74,7 @@ class TextClassifier:
         self._rows = None
 
     @torch.no_grad()
-    def synonym_embeddings(self, encoder: TextEncoder) -> Tensor:
+    def synonym_embeddings(self, encoder: TextEmbedder) -> Tensor:
         """(S, D): one row of unit length per synonym, on the encoder's device.
 
         The embeddings of a synonym in all templates are normalized, averaged and normalized again.
@@ -96,7 +96,7 @@ class TextClassifier:
             self._rows = F.normalize(rows, dim=-1)
         return self._rows
 
-    def embeddings(self, encoder: TextEncoder, no_object: Tensor) -> TextEmbeddings:
+    def embeddings(self, encoder: TextEmbedder, no_object: Tensor) -> TextEmbeddings:
         """The rows of all synonyms and, normalized, the no-object embedding (1, D)."""
         rows = torch.cat((self.synonym_embeddings(encoder), F.normalize(no_object, dim=-1)))
         return TextEmbeddings(rows, tuple(len(names) for names in self.synonyms))

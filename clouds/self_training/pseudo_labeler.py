@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,11 @@ from clouds.self_training.refiners.base import (
     RefinedLabel,
     TeacherPrediction,
 )
+from clouds.self_training.refiners.crop_classes import Classify, CropClasses, CropClassOptions
 from clouds.self_training.sinkhorn import BalancedAssignment
+
+MakeClassifier = Callable[[torch.device], Classify]
+"""Builds a classifier of crops on a device."""
 
 
 class PseudoLabeler:
@@ -59,10 +64,18 @@ class PseudoLabeler:
         self._assignment = assignment
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, student: Mapping[str, nn.Module]) -> PseudoLabeler | None:
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        student: Mapping[str, nn.Module],
+        make_classifier: MakeClassifier | None = None,
+    ) -> PseudoLabeler | None:
         """None if no image needs pseudo-labels; for `student` see `EMATeacher`.
 
-        That is so if no dataset of DATASETS.TRAIN is generated, or by
+        Args:
+            make_classifier: for MODEL.CLOUDS.CROP_CLASSES.
+
+        None is returned if no dataset of DATASETS.TRAIN is generated, or by
         MODEL.CLOUDS.GENERATED_LABELS.
         """
         given = cfg.MODEL.CLOUDS.GENERATED_LABELS
@@ -77,7 +90,7 @@ class PseudoLabeler:
             assignment = BalancedAssignment(node.SINKHORN.ROUNDS, node.SINKHORN.TEMPERATURE)
         return cls(
             EMATeacher.from_config(cfg, student),
-            lambda device: NoRefiner() if given == "filtered" else build_refiner(cfg, device),
+            functools.partial(configured_refiner, cfg, make_classifier),
             PseudoLabelOptions.from_config(cfg),
             build_filters(cfg, losses),
             assignment,
@@ -147,6 +160,27 @@ class PseudoLabeler:
         if not self.teacher.parts:
             self.teacher.reset()
         return self.teacher.parts
+
+
+def configured_refiner(
+    cfg: CfgNode, make_classifier: MakeClassifier | None, device: torch.device
+) -> Refiner:
+    """What refines the teacher's labels; nothing where the labels of generated images are given.
+
+    Raises:
+        ValueError: MODEL.CLOUDS.CROP_CLASSES is on, but there is no `make_classifier`.
+    """
+    if cfg.MODEL.CLOUDS.GENERATED_LABELS == "filtered":
+        return NoRefiner()
+    refiner = build_refiner(cfg, device)
+    if cfg.MODEL.CLOUDS.CROP_CLASSES.WEIGHT <= 0:
+        return refiner
+    if make_classifier is None:
+        raise ValueError(
+            "MODEL.CLOUDS.CROP_CLASSES.WEIGHT is positive, but the model has no classifier of "
+            "crops; set it to 0, or give `make_classifier`."
+        )
+    return CropClasses(refiner, make_classifier(device), CropClassOptions.from_config(cfg))
 
 
 def label_from_scores(scores: Tensor, keep_scores: bool = False) -> PseudoLabel:

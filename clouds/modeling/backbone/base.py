@@ -32,9 +32,8 @@ class PixelStatistics(Protocol):
     pixel_std: tuple[float, ...]
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
-    """Ability of a backbone with a text encoder whose space images and texts share, as CLIP's."""
+class TextEmbedder(Protocol):
+    """A text encoder whose space images and texts share, as CLIP's."""
 
     @property
     def embed_dim(self) -> int:
@@ -47,8 +46,13 @@ class TextEncoder(Protocol):
         ...
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text embeddings (T, D), not normalized, on the backbone's device."""
+        """Text embeddings (T, D), not normalized, on the encoder's device."""
         ...
+
+
+@runtime_checkable
+class TextEncoder(TextEmbedder, Protocol):
+    """Ability of a backbone with a text encoder."""
 
     def embed_masks(
         self, features: Mapping[str, Tensor], mask_logits: Tensor

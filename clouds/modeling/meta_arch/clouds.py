@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ from clouds.data.structures import (
 from clouds.modeling.backbone.adapters import adapter_of
 from clouds.modeling.backbone.base import TextEncoder, pixel_statistics
 from clouds.modeling.criterion import BatchPart, SetCriterion
+from clouds.modeling.crop_classifier import build_crop_classifier
 from clouds.modeling.flip_averaging import flip_averaged, mirror_images
 from clouds.modeling.meta_arch.accumulation import prepare_parts
 from clouds.modeling.meta_arch.head import CLOUDSHead, Features
@@ -122,11 +124,10 @@ class CLOUDS(nn.Module):
         self.block_masking, self.teacher_flip = block_masking, teacher_flip
         self.label_space, self.unlabeled_classes = label_space, unlabeled_classes
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
-        self.pseudo_labeler = (
-            PseudoLabeler.from_config(pseudo_labeler_config, self.network)
-            if pseudo_labeler_config is not None
-            else None
-        )
+        self.pseudo_labeler: PseudoLabeler | None = None
+        if (cfg := pseudo_labeler_config) is not None:
+            make_classifier = functools.partial(build_crop_classifier, cfg)
+            self.pseudo_labeler = PseudoLabeler.from_config(cfg, self.network, make_classifier)
         # In place, or around the call, so that names in the state dict do not change.
         if compiled in ("backbone", "all"):
             backbone.compile()

@@ -1,0 +1,172 @@
+"""Classes of regions by CLIP: the teacher's votes, and CLIP's zero-shot classes of a crop.
+
+The teacher labels pixels, and is often wrong about a whole object; CLIP was trained to name what a
+whole image shows. Each region of a refined label is cut out, and both decide its class together.
+(Zero-shot classes of crops around masks: Ding et al., Decoupling Zero-Shot Semantic Segmentation,
+2022; Liang et al., OVSeg, 2023.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clouds.d2 import CfgNode
+from clouds.data.label_space import IGNORE
+from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel, Refiner
+from clouds.self_training.refiners.sam.prompts import Components, find_components
+
+CONTEXT = 1.2
+"""Side of a crop, in units of the geometric mean of the sides of the region's box."""
+SIDES = (0.15, 0.6)
+"""Smallest and largest side of a crop, in units of the image's shorter side."""
+ELONGATED = 2.0
+"""Regions whose box is longer by more are cropped around one of their pixels."""
+SMALLEST = 1e-6
+"""Probabilities are at least this, so that no class is ruled out by the teacher alone."""
+
+Box = tuple[int, int, int]
+"""Top, left and side of a square, pixels."""
+
+Classify = Callable[[Tensor, Sequence[Box]], Tensor]
+"""Log-probabilities float32 (M, C) of the classes of M >= 1 squares of an image, uint8 (3, H, W)
+RGB."""
+
+
+def crop_box(components: Components, index: int) -> Box:
+    """The square around a component, within the image.
+
+    It lies around the center of the component's box. A long component is cut: the square lies
+    around the pixel that is nearest to the median of its rows and columns.
+    """
+    shape = components.ids.shape
+    top, left, bottom, right = components.boxes[index].tolist()
+    height, width = bottom - top, right - left
+    low, high = (round(share * min(shape)) for share in SIDES)
+    side = int(np.clip(round(CONTEXT * (height * width) ** 0.5), max(low, 1), max(high, 1)))
+    row, column = (top + bottom) / 2, (left + right) / 2
+    if max(height, width) > ELONGATED * min(height, width):
+        pixels = np.argwhere(components.crop(index))
+        distances = np.abs(pixels - np.median(pixels, 0)).sum(1)
+        nearest = pixels[distances.argmin()]
+        row, column = top + nearest[0] + 0.5, left + nearest[1] + 0.5
+    starts = (
+        min(max(round(center - side / 2), 0), size - side)
+        for center, size in zip((row, column), shape, strict=True)
+    )
+    return (*starts, side)
+
+
+@dataclass(frozen=True)
+class CropClassOptions:
+    """Options of `CropClasses`.
+
+    Attributes:
+        weight: of CLIP's log-probabilities, beside the teacher's with weight 1.
+        min_area: regions with fewer pixels keep their class.
+        fill: pixels in no mask are regions of the teacher's class, too.
+    """
+
+    weight: float = 0.5
+    min_area: int = 60
+    fill: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> CropClassOptions:
+        """From MODEL.CLOUDS.CROP_CLASSES and MODEL.CLOUDS.UNCOVERED."""
+        node = cfg.MODEL.CLOUDS.CROP_CLASSES
+        return cls(node.WEIGHT, node.MIN_AREA, cfg.MODEL.CLOUDS.UNCOVERED == "teacher")
+
+
+class CropClasses:
+    """Gives the regions of another refiner's labels the class that teacher and CLIP agree on.
+
+    A region is a connected component of the refined label. Its class is the one with the largest
+    sum of the log of the teacher's mean probability and `weight` times CLIP's log-probability.
+
+    Args:
+        refiner: whose labels they are.
+        classify: CLIP's classes of crops.
+        options: see there.
+    """
+
+    needs_scores = True
+
+    def __init__(self, refiner: Refiner, classify: Classify, options: CropClassOptions) -> None:
+        self.refiner = refiner
+        self.classify = classify
+        self.options = options
+
+    @torch.no_grad()
+    def refine(
+        self, images: Sequence[Tensor], labels: Sequence[PseudoLabel], seeds: Sequence[int]
+    ) -> list[RefinedLabel]:
+        """See `Refiner`."""
+        refined = self.refiner.refine(images, labels, seeds)
+        return [self._refine(*each) for each in zip(images, labels, refined, strict=True)]
+
+    def _refine(self, image: Tensor, label: PseudoLabel, refined: RefinedLabel) -> RefinedLabel:
+        class_map = refined.class_map()
+        if self.options.fill:
+            class_map = torch.where(refined.covered, class_map, label.classes)
+        found = class_map.cpu().numpy()
+        components = find_components(found, self.options.min_area - 1)
+        if not len(components):
+            return refined
+        classes = self._classes(image, label, components)
+        ids = torch.from_numpy(components.ids.astype(np.int64))
+        inside = components.ids >= 0
+        changed = np.where(inside, classes[components.ids], found).astype(np.uint8)
+        return _labelled(torch.from_numpy(changed), ids, label, refined)
+
+    def _classes(
+        self, image: Tensor, label: PseudoLabel, components: Components
+    ) -> npt.NDArray[np.int64]:
+        """(M,), train ids."""
+        assert label.scores is not None, "the labels were made without their scores"
+        boxes = [crop_box(components, index) for index in range(len(components))]
+        clip = self.classify(image, boxes)
+        ids = torch.from_numpy(components.ids.astype(np.int64)).to(label.scores.device)
+        teacher = region_probabilities(label.scores.float(), ids, len(components)).log()
+        best = (teacher + self.options.weight * clip.to(teacher.device)).argmax(1)
+        classes: npt.NDArray[np.int64] = best.cpu().numpy()
+        return classes
+
+
+def region_probabilities(scores: Tensor, ids: Tensor, count: int) -> Tensor:
+    """The teacher's mean probability of each class in each region, float32 (count, C).
+
+    Args:
+        scores: float32 (C, H, W), the teacher's semantic map. Probabilities are its shares in the
+            sum over classes, or the scores themselves where that sum is below 1.
+        ids: int64 (H, W), region of each pixel, -1: none; each of the `count` regions has pixels.
+
+    Returns:
+        At least SMALLEST.
+    """
+    inside = ids >= 0
+    probabilities = (scores / scores.sum(0).clamp(min=1))[:, inside].T
+    sums = probabilities.new_zeros(count, len(scores)).index_add(0, ids[inside], probabilities)
+    return (sums / ids[inside].bincount(minlength=count)[:, None]).clamp(min=SMALLEST)
+
+
+def _labelled(
+    class_map: Tensor, ids: Tensor, label: PseudoLabel, refined: RefinedLabel
+) -> RefinedLabel:
+    """The label of a class map, with the agreement of each region (`ids`, -1: none)."""
+    device = label.classes.device
+    class_map, ids = class_map.to(device), ids.to(device)
+    same = (class_map == label.classes).float()
+    count = int(ids.max()) + 1
+    inside = ids >= 0
+    sums = same.new_zeros(count).index_add(0, ids[inside], same[inside])
+    shares = sums / ids[inside].bincount(minlength=count).clamp(min=1)
+    agreement = torch.where(inside, shares[ids.clamp(min=0)], refined.agreement)
+    agreement = agreement.masked_fill(class_map == IGNORE, 0.0)
+    made = RefinedLabel.from_teacher(PseudoLabel(class_map, label.confidence))
+    return RefinedLabel(made.labels, made.masks, agreement, refined.points)
