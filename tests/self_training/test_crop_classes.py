@@ -132,10 +132,38 @@ def test_teacher_and_clip_decide_together(weight, changes):
     left = 2 if changes else 0
     assert refined.class_map()[:, :10].eq(left).all()
     assert refined.class_map()[:, 10:].eq(1).all()
-    # agreement: the share of the region for which the teacher's class is the region's
-    assert refined.agreement[:, :10].eq(0 if changes else 1).all()
+    # 0 where the teacher's class is another one (changes), or CLIP's is (it does not change)
+    assert refined.agreement[:, :10].eq(0).all()
     assert refined.agreement[:, 10:].eq(1).all()
     assert len(clip.boxes) == 2
+
+
+def test_agreement_is_the_share_of_the_teacher_where_clip_agrees():
+    label = halves(0.8)
+    label.classes[:3, :10] = 2  # 30 of the left region's pixels, in the refiner's label alone
+    refiner = CropClasses(
+        Fill(torch.tensor([0, 1])),
+        Fixed(logs(0.8, 0.1, 0.1), logs(0.1, 0.1, 0.8)),
+        CropClassOptions(0.5, 50),
+    )
+    [refined] = refiner.refine([IMAGE], [label], [0])
+    assert refined.class_map()[0].tolist() == [0] * 10 + [1] * 10
+    assert refined.agreement[:, :10].eq(0.7).all()
+    assert refined.agreement[:, 10:].eq(0).all()  # CLIP alone: class 2
+
+
+class Fill:
+    """A refiner of two classes, left and right."""
+
+    needs_scores = False
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def refine(self, images, labels, seeds):
+        masks = torch.zeros(2, 10, 20, dtype=torch.bool)
+        masks[0, :, :10] = masks[1, :, 10:] = True
+        return [RefinedLabel(self.labels, masks, torch.ones(10, 20))]
 
 
 def test_small_regions_keep_their_class():

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -87,7 +86,9 @@ class CropClasses:
     """Gives the regions of another refiner's labels the class that teacher and CLIP agree on.
 
     A region is a connected component of the refined label. Its class is the one with the largest
-    sum of the log of the teacher's mean probability and `weight` times CLIP's log-probability.
+    sum of the log of the teacher's mean probability and `weight` times CLIP's log-probability. Its
+    agreement is 0 where CLIP alone would choose another class, so that
+    MODEL.CLOUDS.PSEUDO_LABEL.MIN_AGREEMENT keeps the regions for which both are of one mind.
 
     Args:
         refiner: whose labels they are.
@@ -118,24 +119,26 @@ class CropClasses:
         components = find_components(found, self.options.min_area - 1)
         if not len(components):
             return refined
-        classes = self._classes(image, label, components)
-        ids = torch.from_numpy(components.ids.astype(np.int64))
-        inside = components.ids >= 0
-        changed = np.where(inside, classes[components.ids], found).astype(np.uint8)
-        return _labelled(torch.from_numpy(changed), ids, label, refined)
+        ids = torch.from_numpy(components.ids.astype(np.int64)).to(label.classes.device)
+        inside, region = ids >= 0, ids.clamp(min=0)
+        classes, agrees = self._classes(image, label, components, ids)
+        made = torch.where(inside, classes[region].to(torch.uint8), class_map)
+        shares = _shares(made == label.classes, ids, len(components)) * agrees
+        agreement = torch.where(inside, shares[region], refined.agreement)
+        agreement = agreement.masked_fill(made == IGNORE, 0.0)
+        targets = RefinedLabel.from_teacher(PseudoLabel(made, label.confidence))
+        return RefinedLabel(targets.labels, targets.masks, agreement, refined.points)
 
     def _classes(
-        self, image: Tensor, label: PseudoLabel, components: Components
-    ) -> npt.NDArray[np.int64]:
-        """(M,), train ids."""
+        self, image: Tensor, label: PseudoLabel, components: Components, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(M,), train ids int64, and whether CLIP alone would choose the same, bool."""
         assert label.scores is not None, "the labels were made without their scores"
         boxes = [crop_box(components, index) for index in range(len(components))]
-        clip = self.classify(image, boxes)
-        ids = torch.from_numpy(components.ids.astype(np.int64)).to(label.scores.device)
+        clip = self.classify(image, boxes).to(ids.device)
         teacher = region_probabilities(label.scores.float(), ids, len(components)).log()
-        best = (teacher + self.options.weight * clip.to(teacher.device)).argmax(1)
-        classes: npt.NDArray[np.int64] = best.cpu().numpy()
-        return classes
+        classes = (teacher + self.options.weight * clip).argmax(1)
+        return classes, clip.argmax(1) == classes
 
 
 def region_probabilities(scores: Tensor, ids: Tensor, count: int) -> Tensor:
@@ -155,18 +158,8 @@ def region_probabilities(scores: Tensor, ids: Tensor, count: int) -> Tensor:
     return (sums / ids[inside].bincount(minlength=count)[:, None]).clamp(min=SMALLEST)
 
 
-def _labelled(
-    class_map: Tensor, ids: Tensor, label: PseudoLabel, refined: RefinedLabel
-) -> RefinedLabel:
-    """The label of a class map, with the agreement of each region (`ids`, -1: none)."""
-    device = label.classes.device
-    class_map, ids = class_map.to(device), ids.to(device)
-    same = (class_map == label.classes).float()
-    count = int(ids.max()) + 1
+def _shares(pixels: Tensor, ids: Tensor, count: int) -> Tensor:
+    """float32 (count,), the share of each region's pixels that are in `pixels`, bool (H, W)."""
     inside = ids >= 0
-    sums = same.new_zeros(count).index_add(0, ids[inside], same[inside])
-    shares = sums / ids[inside].bincount(minlength=count).clamp(min=1)
-    agreement = torch.where(inside, shares[ids.clamp(min=0)], refined.agreement)
-    agreement = agreement.masked_fill(class_map == IGNORE, 0.0)
-    made = RefinedLabel.from_teacher(PseudoLabel(class_map, label.confidence))
-    return RefinedLabel(made.labels, made.masks, agreement, refined.points)
+    areas = ids[inside].bincount(minlength=count)
+    return ids[inside & pixels].bincount(minlength=count) / areas
