@@ -56,6 +56,9 @@ ROWS: Mapping[str, Setting] = {
 }
 """What `make demo` trains."""
 
+LONGEST = ("trained random", "joint")
+"""Rows whose runs take longest; they start before the others that could start at the same time."""
+
 TITLES: Mapping[str, str] = {
     FROZEN: "source pre-training, frozen CLIP",
     SOURCE: "+ as many iterations on the source alone",
@@ -78,6 +81,9 @@ FURTHER_ROWS: Mapping[str, Setting] = {
         ("MODEL.CLOUDS.CLIP_PRETRAINED_WEIGHTS", "", "MODEL.BACKBONE.FREEZE", "False"),
     ),
     "frozen CLIP, ensemble": Setting("ensemble", WARMUP, ENSEMBLE, FROZEN),
+    "frozen CLIP, text head": Setting(
+        "text", WARMUP, ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
+    ),
     "given labels": Setting(
         "given",
         JOINT,
@@ -89,8 +95,9 @@ FURTHER_ROWS: Mapping[str, Setting] = {
         FROZEN,
     ),
 }
-"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, the labels of
-the renderer for the source's own scenes in another look."""
+"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries that are
+compared with CLIP's text features, the labels of the renderer for the source's own scenes in
+another look."""
 
 LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
@@ -160,7 +167,8 @@ def train(
     check_unchanged(runs)
     slot = {**environment, "OMP_NUM_THREADS": str(THREADS)}
     runner = LocalRunner([slot] * processes)
-    for run, outcome in runner.run(unfinished(runs)).items():
+    ordered = sorted(unfinished(runs), key=lambda run: run.setting not in LONGEST)
+    for run, outcome in runner.run(ordered).items():
         return f"{run.name}: {outcome}. Its log is in {run.folder}"
     return "stopped; with --full the same command goes on" if runner.stopped_by else ""
 

@@ -59,6 +59,16 @@ def test_all_runs_end_and_none_is_repeated(tmp_path):
     assert all(times == 2 * ["new"] for times in starts(runs))
 
 
+def test_the_longest_runs_start_first(tmp_path):
+    """Of those that can start: joint training waits for the weights of source pre-training."""
+    runs = planned(tmp_path, rows=ALL)
+    assert train(runs, processes=1) == ""
+    first = sorted(runs, key=lambda run: (run.folder / "starts").stat().st_mtime_ns)
+    names = [(run.setting, run.seed) for run in first]
+    assert names[:3] == [("trained random", 0), ("trained random", 2), ("frozen CLIP", 0)]
+    assert names[3] == ("joint", 0)
+
+
 def test_a_failure_is_named_and_runs_that_need_it_do_not_start(tmp_path, monkeypatch):
     monkeypatch.setenv("FAIL", "warmup_2")
     runs = planned(tmp_path)
