@@ -95,7 +95,7 @@ FURTHER_ROWS: Mapping[str, Setting] = {
         FROZEN,
     ),
 }
-"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries that are
+"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries
 compared with CLIP's text features, the labels of the renderer for the source's own scenes in
 another look."""
 
