@@ -66,6 +66,8 @@ TITLES: Mapping[str, str] = {
     "joint": "+ generated images, labels refined by SAM",
 }
 
+LONGER = ("SOLVER.MAX_ITER", "900", "SOLVER.BASE_LR", "2e-3", "SOLVER.CHECKPOINT_PERIOD", "900")
+"""After source pre-training, twice as long as the other rows, with twice their learning rate."""
 RELIT = "relit"
 """Folder of images of the source's scenes in another look, with labels."""
 ENSEMBLE = (
@@ -84,13 +86,17 @@ FURTHER_ROWS: Mapping[str, Setting] = {
     "frozen CLIP, text head": Setting(
         "text", WARMUP, ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
     ),
-    "given labels": Setting(
-        "given",
+    "source alone, 900 iterations": Setting(
+        "source_900", JOINT, ("DATASETS.TRAIN", "('gta5',)", *LONGER), FROZEN
+    ),
+    "given labels, 900 iterations": Setting(
+        "given_900",
         JOINT,
         (
             *("DATASETS.TRAIN", f"('gta5', 'sd_{RELIT}')"),
             *("MODEL.CLOUDS.GENERATED_LABELS", "given"),
             *("DATASETS.TARGET_FACTOR", "1.667"),  # half of the images
+            *LONGER,
         ),
         FROZEN,
     ),
