@@ -56,7 +56,7 @@ ROWS: Mapping[str, Setting] = {
 }
 """What `make demo` trains."""
 
-LONGEST = ("trained random", "joint")
+LONGEST = ("trained random", "joint", "joint, classes by CLIP")
 """Rows whose runs take longest; they start before the others that could start at the same time."""
 
 TITLES: Mapping[str, str] = {
@@ -86,6 +86,9 @@ FURTHER_ROWS: Mapping[str, Setting] = {
     "frozen CLIP, text head": Setting(
         "text", WARMUP, ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
     ),
+    "joint, classes by CLIP": Setting(
+        "joint_clip", JOINT, ("MODEL.CLOUDS.CROP_CLASSES.WEIGHT", "0.5"), FROZEN
+    ),
     "source alone, 900 iterations": Setting(
         "source_900", JOINT, ("DATASETS.TRAIN", "('gta5',)", *LONGER), FROZEN
     ),
@@ -102,8 +105,8 @@ FURTHER_ROWS: Mapping[str, Setting] = {
     ),
 }
 """What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries
-compared with CLIP's text features, the labels of the renderer for the source's own scenes in
-another look."""
+compared with CLIP's text features, CLIP's classes of refined regions, the labels of the renderer
+for the source's own scenes in another look."""
 
 LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
