@@ -19,6 +19,9 @@ from clouds import comm
 from clouds.engine.lr_scheduler import LRScheduler
 from clouds.engine.metrics import ScalarStorage
 from clouds.engine.optimizer import ClipGradients
+from clouds.engine.parallel import average_gradients, is_sharded, teacher_of, whole_weights
+
+_nothing = contextlib.nullcontext
 
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
@@ -190,7 +193,8 @@ class TrainStep:
     """One training step: forward, backward, gradient clipping, optimizer step.
 
     Attributes:
-        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel.
+        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel,
+            or sharded.
         optimizer: of the trainable parameters.
         scheduler: sets the optimizer's learning rates.
         clip: clips the gradients and returns their norm.
@@ -228,7 +232,8 @@ class TrainStep:
         fetched = perf_counter()
         seed_iteration(self.seed, iteration, comm.get_rank())
         self.scheduler.set(iteration)
-        losses = self.add_gradients(batch) if self.accumulate > 1 else self.gradients(batch)
+        losses = self.add_gradients(batch) if self.in_parts else self.gradients(batch)
+        average_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         self.after_backward()
         norm = self.clip()
@@ -253,6 +258,15 @@ class TrainStep:
             stop=stop,
         )
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether targets precede the losses, of one part or several.
+
+        They do so with a sharded teacher, which labels images with its weights gathered.
+        """
+        shards_teacher = is_sharded(self.model) and teacher_of(self.model) is not None
+        return self.accumulate > 1 or shards_teacher
+
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the losses of the whole batch, and set the gradients."""
         with self.autocast():
@@ -271,14 +285,16 @@ class TrainStep:
         arguments: list[tuple[Any, ...]] = [()] * len(parts)
         factor = 1 / len(parts)
         if isinstance(network, PreparesParts):
-            with self.autocast():
+            labels = teacher_of(network) is not None
+            gathered = whole_weights(network, teacher_alone=True) if labels else _nothing()
+            with self.autocast(), gathered:
                 arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
             factor = 1.0
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for number, (part, prepared) in enumerate(zip(parts, arguments, strict=True)):
             last = number + 1 == len(parts)  # with which processes exchange their gradients
-            with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
+            with _nothing() if parallel is None or last else parallel.no_sync():
                 with self.autocast():
                     losses = self.model(part, *prepared)
                     total = factor * torch.stack([v.float() for v in losses.values()]).sum()
