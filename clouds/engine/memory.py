@@ -105,21 +105,21 @@ def estimate(cfg: CfgNode, processes: int = 1) -> StepMemory:
     if sharded:
         # the teacher has copies of frozen weights beside those that train
         parts = [p for p in model.network.values() if any(w.requires_grad for w in p.parameters())]
-        resident["averages"] += joint * (sum(map(_bytes_of, parts)) - trained)
+        teacher = joint * sum(map(_bytes_of, parts))
+        resident["averages"] += max(teacher - trained, 0)
         resident = {name: size // processes for name, size in resident.items()}
-        resident["gathered"] = _gathered(model, joint)
+        whole = _bytes_of(model) + teacher if joint or cfg.SOLVER.ACCUMULATE > 1 else 0
+        resident["gathered"] = max(whole, _gathered(model))
     resident["refiner's weights"] = 0 if sam is None else _bytes_of(sam)
     return StepMemory(resident, phases, not_counted, sharded)
 
 
-def _gathered(model: nn.Module, joint: bool) -> int:
-    """Bytes of the weights that a process has for a time when the model is sharded.
-
-    Those of no block, and two blocks, one with its gradient; or the teacher's network.
+def _gathered(model: nn.Module) -> int:
+    """Bytes of weights that a process has at a time in the passes of a sharded model: those of no
+    block, and two blocks, one with its gradient.
     """
     sizes = [sum(_bytes_of(layer) for layer in block) for block in blocks_of(model)]
-    whole = _bytes_of(model)
-    return max(whole if joint else 0, whole - sum(sizes) + 3 * max(sizes, default=0))
+    return _bytes_of(model) - sum(sizes) + 3 * max(sizes, default=0)
 
 
 def _drop_gradient(parameter: Tensor) -> None:

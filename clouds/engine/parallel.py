@@ -97,7 +97,7 @@ def _shard_module(root: nn.Module, mesh: DeviceMesh) -> None:
         parameter.data = parameter.data.contiguous()  # not channels last, which is refused
     blocks = blocks_of(root)
     for block in blocks:
-        fully_shard(block, mesh=mesh, ignored_params=whole)  # type: ignore[call-overload]
+        fully_shard(block, mesh=mesh, ignored_params=whole)
     # Resharded like the blocks: between steps, the model's parameters are always the parts.
     fully_shard(root, mesh=mesh, ignored_params=whole, reshard_after_forward=True)
     _set_prefetching(root, [cast(FSDPModule, block[0]) for block in blocks])
@@ -124,24 +124,20 @@ def _start(root: nn.Module) -> None:
     """Make FSDP know that `root` is the outermost module, which may not be the first that is called
     (evaluation calls its parts).
     """
-    root._start = lambda: None  # type: ignore[assignment]
-    register_fsdp_forward_method(root, "_start")
-    cast(Any, root)._start()
+    module = cast(Any, root)
+    module.start_sharding = lambda: None
+    register_fsdp_forward_method(root, "start_sharding")
+    module.start_sharding()
 
 
 @contextlib.contextmanager
-def whole_weights(model: nn.Module, teacher_alone: bool = False) -> Iterator[None]:
+def whole_weights(model: nn.Module) -> Iterator[None]:
     """In this context all processes have all weights of a sharded model and of its teacher.
 
-    Beginning and end are collective operations, and what is computed within is none. Parameters
-    must not be changed. Without effect on a model that is not sharded. Also a decorator.
-
-    Args:
-        model: the student, with its teacher.
-        teacher_alone: the weights of the teacher's network alone, and those of the student that
-            belong to no block.
+    Its begin is a collective operation, and what is computed within is none. Parameters must not be
+    changed. Without effect on a model that is not sharded. Also a decorator.
     """
-    sharded = _sharded_modules(model, teacher_alone) if is_sharded(model) else []
+    sharded = _sharded_modules(model) if is_sharded(model) else []
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -153,14 +149,10 @@ def whole_weights(model: nn.Module, teacher_alone: bool = False) -> Iterator[Non
             module.reshard()
 
 
-def _sharded_modules(model: nn.Module, teacher_alone: bool) -> list[FSDPModule]:
-    """Modules in a fixed order, each once."""
+def _sharded_modules(model: nn.Module) -> list[FSDPModule]:
     teacher = teacher_of(model)
-    parts = [] if teacher is None else list(teacher.parts.values())
-    within: Iterable[nn.Module] = itertools.chain(
-        [model] if teacher_alone else model.modules(), *(part.modules() for part in parts)
-    )
-    return list(dict.fromkeys(module for module in within if isinstance(module, FSDPModule)))
+    roots = [model, *([] if teacher is None else teacher.averaged_parts().values())]
+    return [m for root in roots for m in root.modules() if isinstance(m, FSDPModule)]
 
 
 def average_gradients(model: nn.Module) -> None:
@@ -205,8 +197,8 @@ def clip_sharded(
             part.clamp_(-bound, bound)
     elif kind != "none":
         # as torch.nn.utils.clip_grad_norm_
-        factors = bound / ((norms if kind == "norm" else total.expand_as(norms)) + 1e-6)
-        torch._foreach_mul_(parts, list(factors.clamp(max=1.0).unbind()))
+        factors = (bound / ((norms if kind == "norm" else total) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(parts, list(factors.unbind()) if kind == "norm" else factors)
     return total
 
 

@@ -21,8 +21,6 @@ from clouds.engine.metrics import ScalarStorage
 from clouds.engine.optimizer import ClipGradients
 from clouds.engine.parallel import average_gradients, is_sharded, teacher_of, whole_weights
 
-_nothing = contextlib.nullcontext
-
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
 
@@ -285,16 +283,15 @@ class TrainStep:
         arguments: list[tuple[Any, ...]] = [()] * len(parts)
         factor = 1 / len(parts)
         if isinstance(network, PreparesParts):
-            labels = teacher_of(network) is not None
-            gathered = whole_weights(network, teacher_alone=True) if labels else _nothing()
-            with self.autocast(), gathered:
+            # A process may have images that need the teacher, or predictions, and others not.
+            with self.autocast(), whole_weights(network):
                 arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
             factor = 1.0
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for number, (part, prepared) in enumerate(zip(parts, arguments, strict=True)):
             last = number + 1 == len(parts)  # with which processes exchange their gradients
-            with _nothing() if parallel is None or last else parallel.no_sync():
+            with contextlib.nullcontext() if parallel is None or last else parallel.no_sync():
                 with self.autocast():
                     losses = self.model(part, *prepared)
                     total = factor * torch.stack([v.float() for v in losses.values()]).sum()
