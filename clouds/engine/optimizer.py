@@ -152,6 +152,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(groups, lr=rate, fused=fused)
     elif cfg.SOLVER.OPTIMIZER == "SGD":
         momentum = cfg.SOLVER.MOMENTUM
+        # torch has no fused SGD of sharded parameters
+        fused &= not any(comm.is_sharded(p) for group in groups for p in group["params"])
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused)
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use ADAMW or SGD.")
