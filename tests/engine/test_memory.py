@@ -63,8 +63,9 @@ def test_sharding_divides_what_stays_and_gathers_blocks_for_a_time():
         for name in ("weights", "gradients", "optimizer"):
             assert half.resident[name] == whole.resident[name] // 2
         assert half.phases["head"] == whole.phases["head"]
-        # no phase has the gradients, which are freed block by block
-        assert half.phases["backward"] < whole.phases["backward"]
+        # gradients are freed block by block, and are then counted by their parts
+        assert half.phases["backward"] <= whole.phases["backward"]
+        assert half.sharded and not whole.sharded
         model = build_seeded(cfg)
         sizes = [
             sum(p.nbytes for p in block.parameters()) for block in model.backbone.transformer.blocks
