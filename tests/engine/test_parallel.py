@@ -34,13 +34,12 @@ PLAIN = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.05}
 def scenario(name, **more):
     """The config of a scenario."""
     if name == "full":  # all of a ViT trains, in two parts per process
-        return vit_model_config(
-            "full",
-            MODEL__BACKBONE__ACTIVATION_CHECKPOINTING=True,
-            SOLVER__ACCUMULATE=2,
-            SOLVER__CLIP_GRADIENTS__CLIP_TYPE="norm",
-            **(PLAIN | more),
-        )
+        settings = {
+            "MODEL__BACKBONE__ACTIVATION_CHECKPOINTING": True,
+            "SOLVER__ACCUMULATE": 2,
+            "SOLVER__CLIP_GRADIENTS__CLIP_TYPE": "norm",
+        }
+        return vit_model_config("full", **(PLAIN | settings | more))
     if name == "rein":  # a frozen ViT with an adapter, which has a parameter of one number
         return vit_model_config("rein", SOLVER__WEIGHT_AVERAGE__ENABLED=True, **more)
     if name == "lora_bf16":
