@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.d2 import CfgNode
-from clouds.modeling.backbone.base import HasBlocks
+from clouds.modeling.backbone.base import HasBlocks, TextEncoder
 from clouds.self_training.ema import EMATeacher
 
 
@@ -141,12 +141,24 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
+    if sharded:
+        _embed_texts(model)
     try:
         yield
     finally:
         for module in sharded:
             module.set_reshard_after_forward(True, recurse=False)
             module.reshard()
+
+
+def _embed_texts(model: nn.Module) -> None:
+    """Let all processes have the text embeddings of the class names, which the model keeps.
+
+    If some had them from an image, the others alone would gather the text encoder in a later step.
+    """
+    encoder, head = getattr(model, "backbone", None), getattr(model, "sem_seg_head", None)
+    if isinstance(encoder, TextEncoder) and getattr(head, "needs_text", False):
+        cast(Any, model).text_classifier.synonym_embeddings(encoder)
 
 
 def _sharded_modules(model: nn.Module) -> list[FSDPModule]:

@@ -28,7 +28,7 @@ from clouds.engine.launch import launch
 from clouds.modeling.build import build_seeded
 
 STEPS, BATCH, IMAGES = 3, 4, 3
-PLAIN = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 0.05}
+PLAIN = {"SOLVER__OPTIMIZER": "SGD", "SOLVER__BASE_LR": 1.0}
 
 
 def scenario(name, **more):
