@@ -232,6 +232,13 @@ KEYS: tuple[Key, ...] = (
         "of a step fits nine tenths of it (docs/training.md#memory); 0: they are used as they are.",
         at_least(0),
     ),
+    Key(
+        "SOLVER.PARALLEL",
+        "ddp",
+        "With several processes: 'ddp', each has the whole model; 'fsdp', each has a part of its "
+        "weights, gradients and optimizer state (docs/cluster.md#sharding).",
+        one_of("ddp", "fsdp"),
+    ),
     Key("SOLVER.MAX_ITER", 40000, "Training iterations.", at_least(0)),
     Key("SOLVER.BASE_LR", 1e-5, "Learning rate of the head.", above(0)),
     Key("SOLVER.MOMENTUM", 0.9, "Momentum of SGD.", within(0, 1)),

@@ -19,6 +19,7 @@ from clouds import comm
 from clouds.engine.lr_scheduler import LRScheduler
 from clouds.engine.metrics import ScalarStorage
 from clouds.engine.optimizer import ClipGradients
+from clouds.engine.parallel import average_gradients, is_sharded, teacher_of, whole_weights
 
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
@@ -190,7 +191,8 @@ class TrainStep:
     """One training step: forward, backward, gradient clipping, optimizer step.
 
     Attributes:
-        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel.
+        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel,
+            or sharded.
         optimizer: of the trainable parameters.
         scheduler: sets the optimizer's learning rates.
         clip: clips the gradients and returns their norm.
@@ -228,7 +230,8 @@ class TrainStep:
         fetched = perf_counter()
         seed_iteration(self.seed, iteration, comm.get_rank())
         self.scheduler.set(iteration)
-        losses = self.add_gradients(batch) if self.accumulate > 1 else self.gradients(batch)
+        losses = self.add_gradients(batch) if self.in_parts else self.gradients(batch)
+        average_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         self.after_backward()
         norm = self.clip()
@@ -253,6 +256,15 @@ class TrainStep:
             stop=stop,
         )
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether targets precede the losses, of one part or several.
+
+        They do so with a sharded teacher, which labels images with its weights gathered.
+        """
+        shards_teacher = is_sharded(self.model) and teacher_of(self.model) is not None
+        return self.accumulate > 1 or shards_teacher
+
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the losses of the whole batch, and set the gradients."""
         with self.autocast():
@@ -271,7 +283,8 @@ class TrainStep:
         arguments: list[tuple[Any, ...]] = [()] * len(parts)
         factor = 1 / len(parts)
         if isinstance(network, PreparesParts):
-            with self.autocast():
+            # A process may have images that need the teacher, or predictions, and others not.
+            with self.autocast(), whole_weights(network):
                 arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
             factor = 1.0
         self.optimizer.zero_grad(set_to_none=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.config.config import with_value
 from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
+from clouds.engine import parallel
 from clouds.engine.best_checkpoint import BestCheckpoint
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import warn_changes
@@ -77,7 +76,7 @@ class Trainer(TrainerBase):
 
     Attributes:
         cfg: a copy of the config with this process's device in MODEL.DEVICE.
-        model: the model, without DistributedDataParallel.
+        model: the model, without DistributedDataParallel; sharded with SOLVER.PARALLEL fsdp.
         batch_size: images of an iteration over all processes.
         train_step: runs one iteration on a batch.
         checkpointer: saves and restores.
@@ -110,7 +109,7 @@ class Trainer(TrainerBase):
         self._backbone_is_random = model is None and self.weights_follow()
         if model is None:
             model = build_seeded(self.cfg, skip_pretrained=self._backbone_is_random)
-        self.model = model.to(self.device).train()
+        self.model = parallel.place(self.cfg, model, self.device).train()
         self.loader = self.build_loader if loader is None else loader
         self.batches: Iterable[Batch] | None = None
         self._iterator: Iterator[Batch] | None = None
@@ -163,15 +162,10 @@ class Trainer(TrainerBase):
         )
 
     def build_parallel(self) -> nn.Module:
-        """The model, in DistributedDataParallel if there are several processes."""
-        if comm.get_world_size() == 1:
-            return self.model
-        with warnings.catch_warnings():
-            # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        """What training calls: the model, in DistributedDataParallel if there are several
+        processes, of which each has the whole model.
+        """
+        return parallel.wrap(self.model)
 
     def build_checkpointer(self, cfg: CfgNode) -> Checkpointer:
         """A checkpointer of model, optimizer, scheduler and loss scale; files contain `cfg`."""
@@ -215,6 +209,8 @@ class Trainer(TrainerBase):
         if evaluate is not None or validate is not None:
             best = BestCheckpoint.from_config(cfg, self.checkpointer, self.metrics.file)
             shared = (self.metrics, self.stop_request, self.average)
+            whole = parallel.whole_weights(self.model)
+            evaluate, validate = (f and whole(f) for f in (evaluate, validate))
             hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, validate, best))
         return hooks
 
@@ -265,13 +261,14 @@ class Trainer(TrainerBase):
             cfg = with_value(cfg, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR, FOLDER)))
             complete = self.completed_iter + 1 == self.max_iter
             weights = str(Path(self.cfg.OUTPUT_DIR, f"{FILE}.pth")) if complete else ""
-        return evaluate_model(
-            cfg,
-            self.model,
-            weights=weights,
-            iteration=self.completed_iter,
-            pseudo_labels=self.pseudo_labeler is not None and not averaged,
-        )
+        with parallel.whole_weights(self.model):
+            return evaluate_model(
+                cfg,
+                self.model,
+                weights=weights,
+                iteration=self.completed_iter,
+                pseudo_labels=self.pseudo_labeler is not None and not averaged,
+            )
 
     def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> int:
         """Load a checkpoint and open the training data.
