@@ -108,7 +108,8 @@ def gather_whole(values: Any, keep: bool = True) -> Any:
     """
 
     def whole(tensor: DTensor) -> Tensor | None:
-        gathered = tensor.detach().full_tensor()
+        with torch.no_grad():
+            gathered = tensor.full_tensor()
         return gathered.cpu() if keep else None
 
     return tree_map_only(DTensor, whole, values)

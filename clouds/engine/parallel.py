@@ -111,8 +111,10 @@ def _set_prefetching(root: nn.Module, blocks: list[FSDPModule]) -> None:
     after an evaluation of different numbers of images.
     """
     backbone = getattr(root, "backbone", None)
-    if isinstance(backbone, HasBlocks) and not any(p.requires_grad for p in backbone.parameters()):
-        blocks = blocks[len(list(backbone.blocks())) :]  # it has no backward pass
+    if isinstance(backbone, HasBlocks):
+        parameters = cast(nn.Module, backbone).parameters()
+        if not any(p.requires_grad for p in parameters):
+            blocks = blocks[len(list(backbone.blocks())) :]  # it has no backward pass
     order = [cast(FSDPModule, root), *blocks]
     for before, block in itertools.pairwise(order):
         block.set_modules_to_backward_prefetch([before])
@@ -203,7 +205,7 @@ def clip_sharded(
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [comm.own_part(gradient) for gradient in gradients]
     norms = _norms(gradients, parts, order)
-    total = torch.linalg.vector_norm(norms, order)
+    total: Tensor = torch.linalg.vector_norm(norms, order)
     if kind == "value":
         for part in parts:
             part.clamp_(-bound, bound)

@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -284,7 +284,7 @@ class TrainStep:
         factor = 1 / len(parts)
         if isinstance(network, PreparesParts):
             # A process may have images that need the teacher, or predictions, and others not.
-            with self.autocast(), whole_weights(network):
+            with self.autocast(), whole_weights(cast(nn.Module, network)):
                 arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
             factor = 1.0
         self.optimizer.zero_grad(set_to_none=True)

@@ -210,8 +210,8 @@ class Trainer(TrainerBase):
             best = BestCheckpoint.from_config(cfg, self.checkpointer, self.metrics.file)
             shared = (self.metrics, self.stop_request, self.average)
             whole = parallel.whole_weights(self.model)
-            evaluate, validate = (f and whole(f) for f in (evaluate, validate))
-            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, validate, best))
+            evaluate, held_out = (f and whole(f) for f in (evaluate, validate))
+            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, held_out, best))
         return hooks
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
