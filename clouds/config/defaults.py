@@ -183,6 +183,12 @@ KEYS: tuple[Key, ...] = (
         "place of INPUT.COLOR_AUG_SSD.",
     ),
     Key(
+        "INPUT.COLOR_AUG_ON_DEVICE",
+        False,
+        "Apply INPUT.COLOR_AUG_SSD on the model's device, with the same random numbers, in place "
+        "of the loader processes.",
+    ),
+    Key(
         "DATALOADER.SAMPLER_TRAIN",
         "WeightedTrainingSampler",
         "'WeightedTrainingSampler' applies DATASETS.FACTORS or DATASETS.SOURCE_FACTOR and "

@@ -41,6 +41,7 @@ from clouds.modeling.meta_arch.head import CLOUDSHead, Features
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, ensemble_probabilities
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
 from clouds.modeling.transformer_decoder.decoder import Predictions
+from clouds.ops.color_jitter import jittered
 from clouds.self_training.masked_consistency import BlockMasking, hide_blocks
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel, TeacherPrediction
@@ -297,7 +298,8 @@ class CLOUDS(nn.Module):
         return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
 
     def _student_images(self, batch: Sequence[Sample]) -> ImageList:
-        images = self._preprocess([s["image"] for s in batch], self.min_training_size)
+        views = [jittered(s, self.device) if "color_jitter" in s else s["image"] for s in batch]
+        images = self._preprocess(views, self.min_training_size)
         if self.block_masking is not None:
             hide_blocks(self.block_masking, batch, images)
         return images
