@@ -87,8 +87,8 @@ def test_it_is_the_loaders_transform_up_to_rounding():
         expected = as_tensor(jitter.apply_image(image)).int()
         difference = (jitter_colors(as_tensor(image), jitter).int() - expected).abs()
         assert difference.max() <= 1.5 * 255 / 30 + 1  # one unit of the hue, times the contrast
-        close.append((difference <= 1).double().mean().item())
-    assert min(close) > 0.98
+        close.append((difference <= 2).double().mean().item())  # one level, times the contrast
+    assert min(close) > 0.99
 
 
 def test_colors_without_hsv_are_those_of_the_loader():
