@@ -23,7 +23,7 @@ class HostCopy:
         self._vector = vector.to("cpu", non_blocking=vector.is_cuda)
         self._event: torch.cuda.Event | None = None
         if vector.is_cuda:
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(vector.device))
 
     @property
