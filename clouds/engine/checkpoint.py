@@ -37,7 +37,7 @@ from clouds.engine.newest_checkpoint import (
     tagged_checkpoint,
 )
 from clouds.engine.parallel import is_sharded, load_weights
-from clouds.engine.train_loop import NonFiniteLossError
+from clouds.engine.step_result import NonFiniteLossError
 from clouds.files import atomic_write
 from clouds.messages import format_examples
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
@@ -66,6 +66,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             (SOLVER.CHECKPOINT_ADAPTERS_ONLY).
         load_backbone: called with the path of a file that leaves the frozen backbone out; gives the
             model's backbone its own weights, or raises ValueError. None: it has them.
+        before_save: called before a file is written; an error that it raises prevents that.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by entry;
             `add_checkpointable` adds more.
 
@@ -83,6 +84,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         partial: bool = False,
         adapters_only: bool = False,
         load_backbone: Callable[[str], None] | None = None,
+        before_save: Callable[[], None] = lambda: None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -91,6 +93,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         self.partial = partial
         self.adapters_only = adapters_only
         self.load_backbone = load_backbone
+        self.before_save = before_save
         self.saved_iteration = -1
         self._resumed_from = ""
         self._fingerprints: dict[str, list[float]] | None = None
@@ -102,6 +105,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             NonFiniteWeightsError: see `check_finite`; earlier files are unchanged.
             OSError: it cannot be written; earlier files are unchanged.
         """
+        self.before_save()
         self.check_finite()
         if self.save_dir and self._takes_part:
             states = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -118,6 +122,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         Raises:
             NonFiniteWeightsError, OSError: see `save`.
         """
+        self.before_save()
         self.check_finite()
         if self.save_dir and self._takes_part:
             path = self._write(name, entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,6 +73,9 @@ class LastCompleted(HookBase):
         changed = self.iteration != self.trainer.completed_iter or self.step.stepping
         if changed or self.versions != self._versions():
             return "the iteration that was ended had changed the weights or a hook's state"
+        check = self.step.check
+        if check.failed == self.iteration or (check.unchecked and check.unchecked.problems()):
+            return "losses or gradients of the last iteration are not finite"
         if not all(bool(torch.isfinite(t).all()) for t in self._tensors() if t.is_floating_point()):
             return "weights are not finite"
         return ""
@@ -102,6 +106,16 @@ class LastCompleted(HookBase):
         if not path:
             return f"{done}.{lost} There is no checkpoint."
         return f"{done}.{lost} The same command with --resume resumes from '{path}'."
+
+    def hint(self) -> str:
+        """How to resume after a loss that was not finite."""
+        path = self.checkpointer.get_checkpoint_file()
+        if not path or not Path(path).exists():
+            return "No checkpoint was saved before it."
+        return (
+            f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
+            "may help."
+        )
 
     def save_after(self, error: BaseException) -> None:
         """Save as `save`, and log it; an error in that is logged, too, since `error` is raised."""

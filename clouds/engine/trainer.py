@@ -36,7 +36,8 @@ from clouds.engine.memory import fit_to_memory
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.run_folder import prepare
 from clouds.engine.run_lock import locked, on_main_process
-from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
+from clouds.engine.step_result import NonFiniteLossError, ResultCheck
+from clouds.engine.train_loop import Batch, HookBase, TrainerBase, TrainStep
 from clouds.engine.weight_average import FILE, FOLDER, WeightAverage
 from clouds.environment import check_writable, provenance
 from clouds.evaluation import Results, check_test_data, evaluate_held_out
@@ -119,6 +120,7 @@ class Trainer(TrainerBase):
         fp16 = bool(cfg.SOLVER.AMP.ENABLED) and cfg.SOLVER.AMP.DTYPE == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.checkpointer = self.build_checkpointer(cfg)
+        self.result_check = ResultCheck()
         self.train_step = self.build_train_step()
         self.last_completed = LastCompleted(self.checkpointer, self.train_step)
         self.average = WeightAverage.from_config(self.cfg, self.model, self.checkpointer)
@@ -159,6 +161,8 @@ class Trainer(TrainerBase):
             stop_requested=lambda: self.stop_request.requested,
             after_backward=functools.partial(self.call_hooks, "after_backward"),
             accumulate=int(self.cfg.SOLVER.ACCUMULATE),
+            check=self.result_check,
+            deferred=self.device.type == "cuda" and bool(self.optimizer.defaults.get("fused")),
         )
 
     def build_parallel(self) -> nn.Module:
@@ -181,6 +185,7 @@ class Trainer(TrainerBase):
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             adapters_only=cfg.SOLVER.CHECKPOINT_ADAPTERS_ONLY,
             load_backbone=self.load_backbone,
+            before_save=self.check_results,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
@@ -379,7 +384,7 @@ class Trainer(TrainerBase):
                 hint = self.last_completed.save()
                 raise Interrupted(f"{request} {hint}", request.signal_number) from None
             except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"{error}\n{self.last_checkpoint_hint()}") from None
+                raise NonFiniteLossError(f"{error}\n{self.last_completed.hint()}") from None
             except BaseException as error:
                 if not self.stop_request.twice:
                     self.last_completed.save_after(error)
@@ -392,6 +397,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         """Call the hooks, then open the training data and log what is trained."""
+        self.result_check.reset()
         super().before_train()
         assert self.batches is not None, "resume_or_load precedes training"
         self._iterator = iter(self.batches)
@@ -422,25 +428,17 @@ class Trainer(TrainerBase):
                 raise self.stop_request.interruption() from error
             raise
         self.last_step = step
-        scalars = {"total_loss": step.total_loss, **step.losses, "grad_norm": step.grad_norm}
-        scalars |= {"seconds": step.seconds, "data_seconds": step.data_seconds}
-        for name, value in scalars.items():
-            self.storage.put_scalar(name, value)
+        self.storage.put_later(step.scalars)
+        self.storage.put_scalars(seconds=step.seconds, data_seconds=step.data_seconds)
         if faulty := getattr(self.batches, "num_faulty", 0):
             self.storage.put_scalar("faulty_files", faulty, smoothing_hint=False)
 
     def after_step(self) -> None:
         """Call the hooks; end training if a process was asked to stop."""
         super().after_step()
-        if self.last_step is not None and self.last_step.stop:
+        if self.result_check.stop:
             raise self.stop_request.interruption()
 
-    def last_checkpoint_hint(self) -> str:
-        """How to resume after a loss that was not finite."""
-        path = self.checkpointer.get_checkpoint_file()
-        if not path or not Path(path).exists():
-            return "No checkpoint was saved before it."
-        return (
-            f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
-            "may help."
-        )
+    def check_results(self) -> None:
+        """Check results that were not; an error of the last iteration is raised."""
+        self.result_check()
