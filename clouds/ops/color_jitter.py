@@ -17,11 +17,12 @@ _SEXTANT = NUM_HUES // 6
 
 
 def jittered(sample: Sample, device: torch.device) -> Tensor:
-    """The image of a sample, uint8 (3, H, W) RGB; its `color_jitter`, if any, applied on `device`."""
+    """The image of a sample, uint8 (3, H, W) RGB; `color_jitter`, if any, applied on `device`."""
+    image: Tensor = sample["image"]
     if "color_jitter" not in sample:
-        return sample["image"]
+        return image
     jitter: ColorJitterTransform = sample["color_jitter"]
-    return jitter_colors(sample["image"].to(device, non_blocking=True), jitter)
+    return jitter_colors(image.to(device, non_blocking=True), jitter)
 
 
 def jitter_colors(image: Tensor, jitter: ColorJitterTransform) -> Tensor:
