@@ -11,9 +11,11 @@ two with torch.compile. Each compares the published code, composed of library ca
 ours. The operations of each are counted, so that the time at the ceilings, the floor, is known.
 
 `gpu.json` and `gpu.md` are written after each section. A section that fails is reported with its
-traceback, and the others are measured; the exit status is then 1. No section starts after
---minutes. `--small` measures small models and images: it tests this script on any device, and its
-figures say nothing about the published sizes. On a CPU durations are processor time of one thread.
+traceback, and the others are measured; the exit status is then 1. A section that takes longer than
+--section-minutes, or is running after --minutes, is ended and reported as out of time, which is no
+failure: on a loaded machine torch.compile takes minutes. `--small` measures small models and
+images: it tests this script on any device, and its figures say nothing about the published sizes.
+On a CPU durations are processor time of one thread.
 """
 
 from __future__ import annotations
@@ -21,10 +23,13 @@ from __future__ import annotations
 import datetime
 import gc
 import shlex
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +43,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 import gpu_sections as sections
 import gpu_steps
 from gpu_common import OURS, OURS_BF16, SMALL_HEAD, Options
-from gpu_figures import FAILED, SKIPPED, Ceilings, Goal, Report, Section, measure_ceilings
+from gpu_figures import (
+    FAILED,
+    SKIPPED,
+    TIMED_OUT,
+    Ceilings,
+    Goal,
+    Report,
+    Section,
+    measure_ceilings,
+)
 from in_turns import parser_of, silence_all_but_peaks
 
 GOALS = (
@@ -73,10 +87,11 @@ def main(words: Sequence[str] | None = None) -> int:
         done.append(Section("ceilings", FAILED, problem=traceback.format_exc()))
     for name in args.only or sections.SECTIONS:
         passed = time.monotonic() - started
-        if passed > 60 * args.minutes:
+        left = 60 * args.minutes - passed
+        if left <= 0:
             section = Section(name, SKIPPED, problem=f"{passed:.0f} s had passed, see --minutes")
         else:
-            section = run(name, options)
+            section = run(name, options, min(left, 60 * args.section_minutes))
         done.append(section)
         print(f"{name}: {section.status}, {section.wall_s:.0f} s", flush=True)
         Report(facts, done, goals, ceilings).write(args.out)
@@ -90,7 +105,8 @@ def parse(words: Sequence[str]) -> Any:
     add("--out", type=Path, required=True, metavar="FOLDER", help="of gpu.json and gpu.md")
     add("--device", default="cuda", help="cuda, cuda:N or cpu")
     add("--small", action="store_true", help="small models and images")
-    add("--minutes", type=float, default=8, help="after which no section starts")
+    add("--minutes", type=float, default=9, help="after which no section runs")
+    add("--section-minutes", type=float, default=4, help="after which a section is ended")
     add("--repeats", type=int, default=3, help="rounds of each measurement")
     add("--only", nargs="+", choices=list(sections.SECTIONS), metavar="SECTION", help="names")
     add("--source", type=int, default=4, help="source images of a joint step")
@@ -153,11 +169,41 @@ def machine(device: torch.device, words: Sequence[str]) -> dict[str, Any]:
     return facts
 
 
-def run(name: str, options: Options) -> Section:
-    """Measure a section; an error becomes its `problem`."""
+class OutOfTime(BaseException):
+    """The time of a section is over; no `Exception`, which compilers would take for their own."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTime` after a number of seconds, between two steps of Python code.
+
+    Without effect outside of the main thread, and on Windows, which has no such signal.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise OutOfTime
+
+    previous = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def run(name: str, options: Options, limit: float) -> Section:
+    """Measure a section for at most `limit` seconds; an error becomes its `problem`."""
     started = time.monotonic()
     try:
-        section = sections.SECTIONS[name](options)
+        with time_limit(limit):
+            section = sections.SECTIONS[name](options)
+    except OutOfTime:
+        problem = f"ended after {limit:.0f} s, see --section-minutes and --minutes"
+        section = Section(name, TIMED_OUT, problem=problem)
     except Exception:
         section = Section(name, FAILED, problem=traceback.format_exc())
     gc.collect()

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from in_turns import seconds_of
 
 GIB = 2**30
-MEASURED, SKIPPED, FAILED = "measured", "skipped", "failed"
+MEASURED, SKIPPED, FAILED, TIMED_OUT = "measured", "skipped", "failed", "out of time"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Section:
 
     Attributes:
         name: of the section.
-        status: MEASURED, SKIPPED or FAILED.
+        status: MEASURED, SKIPPED, FAILED or TIMED_OUT.
         figures: in the order of the table; ratios refer to the first `way` of the same `name`.
         notes: further numbers, by name.
-        problem: why it was skipped, or the traceback of the error.
+        problem: why it was skipped or ended, or the traceback of the error.
         wall_s: duration of the section with all preparations, seconds.
     """
 

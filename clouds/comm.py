@@ -1,4 +1,4 @@
-"""Ranks and collectives of the processes of a run, as in Detectron2's `comm`.
+"""Ranks and collectives of the processes of a run, as in Detectron2's `comm`, and sharded tensors.
 
 A run is one process, N processes that `clouds.engine.launch` starts on each machine (--num-gpus),
 or processes that torchrun started. If there are several, torch.distributed is initialized and the
@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
 
 T = TypeVar("T")
 
@@ -51,6 +54,14 @@ def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Maximum of `values` over the processes, on all of them."""
+    if get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def all_gather(data: T) -> list[T]:
     """The `data` of each process in the order of ranks, on all processes; it must be picklable."""
     if get_world_size() == 1:
@@ -58,6 +69,50 @@ def all_gather(data: T) -> list[T]:
     gathered: list[Any] = [None] * get_world_size()
     dist.all_gather_object(gathered, data)
     return list(gathered)
+
+
+def is_sharded(tensor: Tensor | None) -> bool:
+    """Whether each process has a part of the tensor only."""
+    return isinstance(tensor, DTensor)
+
+
+def own_part(values: T) -> T:
+    """A tensor, or nested dictionaries and lists, with this process's part of sharded tensors.
+
+    Parts are in the memory of the sharded tensors.
+    """
+    part: T = tree_map_only(DTensor, lambda tensor: tensor.detach().to_local(), values)
+    return part
+
+
+def sharded_like(reference: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, the same in all processes, sharded as `reference` is, without communication.
+
+    If `reference` is not sharded, the tensor itself.
+    """
+    if not isinstance(reference, DTensor):
+        return value
+    value = value.to(reference.device, reference.dtype)
+    mesh, placements = reference.device_mesh, reference.placements
+    return distribute_tensor(value, mesh, placements, src_data_rank=None)
+
+
+def gather_whole(values: Any, keep: bool = True) -> Any:
+    """Nested dictionaries and lists with whole tensors, on the CPU, in place of sharded ones.
+
+    A collective operation.
+
+    Args:
+        values: the same names in all processes.
+        keep: whether this process needs the result; if not, it has None for each sharded tensor.
+    """
+
+    def whole(tensor: DTensor) -> Tensor | None:
+        with torch.no_grad():
+            gathered = tensor.full_tensor()
+        return gathered.cpu() if keep else None
+
+    return tree_map_only(DTensor, whole, values)
 
 
 def device_of_process(device: torch.device) -> torch.device:

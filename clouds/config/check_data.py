@@ -238,6 +238,16 @@ def there_is_one_color_augmentation(distortion: bool, jitter: bool) -> str | Non
     return "set INPUT.COLOR_AUG_SSD False, which it replaces" if distortion and jitter else None
 
 
+@cross_check("INPUT.COLOR_AUG_ON_DEVICE", "INPUT.COLOR_AUG_SSD", "INPUT.CLASS_MIXING")
+def jitter_on_the_device_is_possible(on_device: bool, jitter: bool, mixing: bool) -> str | None:
+    """Classes are pasted by the loader, after the jitter of both images."""
+    if on_device and not jitter:
+        return "set INPUT.COLOR_AUG_SSD True: no other color augmentation runs on the device"
+    if on_device and mixing:
+        return "set it False: INPUT.CLASS_MIXING pastes images that the loader has jittered"
+    return None
+
+
 @cross_check("INPUT.LONG_SIDE_MAX", "INPUT.SHORT_SIDES")
 def training_long_side_is_not_below_the_short_sides(
     limit: int, sides: tuple[int, ...]

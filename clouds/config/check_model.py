@@ -150,6 +150,29 @@ def blocks_can_be_computed_again(enabled: bool, backbone: str) -> str | None:
     return None
 
 
+@cross_check("SOLVER.PARALLEL", "MODEL.COMPILE")
+def sharded_model_is_not_compiled(parallel: str, compiled: str) -> str | None:
+    """Compiled graphs of sharded weights are not tested."""
+    if parallel == "fsdp" and compiled != "none":
+        return f"does not work with MODEL.COMPILE {compiled!r}; set that to 'none', or use 'ddp'"
+    return None
+
+
+FITTED_ADAPTERS = ("soma", "recycle")
+"""Adapters that start from decompositions of the backbone's own weights."""
+
+
+@cross_check("SOLVER.PARALLEL", "MODEL.WEIGHTS_PARTIAL", "MODEL.BACKBONE.ADAPTER.NAME")
+def adapter_starts_from_whole_weights(parallel: str, partial: bool, adapter: str) -> str | None:
+    """Weights of the backbone that MODEL.WEIGHTS brings are loaded when the model is sharded."""
+    if parallel == "fsdp" and partial and adapter in FITTED_ADAPTERS:
+        return (
+            f"cannot start the adapter {adapter} from weights of MODEL.WEIGHTS_PARTIAL; set that "
+            "to False and name the backbone's weights by its own key, or use 'ddp'"
+        )
+    return None
+
+
 @cross_check("MODEL.CLOUDS.GENERATED_LABELS", "MODEL.CLOUDS.PSEUDO_LABEL.MAX_CLASS_LOSS")
 def given_labels_have_a_filter(labels: str, max_class_loss: float) -> str | None:
     """Without it, 'filtered' labels would be the given ones."""

@@ -32,7 +32,9 @@ CropPosition = Literal["uniform", "diagonal"]
 CROP_ATTEMPTS = 10
 """Crops of which one class has too large a share before the next one is taken as it is."""
 
-_NUM_HUES = 180  # OpenCV stores hue in units of two degrees
+NUM_HUES = 180
+"""OpenCV stores hue in units of two degrees."""
+
 _MAX_SHIFT = 1 / 600
 """Largest displacement of a resized window against the whole image resized, in source pixels. On
 both axes at once, between a black and a white pixel, it changes a value by 255 * 2 / 600: less than
@@ -370,6 +372,7 @@ class ColorJitterTransform(Transform):  # type: ignore[misc]
         saturation: factor of the saturation in HSV.
         hue: added to the hue, in OpenCV's units of two degrees.
         contrast_first: apply contrast before saturation and hue, rather than after.
+        on_device: the model applies it (`clouds.ops.color_jitter`), `apply_image` nothing.
     """
 
     brightness: float = 0.0
@@ -377,12 +380,15 @@ class ColorJitterTransform(Transform):  # type: ignore[misc]
     saturation: float = 1.0
     hue: int = 0
     contrast_first: bool = True
+    on_device: bool = False
 
     def apply_image(self, image: UInt8Array) -> UInt8Array:
         """(H, W, 3) uint8 RGB -> the same; values are clipped to 0..255.
 
         With the default parameters it returns the array that was passed in.
         """
+        if self.on_device:
+            return image
         brightness = _linear_table(1.0, self.brightness)
         contrast = _linear_table(self.contrast, 0.0)
         before, after = (
@@ -403,7 +409,7 @@ class ColorJitterTransform(Transform):  # type: ignore[misc]
 
     def _hsv_table(self) -> UInt8Array:
         """(256, 1, 3): new value of each hue, saturation and value."""
-        hue = (np.arange(256) + self.hue) % _NUM_HUES
+        hue = (np.arange(256) + self.hue) % NUM_HUES
         value = np.arange(256)
         table = np.stack([hue, _linear_table(self.saturation, 0.0), value], axis=-1)
         return table.astype(np.uint8)[:, None]
@@ -421,8 +427,15 @@ def _apply_table(image: UInt8Array, table: UInt8Array) -> UInt8Array:
     return np.asarray(cv2.LUT(image, table), np.uint8)
 
 
+@dataclass(frozen=True)
 class SSDColorJitter(Augmentation):
-    """Random color jitter; each of the four changes is left out with probability 0.5."""
+    """Random color jitter; each of the four changes is left out with probability 0.5.
+
+    Attributes:
+        on_device: see `ColorJitterTransform`.
+    """
+
+    on_device: bool = False
 
     def get_transform(self, image: UInt8Array, rng: np.random.Generator) -> ColorJitterTransform:
         brightness, contrast, saturation, hue, contrast_first = rng.integers(2, size=5).astype(bool)
@@ -432,4 +445,5 @@ class SSDColorJitter(Augmentation):
             saturation=rng.uniform(0.5, 1.5) if saturation else 1.0,
             hue=int(rng.integers(-18, 18, endpoint=True)) if hue else 0,
             contrast_first=bool(contrast_first),
+            on_device=self.on_device,
         )

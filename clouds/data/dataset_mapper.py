@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from fvcore.transforms.transform import TransformList
 
 from clouds.data.augmentation import (
     Augmentation,
     AugmentationList,
+    ColorJitterTransform,
     RandomFlip,
     ResizeCropFlip,
     Size,
@@ -35,6 +37,7 @@ from clouds.data.structures import (
     EvalSample,
     GeneratedSample,
     GivenLabelSample,
+    JitterInput,
     ModelInput,
     Record,
     SourceSample,
@@ -84,7 +87,9 @@ def padded_crop_size(cfg: CfgNode) -> Size:
 def _color_augmentations(cfg: CfgNode) -> tuple[Augmentation, ...]:
     if cfg.INPUT.PHOTOMETRIC_DISTORTION:
         return (PhotoMetricDistortion(),)
-    return (SSDColorJitter(),) if cfg.INPUT.COLOR_AUG_SSD else ()
+    if not cfg.INPUT.COLOR_AUG_SSD:
+        return ()
+    return (SSDColorJitter(on_device=cfg.INPUT.COLOR_AUG_ON_DEVICE),)
 
 
 def _working_size(cfg: CfgNode, dataset: str) -> Size:
@@ -161,8 +166,19 @@ def to_tensor(pixels: UInt8Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
-def _model_input(record: Record, image: torch.Tensor, size: tuple[int, ...]) -> ModelInput:
+def _model_input(
+    record: Record,
+    image: torch.Tensor,
+    size: tuple[int, ...],
+    transforms: TransformList | None = None,
+) -> ModelInput:
+    """`transforms`: of the image, of which a color jitter may be left to the model."""
+    found: JitterInput = {}
+    for one in transforms.transforms if transforms is not None else ():
+        if isinstance(one, ColorJitterTransform) and one.on_device:
+            found = {"color_jitter": one}
     return {
+        **found,
         "image": image,
         "height": size[0],
         "width": size[1],
@@ -217,7 +233,7 @@ class SourceMapper:
                 augmented, transforms = augmentations(image, rng, label)
                 augmented_label = transforms.apply_segmentation(label)
         return {
-            **_model_input(record, to_tensor(augmented), label.shape),
+            **_model_input(record, to_tensor(augmented), label.shape, transforms),
             "sem_seg": to_tensor(augmented_label),
             "seed": seed,
         }
@@ -260,18 +276,21 @@ class GeneratedMapper:
         rng = np.random.default_rng(seed)
         # drawn first, so that the clean view does not depend on the student's augmentations
         clean, transforms = self.augmentations(image, rng)
-        student, _ = self.student_augmentations(clean, rng)
+        student, colors = self.student_augmentations(clean, rng)
         label = None
         if self.labels != "teacher":
             given = read_given_label(record, image.shape[:2])
             label = to_tensor(transforms.apply_segmentation(given))
         if label is not None and self.labels == "given":
-            model_input = _model_input(record, to_tensor(student), image.shape)
+            model_input = _model_input(record, to_tensor(student), image.shape, colors)
             return {**model_input, "sem_seg": label, "seed": seed}
         clean_image = to_tensor(clean)
         sample: GeneratedSample = {
             **_model_input(
-                record, clean_image if student is clean else to_tensor(student), image.shape
+                record,
+                clean_image if student is clean else to_tensor(student),
+                image.shape,
+                colors,
             ),
             "clean_image": clean_image,
             "seed": seed,

@@ -13,12 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from clouds.data.augmentation import Augmentation, ColorJitterTransform
+from clouds.data.augmentation import NUM_HUES, Augmentation, ColorJitterTransform
 
 UInt8Array = npt.NDArray[np.uint8]
-
-NUM_HUES = 180
-"""OpenCV stores hue in units of two degrees."""
 
 
 @dataclass(frozen=True)

@@ -105,15 +105,19 @@ class RareClassSampling:
         """The record in place of `record`, of the same dataset; itself if it is not labelled."""
         if record.domain is not Domain.SOURCE:
             return record
-        dataset, rng = self.datasets[record.dataset], sample_rng(seed, Draw.RARE_CLASS)
-        index = rng.choice(len(dataset.classes), p=dataset.probabilities)
+        dataset, index, rng = self._draw(record.dataset, seed)
         images = dataset.images[index]
         return dataset.records[int(images[rng.integers(len(images))])]
 
     def draw_class(self, dataset: str, seed: int) -> int:
         """The train id that `draw` chooses the image by."""
+        classes, index, _ = self._draw(dataset, seed)
+        return classes.classes[index]
+
+    def _draw(self, dataset: str, seed: int) -> tuple[RareClasses, int, np.random.Generator]:
+        """A dataset, the index of the class that is drawn, and the generator that drew it."""
         classes, rng = self.datasets[dataset], sample_rng(seed, Draw.RARE_CLASS)
-        return classes.classes[rng.choice(len(classes.classes), p=classes.probabilities)]
+        return classes, int(rng.choice(len(classes.classes), p=classes.probabilities)), rng
 
 
 def build_rare_class_sampling(

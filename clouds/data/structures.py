@@ -15,6 +15,7 @@ from clouds.data.label_space import IGNORE
 if TYPE_CHECKING:
     import torch
 
+    from clouds.data.augmentation import ColorJitterTransform
     from clouds.data.corruption import Corruption
     from clouds.data.labels import LabelFormat
 
@@ -88,7 +89,16 @@ class Record:
             raise ValueError(f"{self.image}: a record with a label needs a label_format")
 
 
-class ModelInput(TypedDict):
+class JitterInput(TypedDict, total=False):
+    """Present with INPUT.COLOR_AUG_ON_DEVICE.
+
+    color_jitter: what the model applies to `image`.
+    """
+
+    color_jitter: ColorJitterTransform
+
+
+class ModelInput(JitterInput):
     """Input of the model: Detectron2's keys, and `domain` and `dataset`.
 
     image: uint8 (3, H, W) RGB: the augmented input of the student, or the image at the input size

@@ -8,7 +8,8 @@ from __future__ import annotations
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.hooks import EMAHook
 from clouds.engine.interrupt import Interrupted
-from clouds.engine.train_loop import HookBase, NonFiniteLossError
+from clouds.engine.step_result import NonFiniteLossError
+from clouds.engine.train_loop import HookBase
 from clouds.engine.trainer import Trainer
 
 __all__ = [

@@ -20,6 +20,7 @@ import fvcore.common.checkpoint as fvcore_checkpoint
 import torch
 from torch import nn
 
+from clouds import comm
 from clouds.engine.config_changes import config_value
 from clouds.engine.frozen_backbone import ENTRY as FROZEN_BACKBONE
 from clouds.engine.frozen_backbone import (
@@ -35,7 +36,8 @@ from clouds.engine.newest_checkpoint import (
     read_newest,
     tagged_checkpoint,
 )
-from clouds.engine.train_loop import NonFiniteLossError
+from clouds.engine.parallel import is_sharded, load_weights
+from clouds.engine.step_result import NonFiniteLossError
 from clouds.files import atomic_write
 from clouds.messages import format_examples
 from clouds.weights_io import nonfinite_tensors, read_checkpoint
@@ -64,6 +66,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             (SOLVER.CHECKPOINT_ADAPTERS_ONLY).
         load_backbone: called with the path of a file that leaves the frozen backbone out; gives the
             model's backbone its own weights, or raises ValueError. None: it has them.
+        before_save: called before a file is written; an error that it raises prevents that.
         checkpointables: further objects with `state_dict` and `load_state_dict`, by entry;
             `add_checkpointable` adds more.
 
@@ -81,6 +84,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         partial: bool = False,
         adapters_only: bool = False,
         load_backbone: Callable[[str], None] | None = None,
+        before_save: Callable[[], None] = lambda: None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -89,6 +93,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         self.partial = partial
         self.adapters_only = adapters_only
         self.load_backbone = load_backbone
+        self.before_save = before_save
         self.saved_iteration = -1
         self._resumed_from = ""
         self._fingerprints: dict[str, list[float]] | None = None
@@ -100,12 +105,14 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
             NonFiniteWeightsError: see `check_finite`; earlier files are unchanged.
             OSError: it cannot be written; earlier files are unchanged.
         """
+        self.before_save()
         self.check_finite()
-        if self.save_dir and self.save_to_disk:
+        if self.save_dir and self._takes_part:
             states = {key: value.state_dict() for key, value in self.checkpointables.items()}
             path = self._write(name, {**states, **entries})
-            self.tag_last_checkpoint(path.name)
-            logger.info("saved %s", path)
+            if self.save_to_disk:
+                self.tag_last_checkpoint(path.name)
+                logger.info("saved %s", path)
         self.saved_iteration = int(entries.get("iteration", -1))
         self._resumed_from = ""
 
@@ -115,14 +122,29 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         Raises:
             NonFiniteWeightsError, OSError: see `save`.
         """
+        self.before_save()
         self.check_finite()
-        if self.save_dir and self.save_to_disk:
-            logger.info("saved %s", self._write(name, entries))
+        if self.save_dir and self._takes_part:
+            path = self._write(name, entries)
+            if self.save_to_disk:
+                logger.info("saved %s", path)
+
+    @property
+    def _takes_part(self) -> bool:
+        """Whether this process is needed for saving: all are for a sharded model."""
+        return self.save_to_disk or is_sharded(self.model)
 
     def _write(self, name: str, entries: Mapping[str, Any]) -> Path:
-        """Write the model, `entries` and the provenance; returns the file."""
+        """Write the model, `entries` and the provenance; returns the file.
+
+        A collective operation if the model is sharded. One process writes.
+        """
         content = {**self._weights(), **entries, "clouds": self.provenance}
         path = Path(self.save_dir, f"{name}.pth")
+        if is_sharded(self.model):
+            content = comm.gather_whole(content, keep=self.save_to_disk)
+        if not self.save_to_disk:
+            return path
         with atomic_write(path) as file:
             torch.save(content, file)
         return path
@@ -141,14 +163,19 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
     def check_finite(self) -> None:
         """Check that the weights, and the states in FINITE_ENTRIES, are finite.
 
+        A collective operation if the model is sharded.
+
         Raises:
             NonFiniteWeightsError: they are not; the message names tensors.
         """
-        state = self.model.state_dict()
+        state = comm.own_part(self.model.state_dict())
         broken = nonfinite_tensors(state, "", self._buffers())
         for name in FINITE_ENTRIES:
             if name in self.checkpointables:
-                broken += self._nonfinite_state(name, self.checkpointables[name].state_dict())
+                states = comm.own_part(self.checkpointables[name].state_dict())
+                broken += self._nonfinite_state(name, states)
+        if is_sharded(self.model):
+            broken = list(dict.fromkeys(n for names in comm.all_gather(broken) for n in names))
         if broken:
             raise NonFiniteWeightsError(
                 f"no checkpoint is saved, because these tensors are not finite: "
@@ -309,7 +336,7 @@ class Checkpointer(fvcore_checkpoint.Checkpointer):  # type: ignore[misc]
         unusable = {name for name, _, _ in report.mismatched}.union(report.unexpected)
         usable = {name: value for name, value in weights.items() if name not in unusable}
         _refuse_nonfinite(path, nonfinite_tensors(usable, "", self._buffers()))
-        self.model.load_state_dict(usable, strict=False)
+        load_weights(self.model, usable, strict=False)
         if partial:
             start_adapter(self.model, usable)
         if report.left_out and marks is not None:
@@ -354,7 +381,10 @@ class PeriodicCheckpointer(fvcore_checkpoint.PeriodicCheckpointer):  # type: ign
         Raises:
             NonFiniteWeightsError: on all processes, see `Checkpointer.check_finite`.
         """
-        if self.checkpointer.save_to_disk:
+        checkpointer = self.checkpointer
+        if checkpointer.save_to_disk:
             super().step(iteration, **entries)
+        elif (iteration + 1) % self.period == 0 and is_sharded(checkpointer.model):
+            checkpointer.save(f"{self.file_prefix}_{iteration:07d}", iteration=iteration)
         elif (iteration + 1) % self.period == 0:
-            self.checkpointer.check_finite()
+            checkpointer.check_finite()

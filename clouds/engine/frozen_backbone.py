@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clouds import comm
 from clouds.messages import format_examples
 from clouds.modeling.backbone.adapters import adapter_of
 
@@ -53,7 +54,10 @@ def is_left_out(weights: Mapping[str, Tensor], missing: Iterable[str], model: nn
 
 
 def fingerprints(model: nn.Module) -> dict[str, list[float]]:
-    """Of each frozen tensor of the backbone, two numbers: its norm, and a projection."""
+    """Of each frozen tensor of the backbone, two numbers: its norm, and a projection.
+
+    A collective operation if the model is sharded.
+    """
     state = model.state_dict()
     names = (n for n in sorted(frozen_names(model)) if state[n].is_floating_point())
     return {name: _fingerprint(state[name]) for name in names}
@@ -61,7 +65,8 @@ def fingerprints(model: nn.Module) -> dict[str, list[float]]:
 
 @torch.no_grad()
 def _fingerprint(tensor: Tensor) -> list[float]:
-    values = tensor.detach().flatten().double()
+    whole: Tensor = comm.gather_whole(tensor.detach())
+    values = whole.flatten().double()
     direction = torch.arange(len(values), device=values.device, dtype=torch.float64).sin_()
     return [float(values.norm()), float(values @ direction)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from clouds.engine.checkpoint import Checkpointer, PeriodicCheckpointer
 from clouds.engine.interrupt import Interrupted, StopRequest
 from clouds.engine.loggers import RunLogger, build_loggers
 from clouds.engine.metrics import MetricsFile, ProgressLine, Record, console_line, memory_gib
-from clouds.engine.train_loop import HookBase, StepResult
+from clouds.engine.step_result import StepResult
+from clouds.engine.train_loop import HookBase
 from clouds.engine.weight_average import WeightAverage
 from clouds.evaluation import Results
 from clouds.files import partial_files
@@ -36,7 +38,8 @@ class MetricsHook(HookBase):
 
     A record has the scalars that were put into `trainer.storage` since the previous one. Its state
     is the values since the last record, so that the records of a resumed run are those of an
-    uninterrupted one.
+    uninterrupted one. Losses are taken in the next iteration, unless a record is due: on a GPU they
+    are not there before.
 
     Args:
         file: metrics.json.
@@ -63,6 +66,7 @@ class MetricsHook(HookBase):
         self.loggers = loggers
         self.progress: ProgressLine | None = None
         self.pending: dict[str, HistoryBuffer] = {}
+        self.unread: deque[tuple[StepResult, dict[str, float]]] = deque()
         self.durations = HistoryBuffer(ETA_WINDOW)
 
     @classmethod
@@ -84,19 +88,30 @@ class MetricsHook(HookBase):
         self.progress = ProgressLine(self.trainer.max_iter, start)
 
     def after_step(self) -> None:
-        if not comm.is_main_process():
-            return
         step = self.trainer.last_step
         assert step is not None, "after_step follows run_step"
+        last = step.iteration + 1 == self.trainer.max_iter
+        due = (step.iteration + 1) % self.period == 0 or last
+        if due:
+            self.trainer.check_results()
+        if not comm.is_main_process():
+            return
         self.durations.update(step.seconds)
         if self.progress is not None:
             self.progress.update()
-        for name, (value, iteration) in self.trainer.storage.latest().items():
-            if iteration == step.iteration:
-                self.pending.setdefault(name, HistoryBuffer(self.period)).update(value)
-        last = step.iteration + 1 == self.trainer.max_iter
-        if (step.iteration + 1) % self.period == 0 or last:
+        stored = self.trainer.storage.latest(read=False).items()
+        own = {name: value for name, (value, number) in stored if number == step.iteration}
+        self.unread.append((step, own))
+        self.collect(wait=due)
+        if due:
             self.write(step)
+
+    def collect(self, wait: bool) -> None:
+        """Take the scalars of iterations that were read, or of all, into `pending`."""
+        while self.unread and (wait or self.unread[0][0].copy.is_read):
+            step, own = self.unread.popleft()
+            for name, value in {**step.scalars(), **own}.items():
+                self.pending.setdefault(name, HistoryBuffer(self.period)).update(value)
 
     def write(self, step: StepResult) -> None:
         """Write the record to metrics.json, the loggers and the console; nothing is pending."""
@@ -139,10 +154,12 @@ class MetricsHook(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         """Values since the last record, by name."""
+        self.collect(wait=True)
         return {name: [v for v, _ in buffer.values()] for name, buffer in self.pending.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pending = {}
+        self.unread.clear()
         for name, values in state.items():
             self.pending[name] = HistoryBuffer(self.period)
             for value in values:
@@ -265,6 +282,7 @@ class EvalHook(HookBase):
         Raises:
             Interrupted: a signal arrived. It takes effect at once, since nothing is lost.
         """
+        self.trainer.check_results()
         validation = None
         try:
             with self.stop_request.at_once():

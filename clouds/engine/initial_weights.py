@@ -19,6 +19,7 @@ from clouds.d2 import BACKBONE_REGISTRY, CfgNode
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.frozen_backbone import ENTRY
 from clouds.engine.load_report import compare_tensors, rename_older_tensors
+from clouds.engine.parallel import load_weights
 from clouds.modeling.build import build_seeded
 from clouds.weights_io import read_checkpoint
 
@@ -89,7 +90,7 @@ def fetch_backbone(cfg: CfgNode, model: nn.Module) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.SEED)  # as `build_seeded`, which builds the backbone first
         backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, None)
-    model.get_submodule(PREFIX[:-1]).load_state_dict(backbone.state_dict())
+    load_weights(model.get_submodule(PREFIX[:-1]), backbone.state_dict())
 
 
 def require_own_weights(cfg: CfgNode, path: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from clouds import comm
 from clouds.engine.checkpoint import Checkpointer
+from clouds.engine.parallel import is_sharded
 from clouds.engine.train_loop import HookBase, TrainStep
 
 logger = logging.getLogger(__name__)
@@ -46,17 +49,33 @@ class LastCompleted(HookBase):
     def _tensors(self) -> list[torch.Tensor]:
         """Parameters and buffers of the model that are saved."""
         state: dict[str, Any] = self.checkpointer.model.state_dict(keep_vars=True)
-        return [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return [comm.own_part(v) for v in state.values() if isinstance(v, torch.Tensor)]
 
     def _versions(self) -> list[int]:
         """Numbers that change with each change of a tensor."""
         return [tensor._version for tensor in self._tensors()]
 
     def obstacle(self) -> str:
-        """Why the present state must not be saved; empty if it may be."""
+        """Why the present state must not be saved; empty if it may be.
+
+        A sharded model can be saved by all processes together, which only a stop on which they have
+        agreed lets them do.
+        """
+        if not is_sharded(self.checkpointer.model):
+            return self._own_obstacle()
+        step = self.trainer.last_step
+        if step is None or not step.stop:
+            return "each process has only a part of the weights, and they have not agreed to stop"
+        return next(filter(None, comm.all_gather(self._own_obstacle())), "")
+
+    def _own_obstacle(self) -> str:
+        """`obstacle` as this process sees it."""
         changed = self.iteration != self.trainer.completed_iter or self.step.stepping
         if changed or self.versions != self._versions():
             return "the iteration that was ended had changed the weights or a hook's state"
+        check = self.step.check
+        if check.failed == self.iteration or (check.unchecked and check.unchecked.problems()):
+            return "losses or gradients of the last iteration are not finite"
         if not all(bool(torch.isfinite(t).all()) for t in self._tensors() if t.is_floating_point()):
             return "weights are not finite"
         return ""
@@ -87,6 +106,16 @@ class LastCompleted(HookBase):
         if not path:
             return f"{done}.{lost} There is no checkpoint."
         return f"{done}.{lost} The same command with --resume resumes from '{path}'."
+
+    def hint(self) -> str:
+        """How to resume after a loss that was not finite."""
+        path = self.checkpointer.get_checkpoint_file()
+        if not path or not Path(path).exists():
+            return "No checkpoint was saved before it."
+        return (
+            f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
+            "may help."
+        )
 
     def save_after(self, error: BaseException) -> None:
         """Save as `save`, and log it; an error in that is logged, too, since `error` is raised."""

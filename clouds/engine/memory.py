@@ -21,6 +21,7 @@ from clouds.d2 import CfgNode
 from clouds.data.datasets import generated as generated_datasets
 from clouds.data.structures import Targets
 from clouds.engine.live_memory import GpuKernels, LiveBytes
+from clouds.engine.parallel import blocks_of
 from clouds.modeling.backbone.adapters import adapter_of
 from clouds.modeling.backbone.base import TextEncoder
 from clouds.modeling.backbone.vit import ViTBackbone
@@ -51,17 +52,20 @@ class StepMemory:
             averages (teacher and SOLVER.WEIGHT_AVERAGE) and the refiner's weights.
         phases: largest sum of all other tensors in each phase of a step.
         not_counted: parts that cannot be counted on the meta device.
+        sharded: SOLVER.PARALLEL is fsdp; the gradients' parts are not counted in `phases`.
     """
 
     resident: dict[str, int]
     phases: dict[str, int]
     not_counted: tuple[str, ...] = ()
+    sharded: bool = False
 
     @property
     def total(self) -> int:
         """The peak."""
         # The backward pass begins when the gradients of the step before have been freed.
-        base, own = sum(self.resident.values()), self.resident["gradients"]
+        own = 0 if self.sharded else self.resident["gradients"]
+        base = sum(self.resident.values())
         return max(base - own * (name == "backward") + size for name, size in self.phases.items())
 
     def __str__(self) -> str:
@@ -85,6 +89,11 @@ def estimate(cfg: CfgNode, processes: int = 1) -> StepMemory:
     joint = bool(generated_datasets(cfg.DATASETS.TRAIN))
     num_generated = max(1, num_images // 2) if joint else 0
     sam, not_counted = _sam(cfg) if joint else (None, ())
+    sharded = cfg.SOLVER.PARALLEL == "fsdp" and processes > 1
+    if sharded:  # the gradient of a block is freed when the processes have its parts
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop_gradient)
     phases = dict(_Step(cfg, model, sam, num_images, num_generated).phases())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     resident = {
@@ -92,9 +101,29 @@ def estimate(cfg: CfgNode, processes: int = 1) -> StepMemory:
         "gradients": trained,
         "optimizer": trained * (2 if cfg.SOLVER.OPTIMIZER == "ADAMW" else 1),
         "averages": trained * (joint + bool(cfg.SOLVER.WEIGHT_AVERAGE.ENABLED)),
-        "refiner's weights": 0 if sam is None else _bytes_of(sam),
     }
-    return StepMemory(resident, phases, not_counted)
+    if sharded:
+        # the teacher has copies of frozen weights beside those that train
+        parts = [p for p in model.network.values() if any(w.requires_grad for w in p.parameters())]
+        teacher = joint * sum(map(_bytes_of, parts))
+        resident["averages"] += max(teacher - trained, 0)
+        resident = {name: size // processes for name, size in resident.items()}
+        whole = _bytes_of(model) + teacher if joint or cfg.SOLVER.ACCUMULATE > 1 else 0
+        resident["gathered"] = max(whole, _gathered(model))
+    resident["refiner's weights"] = 0 if sam is None else _bytes_of(sam)
+    return StepMemory(resident, phases, not_counted, sharded)
+
+
+def _gathered(model: nn.Module) -> int:
+    """Bytes of weights that a process has at a time in the passes of a sharded model: those of no
+    block, and two blocks, one with its gradient.
+    """
+    sizes = [sum(_bytes_of(layer) for layer in block) for block in blocks_of(model)]
+    return _bytes_of(model) - sum(sizes) + 3 * max(sizes, default=0)
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _bytes_of(module: nn.Module) -> int:

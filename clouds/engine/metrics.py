@@ -40,6 +40,7 @@ class ScalarStorage:
     def __init__(self) -> None:
         self.iter = 0
         self._latest: dict[str, tuple[float, int]] = {}
+        self._unread: tuple[Callable[[], Mapping[str, float]], int] | None = None
         self._smoothing_hints: dict[str, bool] = {}
 
     def put_scalar(
@@ -63,8 +64,25 @@ class ScalarStorage:
         for name, value in scalars.items():
             self.put_scalar(name, value, smoothing_hint, cur_iter)
 
-    def latest(self) -> dict[str, tuple[float, int]]:
-        """Name of each scalar -> its last value, and the iteration of that value."""
+    def put_later(self, scalars: Callable[[], Mapping[str, float]]) -> None:
+        """Store scalars of the current iteration that are read when they are needed.
+
+        At the latest that is at the next call. Values that are put in the same iteration replace
+        them.
+        """
+        self.latest()
+        self._unread = scalars, self.iter
+
+    def latest(self, read: bool = True) -> dict[str, tuple[float, int]]:
+        """Name of each scalar -> its last value, and the iteration of that value.
+
+        On a GPU this waits for the losses of the current iteration, unless `read` is False.
+        """
+        if read and self._unread is not None:
+            (scalars, iteration), self._unread = self._unread, None
+            for name, value in scalars().items():
+                if self._latest.get(name, (0.0, -1))[1] < iteration:
+                    self.put_scalar(name, value, cur_iter=iteration)
         return self._latest
 
     def smoothing_hints(self) -> dict[str, bool]:

@@ -8,6 +8,7 @@ an `nn.Embedding` and decays.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from clouds import comm
 from clouds.d2 import CfgNode
+from clouds.engine.parallel import clip_sharded
 from clouds.messages import format_examples
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -26,6 +29,9 @@ POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed")
 
 FUSED_ON = ("cpu", "cuda")
 """Device types for which every supported version of torch has fused optimizers."""
+
+UNSHARDED = ".unsharded"
+"""Ends the names of groups of a sharded model whose parameters every process has."""
 
 ClipGradients = Callable[[], torch.Tensor]
 """Clips the gradients of the optimizer's parameters in place. Returns their joint norm before
@@ -60,12 +66,14 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     Returns:
         Groups as torch optimizers take them: `params`, `lr`, `weight_decay`, and for logs and
         checkpoints `param_names` and `name`: 'head', 'head.norm', 'head.embed', 'head.position',
-        the same for 'backbone', and 'backbone.<prefix>' with the same suffixes.
+        the same for 'backbone', and 'backbone.<prefix>' with the same suffixes. Of a sharded model
+        parameters of one number are in groups of their own, the last, '<name>.unsharded'.
 
     Raises:
         ValueError: no parameter is trainable; an unknown option of the backbone.
     """
     options = _backbone_options(model)
+    sharded = any(comm.is_sharded(parameter) for parameter in model.parameters())
     groups: dict[str, dict[str, Any]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
@@ -75,6 +83,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             seen.add(parameter)
             name = f"{module_name}.{leaf}" if module_name else leaf
             suffix, decay = _weight_decay(cfg, module, leaf)
+            if sharded and not comm.is_sharded(parameter):
+                suffix += UNSHARDED
             part, factor = "head", 1.0
             if "backbone" in name.split("."):
                 part, factor = "backbone", cfg.SOLVER.BACKBONE_MULTIPLIER
@@ -90,7 +100,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             group["param_names"].append(name)
     if not groups:
         raise ValueError("no parameter of the model is trainable: all have requires_grad False.")
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda group: str(group["name"]).endswith(UNSHARDED))
 
 
 def _backbone_options(model: nn.Module) -> Mapping[str, Mapping[str, float]]:
@@ -142,6 +152,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(groups, lr=rate, fused=fused)
     elif cfg.SOLVER.OPTIMIZER == "SGD":
         momentum = cfg.SOLVER.MOMENTUM
+        # torch has no fused SGD of sharded parameters
+        fused &= not any(comm.is_sharded(p) for group in groups for p in group["params"])
         optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, fused=fused)
     else:
         raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; use ADAMW or SGD.")
@@ -173,8 +185,23 @@ def match_by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> di
             "without --resume."
         )
     values = saved["state"]
-    state = {present[name]: values[i] for name, i in in_file.items() if i in values}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        present[name]: _sharded_state(parameters[present[name]], values[i])
+        for name, i in in_file.items()
+        if i in values
+    }
     return {"state": state, "param_groups": groups}
+
+
+def _sharded_state(parameter: nn.Parameter, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a parameter, sharded as this is: all that has its shape."""
+    return {
+        key: comm.sharded_like(parameter, value)
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+        else value
+        for key, value in state.items()
+    }
 
 
 def _index_by_name(groups: Iterable[dict[str, Any]]) -> dict[str, int]:
@@ -199,6 +226,10 @@ def build_clipping(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> ClipGradie
     clip = cfg.SOLVER.CLIP_GRADIENTS
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     bound, order = float(clip.CLIP_VALUE), float(clip.NORM_TYPE)
+
+    if any(comm.is_sharded(parameter) for parameter in parameters):
+        kind = clip.CLIP_TYPE if clip.ENABLED else "none"
+        return functools.partial(clip_sharded, parameters, kind, bound, order)
 
     def clip_joint_norm(maximum: float = bound) -> torch.Tensor:
         return nn.utils.clip_grad_norm_(parameters, maximum, norm_type=order)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from clouds import comm
 from clouds.engine.lr_scheduler import LRScheduler
 from clouds.engine.metrics import ScalarStorage
 from clouds.engine.optimizer import ClipGradients
+from clouds.engine.parallel import average_gradients, is_sharded, teacher_of, whole_weights
+from clouds.engine.step_result import HostCopy, ResultCheck, StepResult
 
 Batch = Sequence[Mapping[str, Any]]
 """This process's share of a global batch, in Detectron2's form: one dictionary per image."""
@@ -34,10 +35,6 @@ class PreparesParts(Protocol):
 
     def prepare_parts(self, parts: Sequence[Batch]) -> Sequence[Any]:
         """What the model is called with beside each part, from all parts."""
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A loss or the gradient is NaN or infinite; the weights are those before the iteration."""
 
 
 class HookBase:
@@ -85,33 +82,6 @@ class HookBase:
         return {}
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Results of one iteration.
-
-    Attributes:
-        iteration: counted from 0.
-        losses: weighted losses by name, each the mean over the processes.
-        total_loss: their sum, which is minimized.
-        grad_norm: norm of the gradient of all parameters before clipping.
-        learning_rates: by the name of the parameter group.
-        loss_scale: factor of the loss in fp16 training; None without.
-        data_seconds: time spent waiting for the batch.
-        seconds: duration of the iteration, including `data_seconds`.
-        stop: a process was asked to stop.
-    """
-
-    iteration: int
-    losses: dict[str, float]
-    total_loss: float
-    grad_norm: float
-    learning_rates: dict[str, float]
-    loss_scale: float | None
-    data_seconds: float
-    seconds: float
-    stop: bool
-
-
 class TrainerBase:
     """Iterative training with hooks; a subclass implements `run_step`.
 
@@ -157,6 +127,12 @@ class TrainerBase:
         """Run one iteration and set `last_step`."""
         raise NotImplementedError
 
+    def check_results(self) -> None:
+        """Check results of the last iteration that were not read yet; called on all processes.
+
+        Before anything is saved or recorded. An error of that iteration is raised here.
+        """
+
     def before_train(self) -> None:
         """Call the hooks' `before_train`."""
         self.call_hooks("before_train")
@@ -190,7 +166,8 @@ class TrainStep:
     """One training step: forward, backward, gradient clipping, optimizer step.
 
     Attributes:
-        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel.
+        model: returns a dictionary of scalar losses for a batch; may be DistributedDataParallel,
+            or sharded.
         optimizer: of the trainable parameters.
         scheduler: sets the optimizer's learning rates.
         clip: clips the gradients and returns their norm.
@@ -201,6 +178,10 @@ class TrainStep:
         after_backward: called after the backward passes of an iteration, before clipping.
         accumulate: number of parts of equal size into which the process's images are divided; their
             gradients are added (SOLVER.ACCUMULATE).
+        deferred: the losses of an iteration are read in the next one, in which the host waits for
+            the device in any case; needs a fused optimizer, which leaves the weights unchanged if
+            they are not finite. False: they are read before the optimizer steps.
+        check: checks the results.
         stepping: the optimizer is changing the weights, or an error ended that.
     """
 
@@ -214,6 +195,8 @@ class TrainStep:
     stop_requested: Callable[[], bool]
     after_backward: Callable[[], None]
     accumulate: int = 1
+    deferred: bool = False
+    check: ResultCheck = field(default_factory=ResultCheck)
     stepping: bool = False
 
     def __call__(self, iteration: int, batch: Batch, started: float) -> StepResult:
@@ -223,35 +206,44 @@ class TrainStep:
             started: `perf_counter()` before the batch was fetched.
 
         Raises:
-            NonFiniteLossError: on all processes; the weights are unchanged.
+            NonFiniteLossError: on all processes; the weights are those before the iteration that it
+                names: this one or, if results are deferred, the last.
         """
         fetched = perf_counter()
         seed_iteration(self.seed, iteration, comm.get_rank())
         self.scheduler.set(iteration)
-        losses = self.add_gradients(batch) if self.accumulate > 1 else self.gradients(batch)
+        losses = self.add_gradients(batch) if self.in_parts else self.gradients(batch)
+        self.check()  # the last iteration; the device is still computing gradients
+        average_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         self.after_backward()
-        norm = self.clip()
-        # The only synchronization of host and GPU in a step: the optimizer must not step on
-        # numbers that are not finite.
-        values, grad_norm, stop = self.read_results(losses, norm)
-        self.check_finite(iteration, batch, values, grad_norm)
+        vector = self.result_vector(losses, self.clip())
+        files = tuple(str(sample.get("file_name", "(no file name)")) for sample in batch)
+        result = self.check.unchecked = StepResult(
+            iteration=iteration,
+            files=files,
+            names=tuple(sorted(losses)),
+            copy=HostCopy(vector),
+            learning_rates={g["name"]: g["lr"] for g in self.optimizer.param_groups},
+            data_seconds=fetched - started,
+        )
+        if not self.deferred:
+            self.check()
         self.stepping = True
-        self.scaler.step(self.optimizer)
-        loss_scale = float(self.scaler.get_scale()) if self.scaler.is_enabled() else None
+        self.step_optimizer(vector[: len(losses) + (not self.scaler.is_enabled())])
         self.scaler.update()
         self.stepping = False
-        return StepResult(
-            iteration=iteration,
-            losses=values,
-            total_loss=math.fsum(values.values()),
-            grad_norm=grad_norm,
-            learning_rates={g["name"]: g["lr"] for g in self.optimizer.param_groups},
-            loss_scale=loss_scale,
-            data_seconds=fetched - started,
-            seconds=perf_counter() - started,
-            stop=stop,
-        )
+        result.seconds = perf_counter() - started
+        return result
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether targets precede the losses, of one part or several.
+
+        They do so with a sharded teacher, which labels images with its weights gathered.
+        """
+        shards_teacher = is_sharded(self.model) and teacher_of(self.model) is not None
+        return self.accumulate > 1 or shards_teacher
 
     def gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Compute the losses of the whole batch, and set the gradients."""
@@ -271,7 +263,8 @@ class TrainStep:
         arguments: list[tuple[Any, ...]] = [()] * len(parts)
         factor = 1 / len(parts)
         if isinstance(network, PreparesParts):
-            with self.autocast():
+            # A process may have images that need the teacher, or predictions, and others not.
+            with self.autocast(), whole_weights(cast(nn.Module, network)):
                 arguments = [(prepared,) for prepared in network.prepare_parts(parts)]
             factor = 1.0
         self.optimizer.zero_grad(set_to_none=True)
@@ -287,34 +280,34 @@ class TrainStep:
                 sums[name] = sums.get(name, 0.0) + factor * loss.detach().float()
         return sums
 
-    def read_results(
-        self, losses: Mapping[str, torch.Tensor], norm: torch.Tensor
-    ) -> tuple[dict[str, float], float, bool]:
-        """Losses averaged over the processes, gradient norm, and whether a process is to stop."""
-        names = sorted(losses)
+    def result_vector(self, losses: Mapping[str, Tensor], norm: Tensor) -> Tensor:
+        """What `StepResult.copy` has: losses sorted by name, norm and others, on the device."""
         # Filled on the device: a copy from the host would wait for all kernels in the queue.
         stop = norm.new_full((), float(self.stop_requested()))
-        vector = torch.stack(
-            [losses[name].detach().double() for name in names] + [norm.double(), stop.double()]
-        )
-        *values, grad_norm, num_stopping = comm.mean_over_ranks(vector).tolist()
-        return dict(zip(names, values, strict=True)), grad_norm, num_stopping > 0
+        values = [losses[name].detach() for name in sorted(losses)]
+        vector = comm.mean_over_ranks(torch.stack([v.double() for v in (*values, norm, stop)]))
+        if not self.scaler.is_enabled():
+            return vector
+        scale = self.scaler.scale(norm.new_ones((1,), dtype=torch.float32))
+        return torch.cat([vector, scale.double()])
 
-    def check_finite(
-        self, iteration: int, batch: Batch, losses: Mapping[str, float], grad_norm: float
-    ) -> None:
-        """Raise `NonFiniteLossError`, with the files of the batch, unless all values are finite.
+    def step_optimizer(self, checked: Tensor) -> None:
+        """Take the optimizer's step; if results are deferred, only if `checked` (N,) is finite.
 
-        An infinite gradient is normal in fp16: the scaler skips that step and reduces its factor.
+        The optimizer skips it on the device, by the mechanism of loss scaling.
         """
-        bad = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-        if not bad and not math.isfinite(grad_norm) and not self.scaler.is_enabled():
-            bad = [f"the gradient norm is {grad_norm}, with finite losses"]
-        if not bad:
+        if not self.deferred:
+            self.scaler.step(self.optimizer)
             return
-        own = [str(sample.get("file_name", "(no file name)")) for sample in batch]
-        files = [name for names in comm.all_gather(own) for name in names]
-        raise NonFiniteLossError(
-            f"training diverged in iteration {iteration}: {', '.join(bad)}.\n"
-            "Images of the batch:\n" + "\n".join(f"  {name}" for name in files)
-        )
+        skip = (~checked.isfinite().all()).float()
+
+        def set_skip(optimizer: Any, args: Any, kwargs: Any) -> None:
+            by_scaler = getattr(optimizer, "found_inf", None)
+            optimizer.found_inf = skip if by_scaler is None else torch.maximum(by_scaler, skip)
+
+        handle = self.optimizer.register_step_pre_hook(set_skip)
+        try:
+            self.scaler.step(self.optimizer)
+        finally:
+            handle.remove()
+            vars(self.optimizer).pop("found_inf", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -12,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from clouds import comm
 from clouds.config.config import with_value
 from clouds.d2 import CfgNode
 from clouds.data.build import build_train_loader, check_batch_size, check_training_data
 from clouds.device import autocast, resolve_device
+from clouds.engine import parallel
 from clouds.engine.best_checkpoint import BestCheckpoint
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.config_changes import warn_changes
@@ -37,7 +36,8 @@ from clouds.engine.memory import fit_to_memory
 from clouds.engine.optimizer import build_clipping, build_optimizer
 from clouds.engine.run_folder import prepare
 from clouds.engine.run_lock import locked, on_main_process
-from clouds.engine.train_loop import Batch, HookBase, NonFiniteLossError, TrainerBase, TrainStep
+from clouds.engine.step_result import NonFiniteLossError, ResultCheck
+from clouds.engine.train_loop import Batch, HookBase, TrainerBase, TrainStep
 from clouds.engine.weight_average import FILE, FOLDER, WeightAverage
 from clouds.environment import check_writable, provenance
 from clouds.evaluation import Results, check_test_data, evaluate_held_out
@@ -77,7 +77,7 @@ class Trainer(TrainerBase):
 
     Attributes:
         cfg: a copy of the config with this process's device in MODEL.DEVICE.
-        model: the model, without DistributedDataParallel.
+        model: the model, without DistributedDataParallel; sharded with SOLVER.PARALLEL fsdp.
         batch_size: images of an iteration over all processes.
         train_step: runs one iteration on a batch.
         checkpointer: saves and restores.
@@ -110,7 +110,7 @@ class Trainer(TrainerBase):
         self._backbone_is_random = model is None and self.weights_follow()
         if model is None:
             model = build_seeded(self.cfg, skip_pretrained=self._backbone_is_random)
-        self.model = model.to(self.device).train()
+        self.model = parallel.place(self.cfg, model, self.device).train()
         self.loader = self.build_loader if loader is None else loader
         self.batches: Iterable[Batch] | None = None
         self._iterator: Iterator[Batch] | None = None
@@ -120,6 +120,7 @@ class Trainer(TrainerBase):
         fp16 = bool(cfg.SOLVER.AMP.ENABLED) and cfg.SOLVER.AMP.DTYPE == "fp16"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.checkpointer = self.build_checkpointer(cfg)
+        self.result_check = ResultCheck()
         self.train_step = self.build_train_step()
         self.last_completed = LastCompleted(self.checkpointer, self.train_step)
         self.average = WeightAverage.from_config(self.cfg, self.model, self.checkpointer)
@@ -160,18 +161,15 @@ class Trainer(TrainerBase):
             stop_requested=lambda: self.stop_request.requested,
             after_backward=functools.partial(self.call_hooks, "after_backward"),
             accumulate=int(self.cfg.SOLVER.ACCUMULATE),
+            check=self.result_check,
+            deferred=self.device.type == "cuda" and bool(self.optimizer.defaults.get("fused")),
         )
 
     def build_parallel(self) -> nn.Module:
-        """The model, in DistributedDataParallel if there are several processes."""
-        if comm.get_world_size() == 1:
-            return self.model
-        with warnings.catch_warnings():
-            # Newer torch calls it forward_sync_buffers, which torch 2.4 does not know.
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        """What training calls: the model, in DistributedDataParallel if there are several
+        processes, of which each has the whole model.
+        """
+        return parallel.wrap(self.model)
 
     def build_checkpointer(self, cfg: CfgNode) -> Checkpointer:
         """A checkpointer of model, optimizer, scheduler and loss scale; files contain `cfg`."""
@@ -187,6 +185,7 @@ class Trainer(TrainerBase):
             partial=cfg.MODEL.WEIGHTS_PARTIAL,
             adapters_only=cfg.SOLVER.CHECKPOINT_ADAPTERS_ONLY,
             load_backbone=self.load_backbone,
+            before_save=self.check_results,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
@@ -215,7 +214,9 @@ class Trainer(TrainerBase):
         if evaluate is not None or validate is not None:
             best = BestCheckpoint.from_config(cfg, self.checkpointer, self.metrics.file)
             shared = (self.metrics, self.stop_request, self.average)
-            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, validate, best))
+            whole = parallel.whole_weights(self.model)
+            evaluate, held_out = (f and whole(f) for f in (evaluate, validate))
+            hooks.append(EvalHook(cfg.TEST.EVAL_PERIOD, evaluate, *shared, held_out, best))
         return hooks
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
@@ -265,13 +266,14 @@ class Trainer(TrainerBase):
             cfg = with_value(cfg, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR, FOLDER)))
             complete = self.completed_iter + 1 == self.max_iter
             weights = str(Path(self.cfg.OUTPUT_DIR, f"{FILE}.pth")) if complete else ""
-        return evaluate_model(
-            cfg,
-            self.model,
-            weights=weights,
-            iteration=self.completed_iter,
-            pseudo_labels=self.pseudo_labeler is not None and not averaged,
-        )
+        with parallel.whole_weights(self.model):
+            return evaluate_model(
+                cfg,
+                self.model,
+                weights=weights,
+                iteration=self.completed_iter,
+                pseudo_labels=self.pseudo_labeler is not None and not averaged,
+            )
 
     def resume_or_load(self, resume: bool = True, overwrite: bool = False) -> int:
         """Load a checkpoint and open the training data.
@@ -382,7 +384,7 @@ class Trainer(TrainerBase):
                 hint = self.last_completed.save()
                 raise Interrupted(f"{request} {hint}", request.signal_number) from None
             except NonFiniteLossError as error:
-                raise NonFiniteLossError(f"{error}\n{self.last_checkpoint_hint()}") from None
+                raise NonFiniteLossError(f"{error}\n{self.last_completed.hint()}") from None
             except BaseException as error:
                 if not self.stop_request.twice:
                     self.last_completed.save_after(error)
@@ -395,6 +397,7 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         """Call the hooks, then open the training data and log what is trained."""
+        self.result_check.reset()
         super().before_train()
         assert self.batches is not None, "resume_or_load precedes training"
         self._iterator = iter(self.batches)
@@ -425,25 +428,17 @@ class Trainer(TrainerBase):
                 raise self.stop_request.interruption() from error
             raise
         self.last_step = step
-        scalars = {"total_loss": step.total_loss, **step.losses, "grad_norm": step.grad_norm}
-        scalars |= {"seconds": step.seconds, "data_seconds": step.data_seconds}
-        for name, value in scalars.items():
-            self.storage.put_scalar(name, value)
+        self.storage.put_later(step.scalars)
+        self.storage.put_scalars(seconds=step.seconds, data_seconds=step.data_seconds)
         if faulty := getattr(self.batches, "num_faulty", 0):
             self.storage.put_scalar("faulty_files", faulty, smoothing_hint=False)
 
     def after_step(self) -> None:
         """Call the hooks; end training if a process was asked to stop."""
         super().after_step()
-        if self.last_step is not None and self.last_step.stop:
+        if self.result_check.stop:
             raise self.stop_request.interruption()
 
-    def last_checkpoint_hint(self) -> str:
-        """How to resume after a loss that was not finite."""
-        path = self.checkpointer.get_checkpoint_file()
-        if not path or not Path(path).exists():
-            return "No checkpoint was saved before it."
-        return (
-            f"The last checkpoint is '{path}'. --resume resumes from it; a lower SOLVER.BASE_LR "
-            "may help."
-        )
+    def check_results(self) -> None:
+        """Check results that were not; an error of the last iteration is raised."""
+        self.result_check()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clouds import comm
 from clouds.d2 import CfgNode
 from clouds.engine.checkpoint import Checkpointer
 from clouds.engine.train_loop import HookBase
@@ -87,8 +88,9 @@ class WeightAverage(HookBase):
 
     def after_step(self) -> None:
         copied = self.is_copy(self.trainer.iter)
-        current = [p.detach() for p in self.parameters.values()]
-        update_average(list(self.values.values()), current, 0.0 if copied else self.decay)
+        current = [comm.own_part(p.detach()) for p in self.parameters.values()]
+        averages = [comm.own_part(value) for value in self.values.values()]
+        update_average(averages, current, 0.0 if copied else self.decay)
 
     def after_train(self) -> None:
         """Save the average, unless this run only repeats the evaluation of a complete one."""
@@ -102,7 +104,8 @@ class WeightAverage(HookBase):
     def apply(self) -> Iterator[None]:
         """The model has the averages in this context, and its own weights again afterwards.
 
-        Tensors are exchanged, not copied, so the versions that autograd counts stay as they are.
+        Tensors are exchanged, not copied, so the versions that autograd counts stay as they are;
+        those of a sharded model are copied, since FSDP keeps their memory.
         """
         self._exchange()
         self.applied = True
@@ -114,6 +117,12 @@ class WeightAverage(HookBase):
 
     def _exchange(self) -> None:
         for name, parameter in self.parameters.items():
+            if comm.is_sharded(parameter):
+                own, average = comm.own_part((parameter.data, self.values[name].data))
+                before = own.clone()
+                own.data.copy_(average)
+                average.data.copy_(before)
+                continue
             parameter.data, self.values[name] = self.values[name], parameter.data
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +144,7 @@ class WeightAverage(HookBase):
         # In the memory format of the parameters, on their devices.
         self.values = {n: torch.empty_like(p) for n, p in self.parameters.items()}
         for name, value in self.values.items():
-            value.copy_(state[name])
+            value.copy_(comm.sharded_like(value, state[name]))
 
     def _fits(self, name: str, value: Tensor) -> bool:
         return value.shape == self.parameters[name].shape

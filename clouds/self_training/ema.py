@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from clouds import comm
 from clouds.d2 import CfgNode
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class EMATeacher:
 
     The teacher has the student's parts by name. A part without a parameter that trains (a frozen
     backbone) is the student's own module; of other parts the teacher has a copy, which shares the
-    student's frozen parameters.
+    student's frozen parameters; of a sharded student (SOLVER.PARALLEL fsdp) it has its own.
 
     It is no `nn.Module`: nothing of it is in the state dict, the optimizer or `train()` of a model
     that holds it. Its own `state_dict` is saved in checkpoints beside the model's.
@@ -59,7 +60,16 @@ class EMATeacher:
 
     def reset(self) -> None:
         """Set the teacher to the student's present parameters."""
+        if self._is_sharded():
+            for name, part in self.averaged_parts().items():
+                _copy_parts(part, self.student[name])
+            return
         self.parts = {name: averaged_copy(part) for name, part in self.student.items()}
+
+    def _is_sharded(self) -> bool:
+        """Whether each process has a part of the parameters, also of those that do not train."""
+        parts = self.parts.values()
+        return any(comm.is_sharded(p) for part in parts for p in part.parameters())
 
     def due(self, iteration: int) -> bool:
         """Whether an update follows iteration number `iteration`, counted from 0."""
@@ -80,18 +90,19 @@ class EMATeacher:
             momentum: None: `self.momentum`.
         """
         momentum = self.momentum if momentum is None else momentum
-        for name, teacher in self._averaged_parts().items():
+        for name, teacher in self.averaged_parts().items():
             student = self.student[name]
             pairs = [
-                (ours, theirs)
+                (comm.own_part(ours), comm.own_part(theirs))
                 for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
-                if ours is not theirs
+                if theirs.requires_grad
             ]
             update_average([ours for ours, _ in pairs], [theirs for _, theirs in pairs], momentum)
             for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
                 ours.copy_(theirs)
 
-    def _averaged_parts(self) -> dict[str, nn.Module]:
+    def averaged_parts(self) -> dict[str, nn.Module]:
+        """The parts that are not the student's own modules."""
         if not self.parts:
             self.reset()
         return {name: part for name, part in self.parts.items() if part is not self.student[name]}
@@ -99,9 +110,9 @@ class EMATeacher:
     def state_dict(self) -> dict[str, Any]:
         """Averaged parameters and copied buffers, by `<part>.<name>`; shared ones are left out."""
         state: dict[str, Any] = {}
-        for name, part in self._averaged_parts().items():
-            parameters = dict(self.student[name].named_parameters())
-            shared = {key for key, p in part.named_parameters() if p is parameters[key]}
+        for name, part in self.averaged_parts().items():
+            parameters = self.student[name].named_parameters()
+            shared = {key for key, p in parameters if not p.requires_grad}
             values = part.state_dict().items()
             state |= {f"{name}.{key}": value for key, value in values if key not in shared}
         return state
@@ -115,6 +126,8 @@ class EMATeacher:
         Raises:
             ValueError: names or shapes are not those of this teacher.
         """
+        if self._is_sharded():
+            self.reset()  # the student's frozen parameters, of which it has copies
         expected = self.state_dict()
         if state and not any(
             name.startswith(f"{part}.") for part in self.student for name in state
@@ -137,13 +150,22 @@ class EMATeacher:
             )
         with torch.no_grad():
             for name, value in expected.items():
-                value.copy_(state[name])
+                value.copy_(comm.sharded_like(value, state[name]))
 
 
 @torch.no_grad()
 def update_average(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
     """averages = decay * averages + (1 - decay) * values, in place."""
     get_ema_multi_avg_fn(decay)(averages, values, 0)  # type: ignore[no-untyped-call]
+
+
+@torch.no_grad()
+def _copy_parts(target: nn.Module, source: nn.Module) -> None:
+    """Copy this process's parts of all parameters and buffers."""
+    for tensors in ("parameters", "buffers"):
+        pairs = zip(getattr(target, tensors)(), getattr(source, tensors)(), strict=True)
+        for ours, theirs in pairs:
+            comm.own_part(ours).copy_(comm.own_part(theirs))
 
 
 def averaged_copy(part: nn.Module) -> nn.Module:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ pytest.importorskip("segment_anything")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import gpu_sections  # noqa: E402
-from gpu_figures import FAILED, SKIPPED, Ceilings, Figure, Goal, Report, Section  # noqa: E402
+from gpu_figures import FAILED, SKIPPED, TIMED_OUT, Ceilings, Figure, Goal, Report, Section  # noqa: E402
 
 CEILINGS = Ceilings(copy=100.0, product={"float32": 10.0, "bfloat16": 200.0})
 WORDS = ["--device", "cpu", "--small", "--repeats", "1"]
@@ -100,9 +102,35 @@ def test_a_section_that_fails_does_not_end_the_run(tmp_path, monkeypatch, capsys
     assert {s["status"] for s in sections} == {SKIPPED}
 
 
+@pytest.mark.parametrize("option", ["--minutes", "--section-minutes"])
+def test_a_section_that_takes_too_long_is_ended_and_is_no_failure(tmp_path, monkeypatch, option):
+    def endless(options):
+        try:
+            while True:
+                time.sleep(0.01)
+        except Exception:  # as compilers do
+            return section()
+
+    before = signal.getsignal(signal.SIGALRM)
+    monkeypatch.setattr(gpu_sections, "SECTIONS", {"a": endless, "b": lambda options: section()})
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda *args: CEILINGS)
+    monkeypatch.setattr(gpu, "machine", lambda *args: {})
+    started = time.monotonic()
+    assert gpu.main([*WORDS, "--out", str(tmp_path), option, "0.01"]) == 0
+    assert time.monotonic() - started < 30
+    first, second = json.loads((tmp_path / "gpu.json").read_text())["sections"]
+    expected = "measured" if option == "--section-minutes" else SKIPPED
+    assert (first["status"], second["status"]) == (TIMED_OUT, expected)
+    assert "--section-minutes" in first["problem"]
+    assert "out of time: ended after" in (tmp_path / "gpu.md").read_text()
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 @pytest.mark.slow
 def test_all_small_sections_on_a_cpu(tmp_path):
-    assert gpu.main([*WORDS, "--out", str(tmp_path)]) == 0
+    limits = ["--minutes", "120", "--section-minutes", "60"]
+    assert gpu.main([*WORDS, "--out", str(tmp_path), *limits]) == 0
     written = json.loads((tmp_path / "gpu.json").read_text())
     assert [s["name"] for s in written["sections"]] == list(gpu_sections.SECTIONS)
     assert {s["status"] for s in written["sections"]} == {"measured"}

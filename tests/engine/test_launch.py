@@ -45,6 +45,7 @@ def in_two_processes(folder):
 
     toy_trainer(folder / "whole").train()
     toy_trainer(folder / "accumulated", "SOLVER.ACCUMULATE", "2").train()
+    toy_trainer(folder / "sharded", "SOLVER.PARALLEL", "fsdp").train()
 
     stopped = toy_trainer(folder / "stopped")
     if rank == 1:  # a signal to one process only
@@ -108,6 +109,10 @@ def test_two_processes_train_as_one(one_process, two_processes):
 
 def test_two_processes_that_accumulate_gradients_train_as_one(one_process, two_processes):
     assert_same_run(one_process, two_processes / "accumulated", 1e-5)
+
+
+def test_two_processes_that_share_the_weights_train_as_one(one_process, two_processes):
+    assert_same_run(one_process, two_processes / "sharded", 1e-5)
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_iteration(two_processes):

@@ -53,6 +53,43 @@ def test_parts_and_processes_divide_the_images():
     assert parts.resident == two.resident
 
 
+def test_sharding_divides_what_stays_and_gathers_blocks_for_a_time():
+    settings = SMALL | {"SOLVER__IMS_PER_BATCH": 4}
+    for more in ({}, MIXED):
+        cfg = vit_model_config("full", **(settings | more))
+        whole = estimate(cfg, processes=2)
+        cfg.SOLVER.PARALLEL = "fsdp"
+        half = estimate(cfg, processes=2)
+        for name in ("weights", "gradients", "optimizer"):
+            assert half.resident[name] == whole.resident[name] // 2
+        assert half.phases["head"] == whole.phases["head"]
+        # gradients are freed block by block, and are then counted by their parts
+        assert half.phases["backward"] <= whole.phases["backward"]
+        assert half.sharded and not whole.sharded
+        model = build_seeded(cfg)
+        sizes = [
+            sum(p.nbytes for p in block.parameters()) for block in model.backbone.transformer.blocks
+        ]
+        head = model.sem_seg_head
+        encoder = head.pixel_decoder.transformer.encoder["layers"]
+        sizes += [sum(p.nbytes for p in layer.parameters()) for layer in encoder]
+        decoder = head.predictor
+        lists = (
+            decoder.transformer_self_attention_layers,
+            decoder.transformer_cross_attention_layers,
+            decoder.transformer_ffn_layers,
+        )
+        total = sum(sizes) + sum(p.nbytes for layers in lists for p in layers.parameters())
+        gathered = whole.resident["weights"] - total + 3 * max(sizes)
+        if more:  # student and teacher, all parts of which train
+            parts = [model.backbone, head]
+            teacher = sum(p.nbytes for part in parts for p in [*part.parameters(), *part.buffers()])
+            gathered = max(gathered, whole.resident["weights"] + teacher)
+        assert half.resident["gathered"] == gathered
+    alone = estimate(cfg)
+    assert "gathered" not in alone.resident
+
+
 def test_joint_training_adds_a_teacher_and_the_refiner():
     plain = estimate(tiny_config(**SMALL))
     none = estimate(tiny_config(**(SMALL | MIXED)))

@@ -7,6 +7,8 @@ The images are compared with a direct call of diffusers.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from clouds.generation.generators import (
 from clouds.generation.generators import stable_diffusion as sd
 from clouds.generation.generators.registry import get_generator, option_names
 
+ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["a tram at night in the rain", "a bus, a wall", "cars in the snow", "a quiet farm road"]
 
 
@@ -212,6 +215,34 @@ def test_command_generates_with_a_model_and_resumes_in_other_batches(tiny, tmp_p
     with pytest.raises(SystemExit):
         generate.main([*command, "--guidance", "5"])
     assert "guidance was 7.5 and is now 5.0" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # starts torchrun
+def test_two_processes_generate_with_a_model_what_one_does(tiny, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    options = [
+        "--prompts", str(tmp_path / "prompts.txt"), "--model", str(tiny), "--count", "5",
+        "--batch-size", "2", "--steps", "2", "--height", "64", "--width", "64", "--device", "cpu",
+        "--offline",
+    ]  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", "2", str(ROOT / "tools/generate_images.py")]
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [*torchrun, "--output", str(tmp_path / "two"), *options],
+        env=own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    generate.main(["--output", str(tmp_path / "one"), *options])
+    # once each: a number that two processes had made would have two lines
+    entries = [json.loads(x) for x in (tmp_path / "two/manifest.jsonl").read_text().splitlines()]
+    names = [entry["file"] for entry in entries if "file" in entry]
+    assert sorted(names) == [f"{number:06d}.png" for number in range(5)]
+    for name in names:
+        one, two = (tmp_path / folder / "images" / name for folder in ("one", "two"))
+        # of other batches; these have the same size, and images do not depend on the others
+        assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A backbone is Detectron2's: images (N, 3, H, W) to a dict of named feature maps, `output_shape()`
 and `size_divisibility`. Further abilities are optional: `PixelStatistics`, the normalization of its
-images; `TextEncoder`, which the text class head and the geometric ensemble need; and parameter
-groups for the optimizer (`clouds.engine.optimizer`).
+images; `TextEncoder`, which the text class head and the geometric ensemble need; `HasBlocks`, parts
+to shard; and parameter groups for the optimizer (`clouds.engine.optimizer`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clouds.d2 import CfgNode
@@ -66,6 +66,18 @@ class TextEncoder(TextEmbedder, Protocol):
         Returns:
             Embeddings (N, Q, D), not normalized, and bool (N, Q): whether a mask has a pixel at the
             stride of the features that are pooled.
+        """
+        ...
+
+
+@runtime_checkable
+class HasBlocks(Protocol):
+    """Ability of a network whose weights can be sharded block by block (SOLVER.PARALLEL fsdp)."""
+
+    def blocks(self) -> Sequence[Sequence[nn.Module]]:
+        """Groups of layers in the order in which they are computed.
+
+        All layers of a group are called as modules, and nothing else reads their parameters.
         """
         ...
 

@@ -88,6 +88,10 @@ class CLIP(CLIPText, Backbone):
             "make_adapter": functools.partial(build_adapter, cfg),
         }
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """See `HasBlocks`; the text encoder is before the image encoder's stages."""
+        return [*self.text_blocks(), *([stage] for stage in self._adapted_layers().blocks)]
+
     @property
     def size_divisibility(self) -> int:
         return 32

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clouds.modeling.backbone.open_clip_models import get_tokenizer
 
@@ -36,6 +36,12 @@ class CLIPText:
         """CLIP's own factor on cosine similarities, at most 100, shape ()."""
         scale: Tensor = self.clip_model.logit_scale.exp().clamp(max=100)
         return scale
+
+    def text_blocks(self) -> list[list[nn.Module]]:
+        """The blocks of the text encoder, as `HasBlocks` has them; empty if they are not known."""
+        encoder = getattr(self.clip_model, "text", self.clip_model)
+        transformer = getattr(encoder, "transformer", None)
+        return [[block] for block in getattr(transformer, "resblocks", ())]
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text embeddings (T, embed_dim), not normalized, in float32 also under autocast."""

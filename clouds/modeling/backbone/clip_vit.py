@@ -78,6 +78,10 @@ class CLIPViT(CLIPText, ViTBackbone):
             **vit_options(cfg),
         }
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """See `HasBlocks`; the text encoder is before the image encoder's blocks."""
+        return [*self.text_blocks(), *super().blocks()]
+
     def train(self, mode: bool = True) -> CLIPViT:
         super().train(mode)
         if hasattr(self, "clip_model"):  # not yet, while the base class is built

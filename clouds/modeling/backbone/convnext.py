@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clouds.d2 import Backbone
 from clouds.modeling.backbone.adapters import AdaptedLayers, Adapter, MakeAdapter
@@ -69,6 +69,10 @@ class ConvNeXtBackbone(Backbone):
     def param_group_options(self) -> Mapping[str, Mapping[str, float]]:
         """Those of the adapter, see `clouds.engine.optimizer.TrainableGroups`."""
         return self.adapter.param_group_options()
+
+    def blocks(self) -> list[list[nn.Module]]:
+        """See `HasBlocks`."""
+        return [[stage] for stage in self.convnext.stages]
 
     @property
     def size_divisibility(self) -> int:

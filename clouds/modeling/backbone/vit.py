@@ -117,6 +117,10 @@ class ViTBackbone(Backbone):
         """Those of the adapter, see `clouds.engine.optimizer.TrainableGroups`."""
         return self.adapter.param_group_options()
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """See `HasBlocks`."""
+        return [[block] for block in self.transformer.blocks]
+
     def feature_parameters(self) -> list[nn.Parameter]:
         """The transformer's parameters that the features depend on."""
         t = self.transformer

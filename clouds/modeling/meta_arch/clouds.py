@@ -43,6 +43,7 @@ from clouds.modeling.meta_arch.head import CLOUDSHead, Features
 from clouds.modeling.postprocessing import EnsembleOptions, SemanticMap, ensemble_probabilities
 from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
 from clouds.modeling.transformer_decoder.decoder import Predictions
+from clouds.ops.color_jitter import jittered
 from clouds.self_training.masked_consistency import BlockMasking, hide_blocks
 from clouds.self_training.pseudo_labeler import PseudoLabeler
 from clouds.self_training.refiners.base import PseudoLabel, TeacherPrediction
@@ -126,8 +127,8 @@ class CLOUDS(nn.Module):
         self.text_classifier = TextClassifier(label_space.synonyms if label_space else ())
         self.pseudo_labeler: PseudoLabeler | None = None
         if (cfg := pseudo_labeler_config) is not None:
-            make_classifier = functools.partial(build_crop_classifier, cfg)
-            self.pseudo_labeler = PseudoLabeler.from_config(cfg, self.network, make_classifier)
+            classifier = functools.partial(build_crop_classifier, cfg)
+            self.pseudo_labeler = PseudoLabeler.from_config(cfg, self.network, classifier)
         # In place, or around the call, so that names in the state dict do not change.
         if compiled in ("backbone", "all"):
             backbone.compile()
@@ -298,7 +299,7 @@ class CLOUDS(nn.Module):
         return {k: v[:count] for k, v in both.items()}, {k: v[count:] for k, v in both.items()}
 
     def _student_images(self, batch: Sequence[Sample]) -> ImageList:
-        images = self._preprocess([s["image"] for s in batch], self.min_training_size)
+        images = self._preprocess([jittered(s, self.device) for s in batch], self.min_training_size)
         if self.block_masking is not None:
             hide_blocks(self.block_masking, batch, images)
         return images

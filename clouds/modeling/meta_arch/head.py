@@ -71,6 +71,17 @@ class CLOUDSHead(nn.Module):
         )
         return {"pixel_decoder": pixel_decoder, "predictor": predictor}
 
+    def blocks(self) -> list[list[nn.Module]]:
+        """See `HasBlocks`."""
+        encoder, decoder = self.pixel_decoder.transformer.encoder["layers"], self.predictor
+        layers = zip(
+            decoder.transformer_cross_attention_layers,
+            decoder.transformer_self_attention_layers,
+            decoder.transformer_ffn_layers,
+            strict=True,
+        )
+        return [*([layer] for layer in encoder.children()), *map(list, layers)]
+
     @property
     def needs_text(self) -> bool:
         """Whether `forward` needs text embeddings."""
