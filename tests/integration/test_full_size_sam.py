@@ -92,8 +92,8 @@ def test_numbers_of_parameters_are_the_published_ones():
     assert count["sam"] == parameters(vit_b) + 2 * 128
     # SAM-HQ's paper: 4.1 MB of float32 are added to ViT-B
     assert (count["sam_hq"] - count["sam"]) * 4 / 2**20 == pytest.approx(4.1, abs=0.05)
-    # 38.9 million in the table of SAM 2.1's README, with the memory for videos
-    assert parameters(sam2_with_memory) == pytest.approx(38.9e6, abs=0.05e6)
+    # 38.9 million in the table of SAM 2.1's README (38.96, cut), with the memory for videos
+    assert parameters(sam2_with_memory) == pytest.approx(38.9e6, abs=0.1e6)
     for part in ("vision_encoder", "prompt_encoder", "mask_decoder"):
         ours, theirs = (getattr(each, part) for each in (built["sam2"], sam2_with_memory))
         assert parameters(ours) == parameters(theirs)
