@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from sam_models import save_letter_tokenizer
 
 POINT_MODELS = ("sam", "sam_hq", "sam2", "edgetam", "sam3_tracker")
 SIDE = {"sam3_tracker": 126, "sam3": 126}  # of the others 128
@@ -117,16 +121,5 @@ def save(family, folder, seed=0):
     """Save to `folder`, which is returned as text; SAM 3 with a tokenizer that knows WORDS."""
     build(family, seed).save_pretrained(folder)
     if family == "sam3":
-        save_tokenizer(folder)
+        save_letter_tokenizer(folder)
     return str(folder)
-
-
-def save_tokenizer(folder):
-    """CLIP's tokenizer with a vocabulary of letters."""
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
