@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,10 +14,15 @@ from segment_anything import SamPredictor
 from tiny_sam import config, image_of
 
 from clouds.files import atomic_write
+from clouds.self_training.refiners.sam import similarity_decoder
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.conv_encoder import ConvEncoder
 from clouds.self_training.refiners.sam.model import build_sam, random_sam, read_weights
-from clouds.self_training.refiners.sam.similarity_decoder import gaussians, similarities
+from clouds.self_training.refiners.sam.similarity_decoder import (
+    CoordinateEncoder,
+    gaussians,
+    similarities,
+)
 from clouds.weights_io import write_safetensors
 
 
@@ -34,7 +40,7 @@ def prompted(sam, points, labels=None, boxes=None, masks=None, embedding=None):
     """All masks and IoUs of prompts."""
     if embedding is None:
         generator = torch.Generator().manual_seed(3)
-        embedding = torch.randn(1, 64 + 256, 32, 32, generator=generator)
+        embedding = torch.randn(1, 64 + 384, 32, 32, generator=generator)
     encoder = sam.prompt_encoder
     labels = torch.ones(points.shape[:2]) if labels is None else labels
     with torch.no_grad():
@@ -131,12 +137,66 @@ def test_an_image_of_a_batch_is_embedded_as_alone(sam):
         )
 
 
+def test_padding_is_not_encoded(sam):
+    """The encoder of the part that is no padding, and zeros beside it."""
+    x = torch.zeros(2, 3, 256, 256)
+    generator = torch.Generator().manual_seed(1)
+    x[0, :, :100, :256] = torch.randn(3, 100, 256, generator=generator)
+    x[1, :, :, :64] = torch.randn(3, 256, 64, generator=generator)
+    encoder = sam.image_encoder
+    with torch.no_grad():
+        found = encoder(x)
+        for own, image, (height, width) in zip(found, x, ((128, 256), (256, 64)), strict=True):
+            part = image[None, :, :height, :width]
+            half, *others = encoder.trunk(part)
+            quarter, eighth, *_ = encoder.pyramid(dict(enumerate(others))).values()
+            coarse = encoder.coarse(eighth)[0]
+            rows, columns = height // 8, width // 8
+            torch.testing.assert_close(own[:64, :rows, :columns], coarse, atol=1e-4, rtol=1e-4)
+            fine = encoder.fine(torch.cat((encoder.quarter(quarter), half), 1))[0]
+            stacked = own[64:, :rows, :columns].reshape(24, 4, 4, rows, columns)
+            # channel, row in the block, column in the block, row of blocks, column of blocks
+            unstacked = stacked.permute(0, 3, 1, 4, 2).reshape(24, 4 * rows, 4 * columns)
+            torch.testing.assert_close(unstacked, fine, atol=1e-4, rtol=1e-4)
+            assert not own[:, rows:].any() and not own[:, :, columns:].any()
+
+
+def test_masks_of_a_padded_image_are_those_of_its_part(sam):
+    """A decoder for a frame of half the size, whose embedding has no padding."""
+    generator = torch.Generator().manual_seed(2)
+    part = torch.randn(1, 64 + 384, 16, 16, generator=generator)
+    padded = torch.nn.functional.pad(part, (0, 16, 0, 16))
+    points = torch.tensor([[[9.0, 20.0], [100.0, 60.0]], [[33.0, 90.0], [40.0, 80.0]]])
+    logits, ious = prompted(sam, points, embedding=padded)
+    prompts = CoordinateEncoder(64 + 384, 16, 128)
+    sparse, dense = prompts(points=(points, torch.ones(2, 2)), boxes=None, masks=None)
+    with torch.no_grad(), gaussian_scales_of_the_whole_frame():
+        expected, expected_ious = sam.mask_decoder.predict_masks(
+            part, prompts.get_dense_pe(), sparse, dense
+        )
+    torch.testing.assert_close(logits[..., :64, :64], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ious, expected_ious, atol=1e-4, rtol=1e-4)
+    # beyond it, the logits of the border
+    torch.testing.assert_close(
+        logits[..., 64:, :64], logits[..., 63:64, :64].expand(-1, -1, 64, -1)
+    )
+    torch.testing.assert_close(logits[..., 64:], logits[..., 63:64].expand(-1, -1, -1, 64))
+
+
+@contextmanager
+def gaussian_scales_of_the_whole_frame():
+    """Widths of the Gaussians, in units of half the frame, for a frame of half the size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(similarity_decoder, "SCALES", tuple(2 * s for s in similarity_decoder.SCALES))
+        yield
+
+
 def test_random_weights_are_a_function_of_the_seed():
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     first, again, other = (random_sam("street", seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), state)
-    name = "image_encoder.coarse.weight"
+    name = "image_encoder.coarse.2.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
 

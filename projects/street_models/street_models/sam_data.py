@@ -16,8 +16,9 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from clouds.data.label_space import IGNORE
 from clouds.self_training.refiners.sam.frame import Frame
-from clouds.self_training.refiners.sam.prompts import find_components
+from clouds.self_training.refiners.sam.prompts import Components, find_components
 from street_models.scenes import Scenes
 
 Mask = npt.NDArray[np.bool_]
@@ -26,8 +27,10 @@ MIN_AREA = 24
 """Regions with fewer pixels in the frame get no prompt."""
 SMALL_AREA, SMALL_WEIGHT = 100, 0.5
 """Regions of fewer pixels are drawn with this weight, others with 1."""
-OBJECT_SHARE = 0.3
+OBJECT_SHARE = 0.15
 """Share of the prompts that are drawn from single objects."""
+REGION_POINTS = 5
+"""Random pixels of a region whose mean embedding stands for it."""
 IMPRECISE_SHARE = 0.35
 """Share of the prompts whose points are drawn from an imprecise mask, as a teacher's are."""
 
@@ -49,7 +52,7 @@ class View:
 
 @dataclass(frozen=True)
 class SamExample:
-    """A view of a scene with K prompts.
+    """A view of a scene with K prompts, and all its M regions.
 
     Attributes:
         pixels: float32 (3, size, size), input of SAM's image encoder.
@@ -57,12 +60,18 @@ class SamExample:
         boxes: float32 (K, 4), left, top, right, bottom in the frame.
         masks: float32 (K, h, w) at half the frame's resolution, the share of each pixel that is in
             the mask; h, w of the view without padding, rounded up.
+        regions: int64 (h, w), number of the pixel's region, -1 for none.
+        classes: int64 (M,), class of each region; to tell apart those of different classes.
+        samples: int64 (M, REGION_POINTS), flat indices of random pixels of each region.
     """
 
     pixels: Tensor
     points: Tensor
     boxes: Tensor
     masks: Tensor
+    regions: Tensor
+    classes: Tensor
+    samples: Tensor
 
 
 class SamExamples:
@@ -86,11 +95,12 @@ class SamExamples:
         arrays = (self.scenes.images, self.scenes.labels, self.scenes.instances)
         whole = View(*(np.array(array[number]) for array in arrays))
         while True:
-            view = random_window(rng, whole)
-            masks = self._regions(rng, view, num_prompts)
+            view = self._resized(random_window(rng, whole))
+            components = find_components(view.label, MIN_AREA - 1)
+            masks = self._masks(rng, view, components, num_prompts)
             if len(masks):
                 break
-        return self._example(rng, view.image, masks, num_points)
+        return self._example(rng, view, components, masks, num_points)
 
     def _scene_number(self, index: int) -> int:
         """Every scene once, in random order, then in another one."""
@@ -98,18 +108,23 @@ class SamExamples:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.scenes))
         return int(order[position])
 
-    def _regions(self, rng: np.random.Generator, view: View, count: int) -> list[Mask]:
-        """Up to `count` regions of a view at the frame's resolution."""
+    def _resized(self, view: View) -> View:
+        """A view with label and instances at the frame's resolution."""
         size = self.frame.resized((view.label.shape[0], view.label.shape[1]))
         label, instances = (
             cv2.resize(each, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
             for each in (view.label, view.instances)
         )
-        components = find_components(label, MIN_AREA - 1)
+        return View(view.image, label, instances)
+
+    def _masks(
+        self, rng: np.random.Generator, view: View, components: Components, count: int
+    ) -> list[Mask]:
+        """Up to `count` masks of a resized view."""
         parts = [np.asarray(components.ids == i) for i in range(len(components))]
-        numbers, areas = np.unique(instances, return_counts=True)
+        numbers, areas = np.unique(view.instances, return_counts=True)
         objects = [
-            np.asarray((instances == number) & (label != 255))
+            np.asarray((view.instances == number) & (view.label != IGNORE))
             for number, area in zip(numbers, areas, strict=True)
             if number and area >= MIN_AREA
         ]
@@ -119,16 +134,42 @@ class SamExamples:
         return chosen + _choose(rng, parts, count - len(chosen))
 
     def _example(
-        self, rng: np.random.Generator, image: npt.NDArray[np.uint8], masks: list[Mask], count: int
+        self,
+        rng: np.random.Generator,
+        view: View,
+        components: Components,
+        masks: list[Mask],
+        count: int,
     ) -> SamExample:
-        pixels = self.frame.pixel_values(torch.from_numpy(image).permute(2, 0, 1), "cpu")[0]
+        image = torch.from_numpy(view.image).permute(2, 0, 1)
+        pixels = self.frame.pixel_values(image, "cpu")[0]
         points = np.stack([_points(rng, mask, count) for mask in masks])
         boxes = np.stack([_box(rng, mask) for mask in masks])
         stacked = torch.from_numpy(np.stack(masks)).float()
         height, width = stacked.shape[1:]
         stacked = torch.nn.functional.pad(stacked, (0, width % 2, 0, height % 2))
         halved = torch.nn.functional.avg_pool2d(stacked[:, None], 2)[:, 0]
-        return SamExample(pixels, torch.from_numpy(points), torch.from_numpy(boxes), halved)
+        regions, classes, samples = _all_regions(rng, components)
+        return SamExample(
+            pixels, torch.from_numpy(points), torch.from_numpy(boxes), halved, regions, classes,
+            samples,
+        )  # fmt: skip
+
+
+def _all_regions(rng: np.random.Generator, components: Components) -> tuple[Tensor, ...]:
+    """`regions`, `classes` and `samples` of a `SamExample`."""
+    ids = components.ids[::2, ::2]
+    regions = np.full(ids.shape, -1, np.int64)
+    classes: list[int] = []
+    samples: list[npt.NDArray[np.intp]] = []
+    for index, class_id in enumerate(components.classes):
+        pixels = np.flatnonzero(ids == index)
+        if len(pixels):
+            regions.flat[pixels] = len(samples)
+            classes.append(int(class_id))
+            samples.append(pixels[rng.integers(len(pixels), size=REGION_POINTS)])
+    stacked = np.stack(samples) if samples else np.zeros((0, REGION_POINTS), np.int64)
+    return torch.from_numpy(regions), torch.tensor(classes), torch.from_numpy(stacked)
 
 
 def random_window(rng: np.random.Generator, scene: View) -> View:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from clouds.cli.command_line import user_errors_in_one_line
 from clouds.files import atomic_write
+from clouds.self_training.refiners.sam.conv_encoder import FINE
 from clouds.self_training.refiners.sam.frame import Frame
 from clouds.self_training.refiners.sam.model import random_sam
 from clouds.weights_io import read_torch, write_safetensors
@@ -38,12 +39,15 @@ SECOND_PASS_SHARE = 0.2
 """Share of the steps with a second pass, prompted with the mask of the first, too."""
 BOX_SHARE = 0.1
 """Share of the steps that are prompted with boxes, too."""
-SIMILARITY_WEIGHT = 0.3
-"""Weight of the loss of the masks of `similarity_masks`."""
-SIMILARITY_SCALE, SIMILARITY_OFFSET = 10.0, 5.0
+CONTRAST_WEIGHTS = (1.0, 0.5)
+"""Of `region_contrast` of the fine and of the coarse features."""
+TEMPERATURE = 0.1
+"""Of `region_contrast`."""
+ALL_MASKS_WEIGHT = 0.5
+"""Weight of the mean loss of the three masks, beside that of the best."""
 SINGLE_MASK_WEIGHT = 0.3
 """Weight of the loss of the mask that SAM predicts where one is asked for."""
-DECAY_SHARE = 0.25
+DECAY_SHARE = 0.7
 """Share of the steps, the last, in which the learning rate falls."""
 
 
@@ -61,10 +65,10 @@ class Options:
         seed: of weights, images and prompts.
     """
 
-    iterations: int = 2000
-    batch: int = 2
-    prompts: int = 10
-    learning_rate: float = 1e-3
+    iterations: int = 6000
+    batch: int = 4
+    prompts: int = 8
+    learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     warmup: int = 50
     momentum: float = 0.998
@@ -78,12 +82,14 @@ class Losses:
     Attributes:
         total: weighted sum of all losses, shape (), with a gradient.
         mask: of the masks.
+        contrast: `region_contrast`.
         iou_error: squared error of the predicted IoUs.
         iou: of the masks with the largest predicted IoU, for the log.
     """
 
     total: Tensor
     mask: float
+    contrast: float
     iou_error: float
     iou: float
 
@@ -135,20 +141,22 @@ class Step:
                 logits, ious = self._decode(embedding, example, boxes, mask)
                 parts.append(self._losses(logits, ious, example))
         mask_loss, iou_loss, iou = (torch.cat(part).mean() for part in zip(*parts, strict=True))
-        similarity = torch.cat(
-            [self._similarity(*each)[0] for each in zip(embeddings, examples, strict=True)]
-        ).mean()
-        total = mask_loss + IOU_WEIGHT * iou_loss + SIMILARITY_WEIGHT * similarity
-        return Losses(total, mask_loss.item(), iou_loss.item(), iou.item())
+        contrasts = [self._contrast(*each) for each in zip(embeddings, examples, strict=True)]
+        contrast = torch.stack(contrasts).mean()
+        total = mask_loss + IOU_WEIGHT * iou_loss + contrast
+        return Losses(total, mask_loss.item(), contrast.item(), iou_loss.item(), iou.item())
 
-    def _similarity(self, embedding: Tensor, example: SamExample) -> tuple[Tensor, Tensor]:
-        """Per prompt: loss and IoU of `similarity_masks`."""
-        coarse = embedding[: self.sam.mask_decoder.num_coarse]
-        logits = similarity_masks(coarse, example.points, self.sam.image_encoder.img_size)
-        height, width = example.masks.shape[1:]
-        visible = logits[:, None, :height, :width]
-        losses = mask_losses(visible, example.masks)[:, 0]
-        return losses, mask_ious(visible.detach(), example.masks)[:, 0]
+    def _contrast(self, embedding: Tensor, example: SamExample) -> Tensor:
+        """Weighted sum of `region_contrast` of fine and coarse features, shape ()."""
+        height, width = example.regions.shape
+        num_coarse = self.sam.mask_decoder.num_coarse
+        coarse = embedding[None, :num_coarse]
+        levels = (
+            F.pixel_shuffle(embedding[num_coarse:], FINE),
+            F.interpolate(coarse, scale_factor=FINE, mode="bilinear", align_corners=False)[0],
+        )
+        losses = [region_contrast(each[:, :height, :width], example) for each in levels]
+        return CONTRAST_WEIGHTS[0] * losses[0] + CONTRAST_WEIGHTS[1] * losses[1]
 
     def _decode(
         self, embedding: Tensor, example: SamExample, boxes: bool, masks: Tensor | None
@@ -173,7 +181,10 @@ class Step:
         visible = logits[..., :height, :width]
         losses = mask_losses(visible, example.masks)
         true = mask_ious(visible.detach(), example.masks)
-        mask_loss = losses[:, 1:].amin(1) + SINGLE_MASK_WEIGHT * losses[:, 0]
+        three = losses[:, 1:]
+        mask_loss = (
+            three.amin(1) + ALL_MASKS_WEIGHT * three.mean(1) + SINGLE_MASK_WEIGHT * losses[:, 0]
+        )
         chosen = true[:, 1:].gather(1, ious[:, 1:].argmax(1, keepdim=True))[:, 0]
         return mask_loss, F.mse_loss(ious, true, reduction="none").mean(1), chosen
 
@@ -193,25 +204,27 @@ class Average:
             self.weights[name].lerp_(value, 1 - momentum)
 
 
-def similarity_masks(embedding: Tensor, points: Tensor, side: int) -> Tensor:
-    """Logits of masks from the image embedding alone, by the cosine similarity of its pixels.
+def region_contrast(features: Tensor, example: SamExample) -> Tensor:
+    """Cross-entropy of assigning each pixel to its region by cosine similarity, shape ().
+
+    A region is represented by the mean feature of its samples. Other regions of the pixel's class
+    do not count. The mean over pixels and the mean over regions have equal weights.
 
     Args:
-        embedding: coarse features (C, s, s) of an image.
-        points: (K, P, 2), (x, y) in the frame.
-        side: of the frame, pixels.
-
-    Returns:
-        (K, side / 2, side / 2), positive where a pixel's cosine similarity with the mean embedding
-        at the points is above 0.5.
+        features: (C, h, w), h, w as of `example.regions`.
     """
-    grid = (points + 0.5) * (2 / side) - 1
-    at_points = F.grid_sample(embedding[None], grid[None], align_corners=False)[0].mean(-1)
-    cosine = F.normalize(at_points.T, dim=1) @ F.normalize(embedding.flatten(1), dim=0)
-    logits = SIMILARITY_SCALE * cosine - SIMILARITY_OFFSET
-    grid_logits = logits.reshape(-1, *embedding.shape[1:])[None]
-    size = (side // 2, side // 2)
-    return F.interpolate(grid_logits, size, mode="bilinear", align_corners=False)[0]
+    if not len(example.classes):
+        return features.sum() * 0
+    normalized = F.normalize(features, dim=0).flatten(1)
+    centers = F.normalize(normalized[:, example.samples].mean(-1), dim=0)
+    pixels = (example.regions.flatten() >= 0).nonzero()[:, 0]
+    own = example.regions.flatten()[pixels]
+    logits = normalized[:, pixels].T @ centers / TEMPERATURE
+    same = example.classes[own, None] == example.classes
+    same[torch.arange(len(own)), own] = False
+    losses = F.cross_entropy(logits.masked_fill(same, -torch.inf), own, reduction="none")
+    sums = losses.new_zeros(len(example.classes)).index_add(0, own, losses)
+    return 0.5 * losses.mean() + 0.5 * (sums / own.bincount(minlength=len(sums))).mean()
 
 
 def learning_rate(options: Options, iteration: int) -> float:
@@ -231,7 +244,7 @@ class Training:
 
     def __init__(self, folder: Path, scenes: Scenes, options: Options) -> None:
         self.folder, self.options = folder, options
-        self.sam = random_sam("street", options.seed)
+        self.sam = random_sam("street", options.seed).to(memory_format=torch.channels_last)
         self.step = Step(self.sam)
         self.examples = SamExamples(scenes, Frame.of_segment_anything(self.sam), options.seed)
         self.optimizer = torch.optim.AdamW(
@@ -308,7 +321,7 @@ class Training:
 
     def write_weights(self, path: Path) -> None:
         """Write the averaged weights in half precision, by the file's suffix as safetensors."""
-        weights = {name: value.half() for name, value in self.average.weights.items()}
+        weights = {name: value.half().contiguous() for name, value in self.average.weights.items()}
         with atomic_write(path) as file:
             if path.suffix == ".safetensors":
                 write_safetensors(weights, file)
@@ -330,7 +343,7 @@ def train(training: Training, weights: Path, save_every: float) -> None:
         mean: dict[str, float] = {}
         while training.iteration < total:
             losses = training.run_step()
-            for name in ("mask", "iou_error", "iou"):
+            for name in ("mask", "contrast", "iou_error", "iou"):
                 value = getattr(losses, name)
                 board.add_scalar(f"train/{name}", value, training.iteration)
                 mean[name] = 0.98 * mean.get(name, value) + 0.02 * value

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from street_models.sam_data import SamExamples
+from street_models.sam_data import SamExample, SamExamples
 from street_models.train_sam import (
     Options,
     Step,
@@ -16,7 +16,7 @@ from street_models.train_sam import (
     main,
     mask_ious,
     mask_losses,
-    similarity_masks,
+    region_contrast,
     train,
 )
 from torchvision.ops import sigmoid_focal_loss
@@ -67,21 +67,44 @@ def test_ious_by_hand():
     assert mask_ious(logits, target).tolist() == [[pytest.approx(1 / 3), pytest.approx(1 / 4)]]
 
 
-def test_similar_pixels_are_in_the_mask():
-    embedding = torch.zeros(3, 8, 8)
-    embedding[0, :, :4], embedding[1, :, 4:] = 2.0, 5.0
-    points = torch.tensor([[[4.0, 9.0], [10.0, 50.0]], [[60.0, 9.0], [44.0, 50.0]]])
-    masks = similarity_masks(embedding, points, 64)
-    assert masks.shape == (2, 32, 32)
-    for mask, inside, outside in ((masks[0], 0, 31), (masks[1], 31, 0)):
-        assert mask[:, inside].tolist() == pytest.approx([5.0] * 32)  # cosine 1
-        assert mask[:, outside].tolist() == pytest.approx([-5.0] * 32)  # cosine 0
+def with_regions(regions, classes, samples):
+    nothing = torch.zeros(0)
+    return SamExample(
+        nothing, nothing, nothing, nothing, torch.tensor(regions), torch.tensor(classes),
+        torch.tensor(samples),
+    )  # fmt: skip
+
+
+def test_the_contrast_of_regions_by_hand():
+    """Three regions in one row of five pixels, the last in none; the first two have a class."""
+    features = torch.tensor([[2.0, 0.0, 0.0, 1.0, 9.0], [0.0, 3.0, 1.0, 1.0, 9.0]])[:, None]
+    # pixels: (1, 0), (0, 1) | (0, 1) | (1, 1); region 0 is represented by its first pixel alone
+    example = with_regions([[0, 0, 1, 2, -1]], [4, 4, 7], [[0, 0], [2, 2], [3, 3]])
+    half = math.sqrt(0.5)
+    losses = []
+    # cosines of each pixel with the centers (1, 0), (0, 1), (half, half); region 1 is of the class
+    # of region 0 and does not count for its pixels, and the other way round
+    for own, others in ((1.0, [half]), (0.0, [half]), (1.0, [half]), (1.0, [half, half])):
+        total = sum(math.exp(c / 0.1) for c in [own, *others])
+        losses.append(math.log(total) - own / 0.1)
+    regions = [(losses[0] + losses[1]) / 2, losses[2], losses[3]]
+    expected = 0.5 * sum(losses) / 4 + 0.5 * sum(regions) / 3
+    assert region_contrast(features, example).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_view_without_regions_has_no_contrast():
+    example = with_regions([[-1, -1]], [], np.zeros((0, 5), int).tolist())
+    features = torch.ones(2, 1, 2, requires_grad=True)
+    loss = region_contrast(features, example)
+    loss.backward()
+    assert loss.item() == 0 and not features.grad.any()
 
 
 def test_learning_rates():
     options = Options(iterations=400, learning_rate=2.0, warmup=10)
-    rates = [learning_rate(options, i) for i in (0, 4, 9, 200, 299, 350, 399)]
-    assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0, 1.0, 0.02])
+    # it falls in the last 70 % of the steps, 280
+    rates = [learning_rate(options, i) for i in (0, 4, 9, 100, 120, 260, 399)]
+    assert rates == pytest.approx([0.2, 1.0, 2.0, 2.0, 2.0, 1.0, 2 / 280])
 
 
 def test_a_step_decodes_as_the_mask_decoder(small, scenes):
@@ -124,7 +147,7 @@ def test_a_step_trains_all_parts(boxes, second_pass, small, scenes, tmp_path):
     losses.total.backward()
     assert math.isfinite(losses.total.item())
     unused = {n for n, p in training.sam.named_parameters() if p.grad is None}
-    # of the pyramid, the finest level alone is used
+    # of the pyramid, the two finest levels alone are used
     assert all("pyramid.layer_blocks" in name for name in unused)
 
 

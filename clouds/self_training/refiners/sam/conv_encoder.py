@@ -13,13 +13,16 @@ STRIDE = 8
 """Pixels of the input per row and column of the embedding."""
 FINE = 4
 """Fine features are at this times the resolution of the embedding."""
+COARSEST = 32
+"""Stride of the coarsest features; what is encoded has a multiple of it as sides."""
 
 
 class ConvEncoder(nn.Module):
     """Multi-scale features of a ResNet with group normalization, in one map of stride 8.
 
     The embedding has coarse features of stride 8, then fine ones of stride 2, whose blocks of 4 x 4
-    pixels are stacked as channels.
+    pixels are stacked as channels. Padding of the input (zeros at the bottom and right) is not
+    encoded: there the embedding is 0.
 
     Args:
         img_size: height and width of the input, pixels; a multiple of 32.
@@ -33,9 +36,9 @@ class ConvEncoder(nn.Module):
         img_size: int,
         coarse: int,
         fine: int,
-        channels: tuple[int, int, int, int] = (48, 96, 160, 192),
-        layers: tuple[int, int, int, int] = (1, 2, 2, 2),
-        dim: int = 128,
+        channels: tuple[int, int, int, int] = (48, 96, 192, 256),
+        layers: tuple[int, int, int, int] = (2, 2, 2, 2),
+        dim: int = 64,
     ) -> None:
         super().__init__()
         import timm
@@ -46,18 +49,36 @@ class ConvEncoder(nn.Module):
             "resnet18", features_only=True, channels=channels, layers=layers, stem_type="deep",
             stem_width=16, norm_layer=partial(GroupNorm, num_groups=8),
         )  # fmt: skip
-        stem, quarter, *others = self.trunk.feature_info.channels()
+        stem, *others = self.trunk.feature_info.channels()
         self.pyramid = FeaturePyramidNetwork(others, dim)
-        self.from_quarter = nn.Conv2d(quarter, dim, 2, 2)
-        self.norm = nn.Sequential(GroupNorm(dim, num_groups=8), nn.ReLU())
-        self.coarse = nn.Conv2d(dim, coarse, 3, padding=1)
-        self.fine = nn.Conv2d(dim, FINE**2 * fine, 3, padding=1)
-        self.from_half = nn.Conv2d(stem, fine, 3, padding=1)
+        self.coarse = nn.Sequential(
+            GroupNorm(dim, num_groups=8), nn.ReLU(), nn.Conv2d(dim, coarse, 3, padding=1)
+        )
+        self.quarter = nn.Sequential(
+            GroupNorm(dim, num_groups=8), nn.ReLU(), nn.Conv2d(dim, dim, 3, padding=1),
+            GroupNorm(dim, num_groups=8), nn.ReLU(), nn.Conv2d(dim, 4 * 32, 1), nn.PixelShuffle(2),
+        )  # fmt: skip
+        self.fine = nn.Sequential(
+            nn.Conv2d(32 + stem, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, fine, 3, padding=1)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, img_size, img_size), normalized, to (N, coarse + 16 fine, s, s)."""
-        half, quarter, *others = self.trunk(images)
-        merged = self.pyramid(dict(enumerate(others)))[0] + self.from_quarter(quarter)
-        merged = self.norm(merged)
-        details = F.pixel_unshuffle(self.from_half(half), FINE)
-        return torch.cat((self.coarse(merged), self.fine(merged) + details), 1)
+        return torch.cat([self._encode(image[None]) for image in images])
+
+    def _encode(self, image: Tensor) -> Tensor:
+        """The embedding of one image; the others of a batch may have other padding."""
+        height, width = (-(-side // COARSEST) * COARSEST for side in content_size(image))
+        half, *others = self.trunk(image[..., :height, :width])
+        quarter, eighth, *_ = self.pyramid(dict(enumerate(others))).values()
+        fine = self.fine(torch.cat((self.quarter(quarter), half), 1))
+        embedding = torch.cat((self.coarse(eighth), F.pixel_unshuffle(fine, FINE)), 1)
+        missing = [(self.img_size - side) // STRIDE for side in (width, height)]
+        return F.pad(embedding, (0, missing[0], 0, missing[1]))
+
+
+def content_size(values: Tensor) -> tuple[int, int]:
+    """Rows and columns of (1, C, H, W) before the zeros at its bottom and right, at least 1."""
+    nonzero = (values[0] != 0).any(0)
+    rows, columns = (nonzero.any(axis).nonzero() for axis in (1, 0))
+    return tuple(int(found[-1]) + 1 if len(found) else 1 for found in (rows, columns))  # type: ignore[return-value]

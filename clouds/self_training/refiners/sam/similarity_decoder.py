@@ -8,11 +8,13 @@ them. Convolutions turn these maps into masks. The interface is that of segment_
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clouds.self_training.refiners.sam.conv_encoder import FINE
+from clouds.self_training.refiners.sam.conv_encoder import FINE, content_size
 
 FOREGROUND, PADDING, TOP_LEFT, BOTTOM_RIGHT = 1, -1, 2, 3
 """Labels of points; boxes are two points, as segment_anything's."""
@@ -86,6 +88,20 @@ class CoordinateEncoder(nn.Module):
         return grid
 
 
+class Points(NamedTuple):
+    """Points (N, P, 2) of N prompts, x, y from -1 to 1.
+
+    Attributes:
+        in_frame: in the whole frame.
+        in_content: in its part that is no padding.
+        valid: bool (N, P); others are left out.
+    """
+
+    in_frame: Tensor
+    in_content: Tensor
+    valid: Tensor
+
+
 class SimilarityDecoder(nn.Module):
     """Masks from similarity and distance to the points.
 
@@ -112,7 +128,7 @@ class SimilarityDecoder(nn.Module):
         self.from_maps = nn.Conv2d(fine_dim, fine_dim, 3, padding=1)
         self.from_image = nn.Conv2d(fine, fine_dim, 3, padding=1)
         self.fine = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(fine_dim, fine_dim, 1), nn.ReLU(),
+            nn.ReLU(), nn.Conv2d(fine_dim, fine_dim, 3, padding=2, dilation=2), nn.ReLU(),
             nn.Conv2d(fine_dim, NUM_MASKS, 1),
         )  # fmt: skip
         self.iou = nn.Sequential(nn.Linear(2 * dim + 3, 32), nn.ReLU(), nn.Linear(32, 1))
@@ -137,30 +153,46 @@ class SimilarityDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Logits (N, 4, 4s, 4s) of all four masks, and predicted IoUs (N, 4), of one image.
 
+        Where the embedding is that of padding, nothing is computed; logits are those of the nearest
+        pixel that is not.
+
         Args:
             embedding: (1, C, s, s).
             positions, prompts, masks: from `CoordinateEncoder`.
         """
+        size = embedding.shape[-1]
+        rows, columns = content_size(embedding)
+        embedding = embedding[..., :rows, :columns]
+        positions, masks = (
+            each[..., : FINE * rows, : FINE * columns] for each in (positions, masks)
+        )
+        near, sides = prompts[..., :2] + 1, prompts.new_tensor((columns, rows))
+        points = Points(prompts[..., :2], near * (size / sides) - 1, prompts[..., 2] == FOREGROUND)
+        features, details = self._features(embedding, positions, points, prompts, masks)
+        logits = self.fine(details)
+        ious = self._ious(logits.detach(), features)
+        missing = [FINE * (size - side) for side in (columns, rows)]
+        return F.pad(logits, (0, missing[0], 0, missing[1]), mode="replicate"), ious
+
+    def _features(
+        self, embedding: Tensor, positions: Tensor, points: Points, prompts: Tensor, masks: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of every prompt, at the embedding's resolution and at that of the masks."""
         coarse, stacked = embedding[:, : self.num_coarse], embedding[:, self.num_coarse :]
         fine = F.pixel_shuffle(stacked, FINE)
-        is_point = prompts[..., 2] == FOREGROUND
-        points = prompts[..., :2]
-        near = gaussians(positions[0], points, is_point)
-        fine_maps = torch.cat(
-            (similarities(fine, points, is_point), near, _box(positions[0], prompts), masks), 1
-        )
+        near = gaussians(positions[0], points.in_frame, points.valid)
+        similar = similarities(fine, points.in_content, points.valid)
+        fine_maps = torch.cat((similar, near, _box(positions[0], prompts), masks), 1)
         pooled_maps = F.avg_pool2d(fine_maps, FINE)
         context = self.context(coarse).expand(len(prompts), -1, -1, -1)
-        features = self.coarse(
-            torch.cat((similarities(coarse, points, is_point), pooled_maps, context), 1)
-        )
+        similar = similarities(coarse, points.in_content, points.valid)
+        features = self.coarse(torch.cat((similar, pooled_maps, context), 1))
         features = features + self.pooled(features.mean((2, 3)))[..., None, None]
         upscaled = F.interpolate(
             self.up(features), scale_factor=FINE, mode="bilinear", align_corners=False
         )
         details = self.from_maps(torch.cat((upscaled, fine_maps), 1)) + self.from_image(fine)
-        logits = self.fine(details)
-        return logits, self._ious(logits.detach(), features)
+        return features, details
 
     def _ious(self, logits: Tensor, features: Tensor) -> Tensor:
         """Predicted IoUs (N, 4), from the features in each mask and overall, the mask's area, its
