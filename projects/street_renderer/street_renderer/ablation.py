@@ -56,7 +56,7 @@ ROWS: Mapping[str, Setting] = {
 }
 """What `make demo` trains."""
 
-LONGEST = ("trained random", "joint")
+LONGEST = ("trained random", "joint", "joint, classes by CLIP")
 """Rows whose runs take longest; they start before the others that could start at the same time."""
 
 TITLES: Mapping[str, str] = {
@@ -66,6 +66,8 @@ TITLES: Mapping[str, str] = {
     "joint": "+ generated images, labels refined by SAM",
 }
 
+LONGER = ("SOLVER.MAX_ITER", "900", "SOLVER.BASE_LR", "2e-3", "SOLVER.CHECKPOINT_PERIOD", "900")
+"""After source pre-training, twice as long as the other rows, with twice their learning rate."""
 RELIT = "relit"
 """Folder of images of the source's scenes in another look, with labels."""
 ENSEMBLE = (
@@ -84,20 +86,27 @@ FURTHER_ROWS: Mapping[str, Setting] = {
     "frozen CLIP, text head": Setting(
         "text", WARMUP, ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
     ),
-    "given labels": Setting(
-        "given",
+    "joint, classes by CLIP": Setting(
+        "joint_clip", JOINT, ("MODEL.CLOUDS.CROP_CLASSES.WEIGHT", "0.5"), FROZEN
+    ),
+    "source alone, 900 iterations": Setting(
+        "source_900", JOINT, ("DATASETS.TRAIN", "('gta5',)", *LONGER), FROZEN
+    ),
+    "given labels, 900 iterations": Setting(
+        "given_900",
         JOINT,
         (
             *("DATASETS.TRAIN", f"('gta5', 'sd_{RELIT}')"),
             *("MODEL.CLOUDS.GENERATED_LABELS", "given"),
             *("DATASETS.TARGET_FACTOR", "1.667"),  # half of the images
+            *LONGER,
         ),
         FROZEN,
     ),
 }
-"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries that are
-compared with CLIP's text features, the labels of the renderer for the source's own scenes in
-another look."""
+"""What `--full` trains besides: another backbone, an ensemble with zero-shot classes, queries
+compared with CLIP's text features, CLIP's classes of refined regions, the labels of the renderer
+for the source's own scenes in another look."""
 
 LABELS = ("teacher", "refined", "student")
 """Label maps of generated images that are scored."""
