@@ -66,6 +66,11 @@ TITLES: Mapping[str, str] = {
     "joint": "+ generated images, labels refined by SAM",
 }
 
+CLASSES_BY_CLIP = (
+    *("MODEL.CLOUDS.CROP_CLASSES.WEIGHT", "0.5"),
+    *("MODEL.CLOUDS.SAM.RM_INTERSECTION", "False"),
+)
+"""Pixels in masks of several classes stay in one of them, whose region then gets its class anew."""
 LONGER = ("SOLVER.MAX_ITER", "900", "SOLVER.BASE_LR", "2e-3", "SOLVER.CHECKPOINT_PERIOD", "900")
 """After source pre-training, twice as long as the other rows, with twice their learning rate."""
 RELIT = "relit"
@@ -86,9 +91,7 @@ FURTHER_ROWS: Mapping[str, Setting] = {
     "frozen CLIP, text head": Setting(
         "text", WARMUP, ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "text")
     ),
-    "joint, classes by CLIP": Setting(
-        "joint_clip", JOINT, ("MODEL.CLOUDS.CROP_CLASSES.WEIGHT", "0.5"), FROZEN
-    ),
+    "joint, classes by CLIP": Setting("joint_clip", JOINT, CLASSES_BY_CLIP, FROZEN),
     "source alone, 900 iterations": Setting(
         "source_900", JOINT, ("DATASETS.TRAIN", "('gta5',)", *LONGER), FROZEN
     ),

@@ -78,7 +78,10 @@ class ConvEncoder(nn.Module):
 
 
 def content_size(values: Tensor) -> tuple[int, int]:
-    """Rows and columns of (1, C, H, W) before the zeros at its bottom and right, at least 1."""
-    nonzero = (values[0] != 0).any(0)
-    rows, columns = (nonzero.any(axis).nonzero() for axis in (1, 0))
-    return tuple(int(found[-1]) + 1 if len(found) else 1 for found in (rows, columns))  # type: ignore[return-value]
+    """Rows and columns of (C, H, W) or (1, C, H, W) before the zeros at its bottom and right.
+
+    At least 1.
+    """
+    nonzero = (values != 0).flatten(0, -3).any(0)
+    rows, columns = (nonzero.any(axis).nonzero().flatten().tolist() for axis in (1, 0))
+    return (rows[-1] + 1 if rows else 1, columns[-1] + 1 if columns else 1)

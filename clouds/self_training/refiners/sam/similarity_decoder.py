@@ -166,8 +166,9 @@ class SimilarityDecoder(nn.Module):
         positions, masks = (
             each[..., : FINE * rows, : FINE * columns] for each in (positions, masks)
         )
-        near, sides = prompts[..., :2] + 1, prompts.new_tensor((columns, rows))
-        points = Points(prompts[..., :2], near * (size / sides) - 1, prompts[..., 2] == FOREGROUND)
+        in_frame, sides = prompts[..., :2], prompts.new_tensor((columns, rows))
+        in_content = (in_frame + 1) * (size / sides) - 1
+        points = Points(in_frame, in_content, prompts[..., 2] == FOREGROUND)
         features, details = self._features(embedding, positions, points, prompts, masks)
         logits = self.fine(details)
         ious = self._ious(logits.detach(), features)
