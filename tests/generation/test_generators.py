@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_pipelines
+from PIL import Image
 
 from clouds.cli import generate
 from clouds.generation.generators import (
@@ -241,8 +242,9 @@ def test_two_processes_generate_with_a_model_what_one_does(tiny, tmp_path):
     assert sorted(names) == [f"{number:06d}.png" for number in range(5)]
     for name in names:
         one, two = (tmp_path / folder / "images" / name for folder in ("one", "two"))
-        # of other batches; these have the same size, and images do not depend on the others
-        assert one.read_bytes() == two.read_bytes()
+        # of batches of other sizes, whose sums are rounded otherwise
+        difference = np.asarray(Image.open(one), int) - np.asarray(Image.open(two), int)
+        assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize(
