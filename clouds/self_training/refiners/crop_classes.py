@@ -19,6 +19,7 @@ from clouds.d2 import CfgNode
 from clouds.data.label_space import IGNORE
 from clouds.self_training.refiners.base import PseudoLabel, RefinedLabel, Refiner
 from clouds.self_training.refiners.sam.prompts import Components, find_components
+from clouds.self_training.refiners.sam.region_filter import SMALLEST, region_means
 
 CONTEXT = 1.2
 """Side of a crop, in units of the geometric mean of the sides of the region's box."""
@@ -26,8 +27,6 @@ SIDES = (0.15, 0.6)
 """Smallest and largest side of a crop, in units of the image's shorter side."""
 ELONGATED = 2.0
 """Regions whose box is longer by more are cropped around one of their pixels."""
-SMALLEST = 1e-6
-"""Probabilities are at least this, so that no class is ruled out by the teacher alone."""
 
 Box = tuple[int, int, int]
 """Top, left and side of a square, pixels."""
@@ -123,7 +122,8 @@ class CropClasses:
         inside, region = ids >= 0, ids.clamp(min=0)
         classes, agrees = self._classes(image, label, components, ids)
         made = torch.where(inside, classes[region].to(torch.uint8), class_map)
-        shares = _shares(made == label.classes, ids, len(components)) * agrees
+        same = (made == label.classes).float()[None]
+        shares = region_means(same, ids, len(components))[:, 0] * agrees
         agreement = torch.where(inside, shares[region], refined.agreement)
         agreement = agreement.masked_fill(made == IGNORE, 0.0)
         targets = RefinedLabel.from_teacher(PseudoLabel(made, label.confidence))
@@ -152,14 +152,5 @@ def region_probabilities(scores: Tensor, ids: Tensor, count: int) -> Tensor:
     Returns:
         At least SMALLEST.
     """
-    inside = ids >= 0
-    probabilities = (scores / scores.sum(0).clamp(min=1))[:, inside].T
-    sums = probabilities.new_zeros(count, len(scores)).index_add(0, ids[inside], probabilities)
-    return (sums / ids[inside].bincount(minlength=count)[:, None]).clamp(min=SMALLEST)
-
-
-def _shares(pixels: Tensor, ids: Tensor, count: int) -> Tensor:
-    """float32 (count,), the share of each region's pixels that are in `pixels`, bool (H, W)."""
-    inside = ids >= 0
-    areas = ids[inside].bincount(minlength=count)
-    return ids[inside & pixels].bincount(minlength=count) / areas
+    probabilities = scores / scores.sum(0).clamp(min=1)
+    return region_means(probabilities, ids, count).clamp(min=SMALLEST)

@@ -206,7 +206,7 @@ def _tiny() -> Any:
 
 
 def _street() -> Any:
-    """Street-SAM: 5 million parameters, long side 256, masks from similarity to the points."""
+    """Street-SAM: 4 million parameters, long side 256, masks from similarity to the points."""
     from segment_anything.modeling import Sam
 
     dim, cells = STREET_COARSE + FINE**2 * STREET_FINE, STREET_SIDE // STRIDE

@@ -36,10 +36,20 @@ def region_losses(scores: Tensor, regions: Tensor, num_regions: int) -> Tensor:
     Returns:
         float32 (num_regions, C): mean of -log p over the region's pixels; 0 for one without any.
     """
-    inside = regions >= 0
     probabilities = scores / scores.sum(0).clamp(min=1)
-    losses = -probabilities.clamp(min=SMALLEST).log()[:, inside].T
-    sums = losses.new_zeros(num_regions, len(scores)).index_add_(0, regions[inside], losses)
+    return region_means(-probabilities.clamp(min=SMALLEST).log(), regions, num_regions)
+
+
+def region_means(values: Tensor, regions: Tensor, num_regions: int) -> Tensor:
+    """Mean over the pixels of each region, float32 (num_regions, C); 0 for one without any.
+
+    Args:
+        values: float32 (C, H, W).
+        regions: see `region_losses`.
+    """
+    inside = regions >= 0
+    own = values[:, inside].T
+    sums = own.new_zeros(num_regions, len(values)).index_add_(0, regions[inside], own)
     areas = torch.bincount(regions[inside], minlength=num_regions)
     return sums / areas.clamp(min=1)[:, None]
 
