@@ -45,11 +45,14 @@ class CropClassifier(CLIPText):
             image: uint8 (3, H, W) RGB.
         """
         image = image.to(self.logit_scale.device)
-        parts = [self._crop(image, box) for box in boxes]
-        no_object = image.new_zeros((1, self.embed_dim), dtype=torch.float32)
-        texts = self._texts.embeddings(self, no_object)
-        with torch.autocast(image.device.type, enabled=False):
-            chunks = torch.split(torch.stack(parts), CROPS_AT_ONCE)
+        return self.classify(torch.stack([self._crop(image, box) for box in boxes]))
+
+    @torch.no_grad()
+    def classify(self, crops: Tensor) -> Tensor:
+        """Log-probabilities float32 (M, C) of normalized crops, float32 (M, 3, *self.size)."""
+        texts = self._texts.embeddings(self, crops.new_zeros(1, self.embed_dim))
+        with torch.autocast(crops.device.type, enabled=False):
+            chunks = torch.split(crops, CROPS_AT_ONCE)
             embeddings = torch.cat([self.clip_model.encode_image(chunk) for chunk in chunks])
         logits = texts.logits(embeddings[None], self.logit_scale)[0, :, :-1]
         log_probabilities: Tensor = logits.log_softmax(-1)

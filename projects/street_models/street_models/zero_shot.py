@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from clouds.data.label_space import CITYSCAPES_19
-from clouds.modeling.backbone.clip import CLIP
 from clouds.modeling.backbone.open_clip_models import PIXEL_MEAN, PIXEL_STD
-from clouds.modeling.text_classifier import TextClassifier, TextEmbeddings
+from clouds.modeling.crop_classifier import CropClassifier
 from street_models.crops import MIN_PIXELS, object_window, resized
 from street_models.scenes import UInt8Array
 
 MODEL_NAME = "street_clip"
 """open_clip's name of the model."""
-_IMAGES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -62,28 +59,16 @@ def normalized(images: UInt8Array) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-@torch.no_grad()
 def classify(clip_model: nn.Module, images: UInt8Array) -> npt.NDArray[np.intp]:
     """The most similar of the 19 classes for each crop (N, SIZE, SIZE, 3).
 
     Prompt templates and words of the classes are those of `clouds.modeling.text_classifier`; the
     score of a class is the maximum over its words.
     """
-    model = copy.deepcopy(clip_model)
-    encoder = CLIP(clip_model=model, model_name=MODEL_NAME)
-    synonyms: Sequence[Sequence[str]] = CITYSCAPES_19.synonyms
-    rows = TextClassifier(synonyms).synonym_embeddings(encoder)
-    # without a class for no object, which masks have and crops do not
-    texts = TextEmbeddings(
-        torch.cat((rows, torch.zeros_like(rows[:1]))), tuple(len(words) for words in synonyms)
-    )
-    predictions = []
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        x = normalized(images[start : start + _IMAGES_AT_ONCE])
-        embeddings = F.normalize(encoder.clip_model.encode_image(x), dim=-1)
-        logits = texts.logits(embeddings[None], encoder.logit_scale)[0, :, :-1]
-        predictions.append(logits.argmax(-1).numpy())
-    return np.concatenate(predictions)
+    model = copy.deepcopy(clip_model).to(memory_format=torch.channels_last)
+    classifier = CropClassifier(model, MODEL_NAME, CITYSCAPES_19.synonyms)
+    predictions: npt.NDArray[np.intp] = classifier.classify(normalized(images)).argmax(-1).numpy()
+    return predictions
 
 
 def confusion(classes: npt.NDArray[np.intp], predictions: npt.NDArray[np.intp]) -> Tensor:
