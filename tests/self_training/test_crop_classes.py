@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -199,6 +200,43 @@ def test_pixels_in_no_mask_are_regions_of_the_teacher_where_they_get_its_class(f
     assert columns == ([2] * 20 if fill else [255] * 5 + [2] * 10 + [255] * 5)
     assert len(clip.boxes) == (2 if fill else 1)
     assert refined.agreement[0, 0] == 0 and refined.agreement[0, 7] == 0
+
+
+class Segments:
+    """A refiner whose columns 0-3, 4-9, 10-19 are segments of classes 0, 0, 1; 2 rows in none."""
+
+    needs_scores = False
+
+    def refine(self, images, labels, seeds):
+        classes = torch.zeros(10, 20, dtype=torch.uint8)
+        classes[:, 10:] = 1
+        classes[8:] = 255
+        segments = torch.tensor([7] * 4 + [300] * 6 + [2] * 10).repeat(10, 1)
+        segments[8:] = -1
+        refined = RefinedLabel.from_teacher(PseudoLabel(classes, torch.ones(10, 20)))
+        return [dataclasses.replace(refined, segments=segments)]
+
+
+@pytest.mark.parametrize("fill", [False, True])
+def test_neighboring_segments_of_one_class_get_different_classes(fill):
+    # the regions of the teacher's classes, of the last two rows, come first
+    first = 4 if fill else 2
+    clip = Fixed(*[logs(0.9, 0.05, 0.05)] * first, logs(1e-4, 1e-4, 1 - 2e-4))
+    refiner = CropClasses(Segments(), clip, CropClassOptions(1.0, 20, fill))
+    [refined] = refiner.refine([IMAGE], [halves(0.4)], [0])
+    # numbers in ascending order: segment 2 (columns 10-19), 7 (0-3), 300 (4-9)
+    expected = [0] * 4 + [2] * 6 + [0] * 10
+    assert refined.class_map()[:8].tolist() == [expected] * 8
+    assert refined.class_map()[8:].eq(0 if fill else 255).all()
+    assert len(clip.boxes) == (5 if fill else 3)
+
+
+def test_a_segment_of_two_parts_has_two_regions():
+    numbers = np.array([[260, 260, 3, 260], [255, 255, 3, 260]], np.int32)
+    found = find_components(numbers)
+    assert found.classes.tolist() == [3, 260, 260]
+    assert found.ids.tolist() == [[1, 1, 0, 2], [-1, -1, 0, 2]]
+    assert found.areas.tolist() == [2, 2, 2]
 
 
 def test_a_model_without_classifier_is_refused():

@@ -59,12 +59,16 @@ class RefinedLabel:
             several segments overlap, the largest share.
         points: float32 (M, P, 2), point prompts (x, y) of M segments in pixels, for
             visualization; None from a refiner without point prompts.
+        segments: int64 (H, W), number of the segment that labels each pixel, from 0; -1 outside
+            of all masks. Neighboring segments may have the same class. None: the segments are the
+            connected components of the classes.
     """
 
     labels: Tensor
     masks: Tensor
     agreement: Tensor
     points: Tensor | None = None
+    segments: Tensor | None = None
 
     @classmethod
     def from_teacher(cls, label: PseudoLabel) -> RefinedLabel:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -84,9 +85,9 @@ class CropClassOptions:
 class CropClasses:
     """Gives the regions of another refiner's labels the class that teacher and CLIP agree on.
 
-    A region is a connected component of the refined label. Its class is the one with the largest
-    sum of the log of the teacher's mean probability and `weight` times CLIP's log-probability. Its
-    agreement is 0 where CLIP alone would choose another class, so that
+    A region is a connected part of a segment of the refined label. Its class is the one with the
+    largest sum of the log of the teacher's mean probability and `weight` times CLIP's
+    log-probability. Its agreement is 0 where CLIP alone would choose another class, so that
     MODEL.CLOUDS.PSEUDO_LABEL.MIN_AGREEMENT keeps the regions for which both are of one mind.
 
     Args:
@@ -114,8 +115,8 @@ class CropClasses:
         class_map = refined.class_map()
         if self.options.fill:
             class_map = torch.where(refined.covered, class_map, label.classes)
-        found = class_map.cpu().numpy()
-        components = find_components(found, self.options.min_area - 1)
+        segments = segment_numbers(class_map, refined.segments)
+        components = find_components(segments, self.options.min_area - 1)
         if not len(components):
             return refined
         ids = torch.from_numpy(components.ids.astype(np.int64)).to(label.classes.device)
@@ -127,7 +128,8 @@ class CropClasses:
         agreement = torch.where(inside, shares[region], refined.agreement)
         agreement = agreement.masked_fill(made == IGNORE, 0.0)
         targets = RefinedLabel.from_teacher(PseudoLabel(made, label.confidence))
-        return RefinedLabel(targets.labels, targets.masks, agreement, refined.points)
+        points, segments = refined.points, refined.segments
+        return RefinedLabel(targets.labels, targets.masks, agreement, points, segments)
 
     def _classes(
         self, image: Tensor, label: PseudoLabel, components: Components, ids: Tensor
@@ -139,6 +141,20 @@ class CropClasses:
         teacher = region_probabilities(label.scores.float(), ids, len(components)).log()
         classes = (teacher + self.options.weight * clip).argmax(1)
         return classes, clip.argmax(1) == classes
+
+
+def segment_numbers(class_map: Tensor, segments: Tensor | None) -> npt.NDArray[np.int32]:
+    """(H, W): the class of each pixel, 255 for none; above 255 the segment, where there is one.
+
+    Args:
+        class_map: uint8 (H, W), train ids, 255 for none.
+        segments: see `RefinedLabel`.
+    """
+    numbers = class_map.int()
+    if segments is not None:
+        numbers = torch.where(segments >= 0, segments.int() + IGNORE + 1, numbers)
+    found: npt.NDArray[np.int32] = numbers.cpu().numpy()
+    return found
 
 
 def region_probabilities(scores: Tensor, ids: Tensor, count: int) -> Tensor:

@@ -28,7 +28,7 @@ from clouds.cli.command_line import user_errors_in_one_line
 from clouds.files import atomic_write
 from clouds.self_training.refiners.sam.conv_encoder import FINE
 from clouds.self_training.refiners.sam.frame import Frame
-from clouds.self_training.refiners.sam.model import random_sam
+from clouds.self_training.refiners.sam.model import random_sam, read_weights
 from clouds.weights_io import read_torch, write_safetensors
 from street_models.sam_data import SamExample, SamExamples
 from street_models.scenes import Scenes, SceneSet, render_scenes
@@ -64,6 +64,7 @@ class Options:
         warmup: steps until it is reached.
         momentum: of the average of the weights.
         seed: of weights, images and prompts.
+        initial_weights: file or name of weights to start from; random ones if empty.
     """
 
     iterations: int = 3600
@@ -74,6 +75,7 @@ class Options:
     warmup: int = 50
     momentum: float = 0.998
     seed: int = 0
+    initial_weights: str = ""
 
 
 @dataclass
@@ -246,6 +248,8 @@ class Training:
     def __init__(self, folder: Path, scenes: Scenes, options: Options) -> None:
         self.folder, self.options = folder, options
         self.sam = random_sam("street", options.seed).to(memory_format=torch.channels_last)
+        if options.initial_weights:
+            self.sam.load_state_dict(read_weights(options.initial_weights, "street"))
         self.step = Step(self.sam)
         self.examples = SamExamples(scenes, Frame.of_segment_anything(self.sam), options.seed)
         self.optimizer = torch.optim.AdamW(

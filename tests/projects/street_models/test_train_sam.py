@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,6 +175,23 @@ def test_training_in_two_runs_writes_the_weights_of_one(small, scenes, tmp_path,
     train(again, tmp_path / "other.safetensors", 1e9)  # no step is left
     other = read_safetensors(tmp_path / "other.safetensors")
     assert all(torch.equal(other[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_starts_from_given_weights(small, scenes, tmp_path):
+    train(Training(tmp_path / "first", scenes, SMALL), tmp_path / "first.safetensors", 1e9)
+    given = str(tmp_path / "first.safetensors")
+    still = replace(SMALL, iterations=1, learning_rate=0.0, weight_decay=0.0, seed=5)
+    train(
+        Training(tmp_path / "second", scenes, replace(still, initial_weights=given)),
+        tmp_path / "second.safetensors",
+        1e9,
+    )
+    first, second = (
+        read_safetensors(tmp_path / f"{run}.safetensors") for run in ("first", "second")
+    )
+    assert all(torch.equal(second[name], first[name]) for name in first)
+    with pytest.raises(FileNotFoundError, match="no file nowhere"):
+        Training(tmp_path, scenes, replace(still, initial_weights="nowhere"))
 
 
 def test_a_run_may_get_more_steps_but_no_other_options(small, scenes, tmp_path):

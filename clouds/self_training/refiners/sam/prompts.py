@@ -42,19 +42,23 @@ class Components:
 
 
 def find_components(
-    classes: npt.NDArray[np.uint8], size_threshold: int = 0, ignore: int = 255
+    classes: npt.NDArray[np.uint8] | npt.NDArray[np.int32],
+    size_threshold: int = 0,
+    ignore: int = 255,
 ) -> Components:
     """Regions of one class whose pixels touch along an edge (4-connectivity).
 
     Args:
-        classes: uint8 (H, W), train ids.
+        classes: uint8 (H, W), train ids; or int32 (H, W), numbers from 0 of other regions, which
+            are split into connected ones.
         size_threshold: components of at most so many pixels are left out.
         ignore: the value that is no class.
     """
-    assert classes.dtype == np.uint8, f"expected uint8, got {classes.dtype}"
+    assert classes.dtype in (np.uint8, np.int32), f"expected uint8 or int32, got {classes.dtype}"
     assert classes.ndim == 2, f"expected (H, W), got {classes.shape}"
-    # The library takes 0 as background: shift so that `ignore` becomes 0 (uint8 wraps around).
-    shifted = np.ascontiguousarray(classes - np.uint8(ignore))
+    # The library takes 0 as background: shift so that `ignore` becomes 0. uint8 wraps around, and
+    # signed numbers may be negative.
+    shifted = np.ascontiguousarray(classes - classes.dtype.type(ignore))
     regions = cc3d.connected_components(shifted, connectivity=4).ravel()
     # From here on runs along rows are processed, not pixels: there are far fewer of them.
     starts = _run_starts(regions, classes.shape[1])

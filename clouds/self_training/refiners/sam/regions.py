@@ -317,10 +317,12 @@ def _refined_label(regions: Regions, label: PseudoLabel) -> RefinedLabel:
         PseudoLabel(torch.from_numpy(class_map).to(device), label.confidence)
     )
     points = regions.points
+    segments = np.where(class_map != IGNORE, regions.ids, -1)
     return replace(
         refined,
         agreement=torch.from_numpy(agreement.astype(np.float32)).to(device),
         points=None if points is None else torch.from_numpy(points).to(device),
+        segments=torch.from_numpy(segments).to(device),
     )
 
 
