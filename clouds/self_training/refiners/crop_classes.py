@@ -115,8 +115,8 @@ class CropClasses:
         class_map = refined.class_map()
         if self.options.fill:
             class_map = torch.where(refined.covered, class_map, label.classes)
-        segments = segment_numbers(class_map, refined.segments)
-        components = find_components(segments, self.options.min_area - 1)
+        numbers = segment_numbers(class_map, refined.segments)
+        components = find_components(numbers, self.options.min_area - 1)
         if not len(components):
             return refined
         ids = torch.from_numpy(components.ids.astype(np.int64)).to(label.classes.device)
