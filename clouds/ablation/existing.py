@@ -13,11 +13,11 @@ from clouds.ablation.scores import (
     check_comparable,
     check_metrics,
     default_metrics,
-    read_results,
+    read_run_results,
 )
 from clouds.ablation.table import Row, Table
 from clouds.config.values import flatten
-from clouds.evaluation.report import RESULTS_FILE
+from clouds.evaluation.results_file import RESULTS_FILE
 from clouds.files import expand_user
 from clouds.messages import format_examples
 
@@ -52,7 +52,7 @@ def compare(
     for file in files:
         if seen.setdefault(file.resolve(), file) is not file:
             raise ValueError(f"the run '{file.parent}' is named twice")
-    found = {file: read_results(file) for file in files}
+    found = {file: read_run_results(file) for file in files}
     check_comparable(list(found.values()))
     named = {name: [found[results_file(r)] for r in group] for name, group in groups.items()}
     by_config = group_by_config([found[results_file(run)] for run in runs])

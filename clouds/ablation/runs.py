@@ -12,12 +12,12 @@ from clouds.ablation.scores import (
     check_comparable,
     check_metrics,
     default_metrics,
-    read_results,
+    read_run_results,
 )
 from clouds.ablation.table import Row, Table
 from clouds.engine.config_changes import changed_keys
 from clouds.engine.run_folder import ITERATIONS, existing
-from clouds.evaluation.report import RESULTS_FILE
+from clouds.evaluation.results_file import RESULTS_FILE
 from clouds.messages import format_examples
 
 CONSOLE = "console.txt"
@@ -72,7 +72,7 @@ def results_of(run: Run) -> RunResults | None:
         ValueError: results.json is damaged.
     """
     try:
-        results = read_results(run.folder / RESULTS_FILE)
+        results = read_run_results(run.folder / RESULTS_FILE)
     except FileNotFoundError:
         return None
     # an evaluation in training writes results, too

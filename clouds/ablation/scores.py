@@ -7,7 +7,6 @@ Scores have the names of `metrics.json`: `<dataset>/mIoU`, `<dataset>/IoU-<class
 from __future__ import annotations
 
 import difflib
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clouds.data.yaml_section import DescriptionError, Section
+from clouds.evaluation.results_file import damaged, read_results
 
 MetricSpecs = dict[str, tuple[str, ...]]
 """Name of a column -> names of the scores whose mean it is; `*` stands for any text."""
@@ -75,26 +75,18 @@ class RunResults:
         return {name: value for name, value in found.items() if value is not None}
 
 
-def read_results(path: Path) -> RunResults:
+def read_run_results(path: Path) -> RunResults:
     """Read a results.json.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is damaged, or another file.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path} is damaged: not JSON ({error}). Evaluate the run again."
-        ) from error
-    wanted = ("mean", DATASETS, "protocol", "seed", "config", "iteration")
-    missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
+    content = read_results(path)
+    wanted = ("mean", "protocol", "seed", "config", "iteration")
+    missing = [name for name in wanted if name not in content]
     if missing:
-        raise ValueError(
-            f"{path} is not the results.json of a run: it has no {', '.join(missing)}. Expected is "
-            "the file that `clouds train` or `clouds eval` writes."
-        )
+        raise damaged(path, f"it has no {', '.join(missing)}")
     return RunResults(path, content)
 
 

@@ -35,6 +35,7 @@ from clouds.evaluation.evaluated_weights import hash_file, hash_model, selection
 from clouds.evaluation.image_scores import ImageScore
 from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import PseudoLabelResult
+from clouds.evaluation.results_file import IMAGE_SCORES_FILE, RESULTS_FILE
 from clouds.files import atomic_write
 from clouds.weights_io import read_checkpoint
 
@@ -48,10 +49,6 @@ PACKAGES = (
 
 VISUALIZATIONS = "visualizations"
 """Folder of the panels, in OUTPUT_DIR."""
-
-RESULTS_FILE = "results.json"
-IMAGE_SCORES_FILE = "per_image.json"
-"""Files with the scores of the datasets, and with those of single images, in OUTPUT_DIR."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from clouds.config.defaults import KEYS
 from clouds.d2 import CfgNode
 from clouds.data.label_space import LabelSpace
 from clouds.evaluation.evaluated_weights import hash_file, selection_of
+from clouds.evaluation.results_file import damaged, read_results
 from clouds.export.card import Card
 from clouds.export.graphs import Check, require_onnx, trace, write_onnx, write_torch
 from clouds.export.network import INPUT_TYPES, SemanticNetwork
@@ -242,16 +243,11 @@ def results_of(weights: Path) -> list[dict[str, Any]]:
     paths = [path for pattern in RESULTS for path in sorted(weights.parent.glob(pattern))]
     digest = hash_file(weights) if paths else ""
     for path in paths:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            evaluated = content["weights"]["sha256"]
-            content["datasets"], content["protocol"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"'{path}' is no results file of this project ({type(error).__name__}: {error}). "
-                "Evaluate again (`clouds eval`), or move it away."
-            ) from error
-        if evaluated == digest:
+        content = read_results(path)
+        evaluated = content.get("weights")
+        if not isinstance(evaluated, dict) or not {"sha256", "protocol"} <= {*evaluated, *content}:
+            raise damaged(path, "it does not say which weights it is of, or no protocol")
+        if evaluated["sha256"] == digest:
             found.append(content)
         else:
             logger.info("%s is of other weights than %s: not in the card", path, weights.name)

@@ -8,7 +8,8 @@ from typing import Any
 
 from clouds.engine.metrics import Record, is_last_layer_loss
 from clouds.evaluation.pseudo_labels import SCORED
-from clouds.report.run import Run, number
+from clouds.evaluation.results_file import number
+from clouds.report.run import Run
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#b0589a", "#8a7000", "#7f7f7f")
 """Colors of the runs. They differ for color-blind readers, and have a contrast of 3:1 or more to

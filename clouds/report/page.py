@@ -14,12 +14,13 @@ from markupsafe import Markup, escape
 
 from clouds.data.reading import read_image
 from clouds.evaluation.report import VISUALIZATIONS
+from clouds.evaluation.results_file import number
 from clouds.files import atomic_write, expand_user
 from clouds.messages import format_examples, install_extra
 from clouds.report.confusion import Matrix, normalized
 from clouds.report.embed import PANEL_WIDTH, Embedder
 from clouds.report.figures import color_of, figures
-from clouds.report.run import Run, number, read_runs
+from clouds.report.run import Run, read_runs
 from clouds.report.samples import Sample, choose, predict
 from clouds.report.tables import (
     MISSING,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,12 @@ from clouds.config.load import read_yaml
 from clouds.config.values import flatten
 from clouds.engine.metrics import MetricsFile, Record
 from clouds.evaluation.image_scores import relative_names
-from clouds.evaluation.report import IMAGE_SCORES_FILE, RESULTS_FILE
+from clouds.evaluation.results_file import (
+    IMAGE_SCORES_FILE,
+    RESULTS_FILE,
+    read_image_scores,
+    read_results,
+)
 from clouds.messages import format_examples
 
 METRICS_FILE = "metrics.json"
@@ -128,7 +131,8 @@ def read_run(folder: Path, name: str) -> Run:
         ValueError: it is a file, holds no run, or a file in it is damaged.
     """
     _check_folder(folder)
-    results = _read_results(folder / RESULTS_FILE)
+    results_file, scores_file = folder / RESULTS_FILE, folder / IMAGE_SCORES_FILE
+    results = read_results(results_file) if results_file.is_file() else {}
     records = MetricsFile(folder / METRICS_FILE).records()
     records.sort(key=lambda record: record["iteration"])
     config, command = _read_config(folder / CONFIG_FILE)
@@ -140,15 +144,8 @@ def read_run(folder: Path, name: str) -> Run:
         evaluations=tuple(r for r in records if r.get("evaluation")),
         config=config or dict(flatten(results.get("config") or {})),
         command=command,
-        image_scores=_read_image_scores(folder / IMAGE_SCORES_FILE),
+        image_scores=read_image_scores(scores_file) if scores_file.is_file() else {},
     )
-
-
-def number(value: object) -> float | None:
-    """A finite number of a JSON file; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def _check_folder(folder: Path) -> None:
@@ -172,67 +169,6 @@ def _check_folder(folder: Path) -> None:
         "report. Name the OUTPUT_DIR of `clouds train`, which has its first record after "
         f"LOG_PERIOD iterations, or a folder of `clouds eval` (OUTPUT_DIR/eval/…).{hint}"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_bytes().decode())
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
-    if not isinstance(content, dict):
-        raise _damaged(path, f"it holds a {type(content).__name__}, not an object")
-    return content
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"'{path}' is damaged: {reason}. Evaluate again with `clouds eval`, and name the folder "
-        "that it writes; or delete the file, and the report goes without it."
-    )
-
-
-def _read_results(path: Path) -> dict[str, Any]:
-    results = _read_json(path)
-    if results is None:
-        return {}
-    datasets = results.get("datasets")
-    if not isinstance(datasets, dict) or not all(isinstance(d, dict) for d in datasets.values()):
-        raise _damaged(path, "it has no scores by dataset")
-    iteration = results.get("iteration")
-    if iteration is not None and type(iteration) is not int:
-        raise _damaged(path, f"its iteration is {iteration!r}")
-    for name, scores in datasets.items():
-        iou, matrix = scores.get("IoU"), scores.get("confusion-matrix")
-        if not isinstance(iou, dict):
-            raise _damaged(path, f"{name} has no IoU by class")
-        if matrix and not _is_matrix(matrix, len(iou)):
-            raise _damaged(path, f"the confusion matrix of {name} is not {len(iou)} x {len(iou)}")
-    return results
-
-
-def _is_matrix(rows: object, size: int) -> bool:
-    return (
-        isinstance(rows, list)
-        and len(rows) == size
-        and all(isinstance(row, list) and len(row) == size for row in rows)
-        and all(type(pixels) is int and pixels >= 0 for row in rows for pixels in row)
-    )
-
-
-def _read_image_scores(path: Path) -> dict[str, dict[str, float | None]]:
-    content = _read_json(path)
-    if content is None:
-        return {}
-    try:
-        return {
-            str(dataset): {str(score["file"]): number(score["mIoU"]) for score in scores}
-            for dataset, scores in content["datasets"].items()
-        }
-    except (AttributeError, KeyError, TypeError) as error:
-        raise _damaged(path, f"it has no list of images by dataset ({error!r})") from error
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], str]:

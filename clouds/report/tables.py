@@ -14,7 +14,8 @@ from clouds.data.datasets.builtin import CORRUPTED_PREFIX
 from clouds.engine.metrics import Record
 from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.pseudo_labels import SCORED
-from clouds.report.run import Run, number
+from clouds.evaluation.results_file import number
+from clouds.report.run import Run
 
 MISSING = "–"
 """Text of a number that is not known or not defined."""

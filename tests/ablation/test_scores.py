@@ -15,7 +15,7 @@ from clouds.ablation.scores import (
     check_metrics,
     metric_value,
     parse_metrics,
-    read_results,
+    read_run_results,
 )
 
 RESULTS = results(3, 40.0, 899, {"SEED": 3})
@@ -42,7 +42,7 @@ def test_scores_of_a_results_file_are_those_of_metrics_json(tmp_path):
     line = json.loads((tmp_path / "metrics.json").read_text().splitlines()[-1])
     del line["iteration"], line["evaluation"]
     expected = {name: value for name, value in line.items() if value is not None}
-    assert read_results(tmp_path / "results.json").scores() == expected
+    assert read_run_results(tmp_path / "results.json").scores() == expected
 
 
 def test_metrics_are_means_over_the_matching_scores():
@@ -72,14 +72,15 @@ def test_damaged_and_other_files(tmp_path):
     path = tmp_path / "results.json"
     path.write_text('{"mean": ')
     with pytest.raises(ValueError, match="damaged"):
-        read_results(path)
+        read_run_results(path)
     path.write_text("[]")
-    with pytest.raises(
-        ValueError, match=r"not the results.json of a run: it has no mean, datasets"
-    ):
-        read_results(path)
+    with pytest.raises(ValueError, match=r"damaged: it holds a list, not an object"):
+        read_run_results(path)
+    path.write_text('{"datasets": {}, "seed": 1}')
+    with pytest.raises(ValueError, match=r"damaged: it has no mean, protocol, config, iteration"):
+        read_run_results(path)
     path.write_text(json.dumps(RESULTS))
-    assert read_results(path).seed == 3
+    assert read_run_results(path).seed == 3
 
 
 @pytest.mark.parametrize(

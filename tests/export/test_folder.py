@@ -83,7 +83,7 @@ def test_adapters_are_merged(tmp_path):
 
 
 def results_file(folder, digest, **settings):
-    row = {"mIoU": 41.256, "images": 500}
+    row = {"mIoU": 41.256, "IoU": {"road": 41.256}, "images": 500}
     content = {"protocol": "native", "datasets": {"cityscapes_val": row, "bdd_val": row}}
     content |= {"weights": {"sha256": digest}, "config": {"TEST": settings}}
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ import json
 import pytest
 from report_runs import COUNTS, write_records, write_run
 
-from clouds.report.run import number, read_run, read_runs, short_names
+from clouds.evaluation.results_file import number
+from clouds.report.run import read_run, read_runs, short_names
 
 
 def test_a_complete_run(tmp_path):
