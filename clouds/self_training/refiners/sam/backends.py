@@ -68,9 +68,9 @@ def build_point_sam(cfg: CfgNode, device: torch.device) -> PointSam:
     sam = build_sam(cfg, device)
     embed = cached_embedder(cfg, sam) if node.CACHE_DIR else ImageEmbedder(sam)
     prompted = SegmentAnythingDecoder(sam)
-    if node.MODEL == "street":  # the faster predictor is made for SAM's transformer
-        return PointSam(embed, BestMaskPredictor(prompted, node.REFINEMENT), prompted)
-    return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), prompted)
+    if hasattr(sam.mask_decoder, "transformer"):  # what the faster predictor is made for
+        return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), prompted)
+    return PointSam(embed, BestMaskPredictor(prompted, node.REFINEMENT), prompted)
 
 
 def cached_embedder(cfg: CfgNode, sam: Any) -> CachedEmbedder:
