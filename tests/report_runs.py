@@ -56,7 +56,8 @@ def write_run(
         dump_config(cfg, folder / "config.yaml", "clouds train --config-file x")
         write_records(folder, losses)
     if datasets is not None:
-        labels = [PseudoLabelResult("sd_x", dict.fromkeys(SCORED, 40.0), 90.0, 3)]
+        by_class = {"teacher": {"road": 30.0}}
+        labels = [PseudoLabelResult("sd_x", dict.fromkeys(SCORED, 40.0), 90.0, 3, by_class)]
         results = Results(
             "native",
             tuple(result_of(name, counts, scores) for name, counts in datasets.items()),

@@ -70,6 +70,8 @@ class RunResults:
         for dataset, labels in self.content.get("pseudo-labels", {}).items():
             found |= {f"{dataset}/{name}-mIoU": value for name, value in labels["mIoU"].items()}
             found[f"{dataset}/refined-covered"] = labels.get("covered")
+            for name, classes in labels.get("IoU", {}).items():
+                found |= {f"{dataset}/{name}-IoU-{c}": value for c, value in classes.items()}
         for name, scores in self.content.get("anomaly-sets", {}).items():
             found |= {f"{name}/{key}": v for key, v in scores.items() if key not in NOT_SCORES}
         return {name: value for name, value in found.items() if value is not None}

@@ -54,7 +54,7 @@ def training_tag(name: str) -> str | None:
 def evaluation_tag(name: str) -> str | None:
     """The card of a score, `<score>/<dataset>` for `<dataset>/<score>`; None: it is not shown."""
     dataset, _, score = name.rpartition("/")
-    return None if score.startswith("IoU-") else f"{score}/{dataset}"
+    return None if "-IoU-" in f"-{score}" else f"{score}/{dataset}"
 
 
 class RunLogger(Protocol):

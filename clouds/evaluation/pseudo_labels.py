@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,8 @@ class PseudoLabelResult:
         miou: by the names in `SCORED`; nan if no true label is known.
         covered: fraction of the pixels that a refined mask covers.
         images: number of images.
+        class_iou: IoU by the names in `SCORED`, then by class; nan for a class that is neither in
+            the true labels nor in the scored ones.
         panels: (H, W, 3) RGB; not compared by `==`.
     """
 
@@ -43,12 +46,24 @@ class PseudoLabelResult:
     miou: dict[str, float]
     covered: float
     images: int
+    class_iou: dict[str, dict[str, float]] = field(default_factory=dict)
     panels: tuple[UInt8Array, ...] = field(default=(), repr=False, compare=False)
 
     def flat(self) -> dict[str, float]:
-        """`<dataset>/<label map>-mIoU`, and `<dataset>/refined-covered`."""
+        """`<dataset>/<map>-mIoU`, `<dataset>/<map>-IoU-<class>`, `<dataset>/refined-covered`."""
         scores = {f"{self.name}/{name}-mIoU": value for name, value in self.miou.items()}
+        for name, classes in self.class_iou.items():
+            scores |= {f"{self.name}/{name}-IoU-{c}": value for c, value in classes.items()}
         return {**scores, f"{self.name}/refined-covered": self.covered}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For results.json."""
+        return {
+            "mIoU": self.miou,
+            "IoU": self.class_iou,
+            "covered": self.covered,
+            "images": self.images,
+        }
 
 
 def evaluate_pseudo_labels(cfg: CfgNode, model: CLOUDS) -> tuple[PseudoLabelResult, ...]:
@@ -91,11 +106,16 @@ def _evaluate_dataset(
             panels[i] = _panel(maps, label_space, title)
     gathered = comm.all_gather((covered, panels))
     num_covered, num_pixels = torch.stack([counts for counts, _ in gathered]).sum(0).tolist()
+    summed = {name: matrix.all_reduce() for name, matrix in matrices.items()}
     return PseudoLabelResult(
         name=dataset.name,
-        miou={name: 100 * matrix.all_reduce().mean_iou() for name, matrix in matrices.items()},
+        miou={name: 100 * matrix.mean_iou() for name, matrix in summed.items()},
         covered=100 * num_covered / max(num_pixels, 1),
         images=len(selected),
+        class_iou={
+            name: dict(zip(label_space.names, (100 * matrix.iou()).tolist(), strict=True))
+            for name, matrix in summed.items()
+        },
         panels=merge_by_number([panels for _, panels in gathered]),
     )
 

@@ -329,10 +329,7 @@ class Results:
             "protocol": self.protocol,
             "mean": plain({"mIoU": self.mean_miou, **means, **self.mean_metrics}),
             "datasets": {result.name: result.to_dict() for result in self.datasets},
-            "pseudo-labels": {
-                r.name: plain({"mIoU": r.miou, "covered": r.covered, "images": r.images})
-                for r in self.pseudo_labels
-            },
+            "pseudo-labels": {r.name: plain(r.to_dict()) for r in self.pseudo_labels},
             "anomaly-sets": {r.name: plain(r.to_dict()) for r in self.anomaly_sets},
             "corruptions": None if self.corruptions is None else plain(self.corruptions.to_dict()),
         }

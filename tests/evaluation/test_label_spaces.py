@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -196,6 +197,10 @@ def test_pseudo_labels_in_a_label_space_of_three_classes(tmp_path, root, monkeyp
             "student": 100,
         }
     )
+    by_class = {name: list(result.class_iou[name].values()) for name in ("teacher", "refined")}
+    assert by_class["teacher"] == pytest.approx([0, 0, 50])
+    assert by_class["refined"] == pytest.approx([math.nan, 50, 0], nan_ok=True)
+    assert result.flat()["sd_x/teacher-IoU-sky"] == 50 and len(result.flat()) == 4 + 4 * 3 + 1
     assert result.covered == 50 and result.images == 1
     (panel,) = result.panels
     assert panel.shape[1] == 5 * (360 + 12) + 12
