@@ -151,6 +151,9 @@ def test_a_checkpoint_of_detectron2_loads(cfg, tmp_path):
     assert not torch.equal(trainer.model.state_dict()[name], other.model.state_dict()[name])
     other.resume_or_load(resume=False)
     assert torch.equal(trainer.model.state_dict()[name], other.model.state_dict()[name])
+    for hook in (*trainer._hooks, *other._hooks):
+        for writer in getattr(hook, "_writers", ()):
+            writer.close()  # Detectron2 does it after training alone
 
 
 @pytest.mark.usefixtures("bdd")
