@@ -40,7 +40,7 @@ def prompted(sam, points, labels=None, boxes=None, masks=None, embedding=None):
     """All masks and IoUs of prompts."""
     if embedding is None:
         generator = torch.Generator().manual_seed(3)
-        embedding = torch.randn(1, 64 + 384, 32, 32, generator=generator)
+        embedding = torch.randn(1, 64 + 384, 40, 40, generator=generator)
     encoder = sam.prompt_encoder
     labels = torch.ones(points.shape[:2]) if labels is None else labels
     with torch.no_grad():
@@ -55,20 +55,20 @@ def test_the_embedding_has_coarse_and_fine_features():
 
 
 def test_coordinates_and_labels_of_prompts(sam):
-    points = torch.tensor([[[0.0, 255.0]], [[127.5, 63.5]]])
-    boxes = torch.tensor([[0.0, 0.0, 127.5, 127.5], [63.5, 127.5, 255.0, 191.5]])
+    points = torch.tensor([[[0.0, 319.0]], [[159.5, 79.5]]])
+    boxes = torch.tensor([[0.0, 0.0, 159.5, 159.5], [79.5, 159.5, 319.0, 239.5]])
     sparse, dense = sam.prompt_encoder(points=(points, torch.ones(2, 1)), boxes=boxes, masks=None)
-    half = 1 / 256
+    half = 1 / 320
     expected = [
         [[half - 1, 1 - half, 1], [half - 1, half - 1, 2], [0, 0, 3]],
         [[0, -0.5, 1], [-0.5, 0, 2], [1 - half, 0.5, 3]],
     ]
     torch.testing.assert_close(sparse, torch.tensor(expected))
-    assert dense.shape == (2, 2, 128, 128) and not dense.any()
+    assert dense.shape == (2, 2, 160, 160) and not dense.any()
     grid = sam.prompt_encoder.get_dense_pe()
-    assert grid.shape == (1, 2, 128, 128)
-    assert grid[0, :, 0, 0].tolist() == pytest.approx([-127 / 128] * 2)
-    assert grid[0, :, 5, 127].tolist() == pytest.approx([127 / 128, 11 / 128 - 1])
+    assert grid.shape == (1, 2, 160, 160)
+    assert grid[0, :, 0, 0].tolist() == pytest.approx([-159 / 160] * 2)
+    assert grid[0, :, 5, 159].tolist() == pytest.approx([159 / 160, 11 / 160 - 1])
 
 
 def test_order_and_padding_of_points_make_no_difference(sam):
@@ -95,7 +95,7 @@ def test_prompts_are_decoded_independently(sam):
 def test_boxes_and_masks_matter(sam):
     points = torch.tensor([[[9.0, 20.0]]])
     plain = prompted(sam, points)[0]
-    mask = torch.full((1, 1, 128, 128), 4.0)
+    mask = torch.full((1, 1, 160, 160), 4.0)
     for more in ({"boxes": torch.tensor([[0.0, 0.0, 50.0, 50.0]])}, {"masks": mask}):
         assert (prompted(sam, points, **more)[0] - plain).abs().max() > 1e-3
 
@@ -164,23 +164,23 @@ def test_padding_is_not_encoded(sam):
 def test_masks_of_a_padded_image_are_those_of_its_part(sam):
     """A decoder for a frame of half the size, whose embedding has no padding."""
     generator = torch.Generator().manual_seed(2)
-    part = torch.randn(1, 64 + 384, 16, 16, generator=generator)
-    padded = torch.nn.functional.pad(part, (0, 16, 0, 16))
+    part = torch.randn(1, 64 + 384, 20, 20, generator=generator)
+    padded = torch.nn.functional.pad(part, (0, 20, 0, 20))
     points = torch.tensor([[[9.0, 20.0], [100.0, 60.0]], [[33.0, 90.0], [40.0, 80.0]]])
     logits, ious = prompted(sam, points, embedding=padded)
-    prompts = CoordinateEncoder(64 + 384, 16, 128)
+    prompts = CoordinateEncoder(64 + 384, 20, 160)
     sparse, dense = prompts(points=(points, torch.ones(2, 2)), boxes=None, masks=None)
     with torch.no_grad(), gaussian_scales_of_the_whole_frame():
         expected, expected_ious = sam.mask_decoder.predict_masks(
             part, prompts.get_dense_pe(), sparse, dense
         )
-    torch.testing.assert_close(logits[..., :64, :64], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[..., :80, :80], expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ious, expected_ious, atol=1e-4, rtol=1e-4)
     # beyond it, the logits of the border
     torch.testing.assert_close(
-        logits[..., 64:, :64], logits[..., 63:64, :64].expand(-1, -1, 64, -1)
+        logits[..., 80:, :80], logits[..., 79:80, :80].expand(-1, -1, 80, -1)
     )
-    torch.testing.assert_close(logits[..., 64:], logits[..., 63:64].expand(-1, -1, -1, 64))
+    torch.testing.assert_close(logits[..., 80:], logits[..., 79:80].expand(-1, -1, -1, 80))
 
 
 @contextmanager

@@ -31,6 +31,10 @@ OBJECT_SHARE = 0.15
 """Share of the prompts that are drawn from single objects."""
 REGION_POINTS = 5
 """Random pixels of a region whose mean embedding stands for it."""
+WINDOW_SHARE, SMALLEST_WINDOW = 0.4, 0.6
+"""Share of the views that are smaller than the scene, and the smallest height, of the scene's."""
+ASPECT_SHARE = 0.25
+"""Share of the views with a random aspect ratio, 1 to 2, instead of 2."""
 IMPRECISE_SHARE = 0.35
 """Share of the prompts whose points are drawn from an imprecise mask, as a teacher's are."""
 
@@ -175,9 +179,9 @@ def _all_regions(rng: np.random.Generator, components: Components) -> tuple[Tens
 def random_window(rng: np.random.Generator, scene: View) -> View:
     """A window of a scene, of random size and aspect ratio, half of the time mirrored."""
     rows, columns = scene.label.shape
-    scale = float(rng.uniform(0.55, 1.0)) if rng.random() < 0.6 else 1.0
+    scale = float(rng.uniform(SMALLEST_WINDOW, 1.0)) if rng.random() < WINDOW_SHARE else 1.0
     height = round(rows * scale)
-    aspect = float(rng.uniform(1.0, 2.0)) if rng.random() < 0.7 else 2.0
+    aspect = float(rng.uniform(1.0, 2.0)) if rng.random() < ASPECT_SHARE else 2.0
     width = min(columns, round(height * aspect))
     top = int(rng.integers(rows - height + 1))
     left = int(rng.integers(columns - width + 1))

@@ -37,7 +37,7 @@ MOBILE_STEM = "image_encoder.patch_embed.seq.0.c.weight"
 STREET_CONTEXT = "mask_decoder.context.weight"
 
 TINY_SIDE, TINY_PATCH, TINY_WIDTH, TINY_PROMPT = 128, 16, 32, 64
-STREET_SIDE, STREET_COARSE, STREET_FINE = 256, 64, 24
+STREET_SIDE, STREET_COARSE, STREET_FINE = 320, 64, 24
 
 
 def build_sam(cfg: CfgNode, device: torch.device | str) -> Any:
@@ -206,7 +206,7 @@ def _tiny() -> Any:
 
 
 def _street() -> Any:
-    """Street-SAM: 4 million parameters, long side 256, masks from similarity to the points."""
+    """Street-SAM: 4 million parameters, long side 320, masks from similarity to the points."""
     from segment_anything.modeling import Sam
 
     dim, cells = STREET_COARSE + FINE**2 * STREET_FINE, STREET_SIDE // STRIDE
