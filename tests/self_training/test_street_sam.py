@@ -18,6 +18,10 @@ from clouds.self_training.refiners.sam import similarity_decoder
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.conv_encoder import ConvEncoder
 from clouds.self_training.refiners.sam.model import build_sam, random_sam, read_weights
+from clouds.self_training.refiners.sam.prompt_decoder import (
+    BestMaskPredictor,
+    SegmentAnythingDecoder,
+)
 from clouds.self_training.refiners.sam.similarity_decoder import (
     CoordinateEncoder,
     gaussians,
@@ -90,6 +94,21 @@ def test_prompts_are_decoded_independently(sam):
         part = slice(index, index + 1)
         for mine, theirs in zip(prompted(sam, points[part], boxes=boxes[part]), both, strict=True):
             torch.testing.assert_close(mine, theirs[part], rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_at_once_do_not_matter(sam):
+    decoder = SegmentAnythingDecoder(sam)
+    generator = torch.Generator().manual_seed(4)
+    embeddings = [torch.randn(64 + 384, 40, 40, generator=generator)]
+    points = [np.random.default_rng(0).uniform(0, 90, (9, 5, 2)).astype(np.float32)]
+    found = [
+        next(iter(BestMaskPredictor(decoder, True, at_once)(embeddings, points, [(96, 160)])))
+        for at_once in (1, 4, 8)
+    ]
+    assert found[0][0].shape == (9, 96, 160)
+    for masks, ious in found[1:]:
+        torch.testing.assert_close(ious, found[0][1], rtol=1e-4, atol=1e-4)
+        assert (masks == found[0][0]).float().mean() > 0.999
 
 
 def test_boxes_and_masks_matter(sam):

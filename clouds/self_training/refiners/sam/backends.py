@@ -39,6 +39,10 @@ from clouds.self_training.refiners.sam.transformers_points import (
     TransformersEmbedder,
 )
 
+CONVOLUTIONS_AT_ONCE_CPU = 8
+"""Prompts of a decoder without a transformer that are decoded together on a CPU: twice as fast as
+one by one for Street-SAM."""
+
 
 @dataclass(frozen=True)
 class PointSam:
@@ -70,7 +74,8 @@ def build_point_sam(cfg: CfgNode, device: torch.device) -> PointSam:
     prompted = SegmentAnythingDecoder(sam)
     if hasattr(sam.mask_decoder, "transformer"):  # what the faster predictor is made for
         return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), prompted)
-    return PointSam(embed, BestMaskPredictor(prompted, node.REFINEMENT), prompted)
+    predictor = BestMaskPredictor(prompted, node.REFINEMENT, CONVOLUTIONS_AT_ONCE_CPU)
+    return PointSam(embed, predictor, prompted)
 
 
 def cached_embedder(cfg: CfgNode, sam: Any) -> CachedEmbedder:

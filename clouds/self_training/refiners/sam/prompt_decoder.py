@@ -105,11 +105,18 @@ class BestMaskPredictor:
 
     Args:
         second_pass: decode again, with the logits of each prompt's best mask as a mask prompt.
+        at_once_cpu: prompts that are decoded together on a CPU; None: REGIONS_AT_ONCE_CPU.
     """
 
-    def __init__(self, decoder: PromptDecoder, second_pass: bool = False) -> None:
+    def __init__(
+        self,
+        decoder: PromptDecoder,
+        second_pass: bool = False,
+        at_once_cpu: int | None = None,
+    ) -> None:
         self.decoder = decoder
         self.second_pass = second_pass
+        self.at_once_cpu = at_once_cpu
 
     @torch.no_grad()
     def __call__(
@@ -122,6 +129,8 @@ class BestMaskPredictor:
         for embedding, own, size in zip(embeddings, points, sizes, strict=True):
             prompts = Prompts(self.decoder.frame.to_frame(own, size))
             at_once = prompts_at_once(embedding.device)
+            if embedding.device.type == "cpu":
+                at_once = self.at_once_cpu or at_once
             # In half precision points of a large image would be off by pixels.
             with torch.autocast(embedding.device.type, enabled=False):
                 parts = [self._predict(embedding, c, size) for c in prompts.chunks(at_once)]
