@@ -13,7 +13,7 @@ from tiny_sam_models import POINT_MODELS, SIDE, build, save
 
 from clouds.self_training.refiners import build_refiner
 from clouds.self_training.refiners.base import PseudoLabel
-from clouds.self_training.refiners.sam import pretrained, prompt_decoder
+from clouds.self_training.refiners.sam import pretrained
 from clouds.self_training.refiners.sam.backends import build_point_sam
 from clouds.self_training.refiners.sam.embedding_cache import CachedEmbedder
 from clouds.self_training.refiners.sam.frame import Frame
@@ -147,10 +147,10 @@ def direct_masks(network, family, frame, image, points):
 
 
 @pytest.mark.parametrize("family", POINT_MODELS)
-def test_masks_equal_transformers_bit_for_bit(family, folders, monkeypatch):
-    monkeypatch.setattr(prompt_decoder, "REGIONS_AT_ONCE_CPU", 64)  # as the one call below
+def test_masks_equal_transformers_bit_for_bit(family, folders):
     cfg = config(MODEL=folders(family))
     sam = build_point_sam(cfg, CPU)
+    sam.decoder.at_once_cpu = 64  # as the one call below
     network, frame = direct(folders(family)), sam.decoder.frame
     images = [image_of(size, seed) for seed, size in enumerate(SIZES)]
     # unequal numbers of masks and of points in one batch
@@ -192,12 +192,12 @@ def test_a_second_pass_and_boxes_equal_transformers(family, folders):
 
 
 @pytest.mark.parametrize("family", POINT_MODELS)
-def test_chunks_of_prompts_do_not_matter(family, folders, monkeypatch):
+def test_chunks_of_prompts_do_not_matter(family, folders):
     sam = build_point_sam(config(MODEL=folders(family)), CPU)
     embeddings, points = sam.embed([image_of()]), [points_of((96, 160), 9, 2)]
     found = []
     for at_once in (1, 4, 100):
-        monkeypatch.setattr(prompt_decoder, "REGIONS_AT_ONCE_CPU", at_once)
+        sam.decoder.at_once_cpu = at_once
         found.append(next(iter(sam.predict_masks(embeddings, points, [(96, 160)]))))
     for masks, ious in found[1:]:
         torch.testing.assert_close(ious, found[0][1], rtol=1e-4, atol=1e-4)

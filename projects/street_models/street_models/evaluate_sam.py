@@ -109,7 +109,7 @@ def score_masks(
     frame = sam.decoder.frame
     scores: list[MaskScore] = []
     prompts = Prompts(frame.to_frame(points, size))
-    for chunk in prompts.chunks(prompts_at_once(embedding.device)):
+    for chunk in prompts.chunks(prompts_at_once(sam.decoder, embedding.device)):
         logits, predicted = sam.decoder.decode(embedding, chunk, multimask=True)
         masks = frame.from_frame(logits, size) > 0
         for own, values in zip(masks.numpy(), predicted.numpy(), strict=True):

@@ -65,7 +65,7 @@ def automatic_masks(
     points = decoder.frame.to_frame(point_grid(options.points_per_side, size), size)
     masks, scores = [], []
     with torch.autocast(embedding.device.type, enabled=False):
-        for chunk in Prompts(points[:, None]).chunks(prompts_at_once(embedding.device)):
+        for chunk in Prompts(points[:, None]).chunks(prompts_at_once(decoder, embedding.device)):
             logits, ious = decoder.decode(embedding, chunk, multimask=True)
             confident = ious > options.pred_iou_thresh
             resized = decoder.frame.from_frame(logits[confident][:, None], size)[:, 0]

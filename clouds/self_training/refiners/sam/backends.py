@@ -71,11 +71,11 @@ def build_point_sam(cfg: CfgNode, device: torch.device) -> PointSam:
         return PointSam(embed, BestMaskPredictor(decoder, node.REFINEMENT), decoder)
     sam = build_sam(cfg, device)
     embed = cached_embedder(cfg, sam) if node.CACHE_DIR else ImageEmbedder(sam)
-    prompted = SegmentAnythingDecoder(sam)
     if hasattr(sam.mask_decoder, "transformer"):  # what the faster predictor is made for
-        return PointSam(embed, PointPredictor(sam, second_pass=node.REFINEMENT), prompted)
-    predictor = BestMaskPredictor(prompted, node.REFINEMENT, CONVOLUTIONS_AT_ONCE_CPU)
-    return PointSam(embed, predictor, prompted)
+        predict = PointPredictor(sam, second_pass=node.REFINEMENT)
+        return PointSam(embed, predict, SegmentAnythingDecoder(sam))
+    prompted = SegmentAnythingDecoder(sam, CONVOLUTIONS_AT_ONCE_CPU)
+    return PointSam(embed, BestMaskPredictor(prompted, node.REFINEMENT), prompted)
 
 
 def cached_embedder(cfg: CfgNode, sam: Any) -> CachedEmbedder:

@@ -41,9 +41,11 @@ class PromptDecoder(Protocol):
 
     Attributes:
         frame: of points, boxes and logits.
+        at_once_cpu: how many prompts are decoded together on a CPU.
     """
 
     frame: Frame
+    at_once_cpu: int
 
     def decode(
         self, embedding: Tensor, prompts: Prompts, multimask: bool, masks: Tensor | None = None
@@ -63,17 +65,18 @@ class PromptDecoder(Protocol):
         ...
 
 
-def prompts_at_once(device: torch.device) -> int:
+def prompts_at_once(decoder: PromptDecoder, device: torch.device) -> int:
     """How many prompts are decoded together on a device."""
-    return REGIONS_AT_ONCE_CPU if device.type == "cpu" else REGIONS_AT_ONCE
+    return decoder.at_once_cpu if device.type == "cpu" else REGIONS_AT_ONCE
 
 
 class SegmentAnythingDecoder:
     """The decoder of a `segment_anything.modeling.Sam`: a `PromptDecoder`."""
 
-    def __init__(self, sam: Any) -> None:
+    def __init__(self, sam: Any, at_once_cpu: int = REGIONS_AT_ONCE_CPU) -> None:
         self.sam = sam
         self.frame = Frame.of_segment_anything(sam)
+        self.at_once_cpu = at_once_cpu
 
     @torch.no_grad()
     def decode(
@@ -105,18 +108,11 @@ class BestMaskPredictor:
 
     Args:
         second_pass: decode again, with the logits of each prompt's best mask as a mask prompt.
-        at_once_cpu: prompts that are decoded together on a CPU; None: REGIONS_AT_ONCE_CPU.
     """
 
-    def __init__(
-        self,
-        decoder: PromptDecoder,
-        second_pass: bool = False,
-        at_once_cpu: int | None = None,
-    ) -> None:
+    def __init__(self, decoder: PromptDecoder, second_pass: bool = False) -> None:
         self.decoder = decoder
         self.second_pass = second_pass
-        self.at_once_cpu = at_once_cpu
 
     @torch.no_grad()
     def __call__(
@@ -128,9 +124,7 @@ class BestMaskPredictor:
         """
         for embedding, own, size in zip(embeddings, points, sizes, strict=True):
             prompts = Prompts(self.decoder.frame.to_frame(own, size))
-            at_once = prompts_at_once(embedding.device)
-            if embedding.device.type == "cpu":
-                at_once = self.at_once_cpu or at_once
+            at_once = prompts_at_once(self.decoder, embedding.device)
             # In half precision points of a large image would be off by pixels.
             with torch.autocast(embedding.device.type, enabled=False):
                 parts = [self._predict(embedding, c, size) for c in prompts.chunks(at_once)]

@@ -208,7 +208,7 @@ class RegionRefiner:
         prompts = Prompts(frame.to_frame(points, size), corners)
         masks = []
         with torch.autocast(embedding.device.type, enabled=False):
-            for chunk in prompts.chunks(prompts_at_once(embedding.device)):
+            for chunk in prompts.chunks(prompts_at_once(self.decoder, embedding.device)):
                 logits, _ = self.decoder.decode(embedding, chunk, multimask=False)
                 masks.append((frame.from_frame(logits, size)[:, 0] > 0).cpu())
         return torch.cat(masks).numpy()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clouds.self_training.refiners.sam.predictor import REGIONS_AT_ONCE_CPU
 from clouds.self_training.refiners.sam.pretrained import Pretrained
 from clouds.self_training.refiners.sam.prompt_decoder import Prompts
 
@@ -63,6 +64,7 @@ class TransformersDecoder:
 
     def __init__(self, model: Pretrained) -> None:
         self.network, self.frame = model.network, model.frame
+        self.at_once_cpu = REGIONS_AT_ONCE_CPU
         self.shapes = level_shapes(model.network)
 
     @torch.no_grad()
