@@ -9,7 +9,7 @@ whole image shows. Each region of a refined label is cut out, and both decide it
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -128,8 +128,7 @@ class CropClasses:
         agreement = torch.where(inside, shares[region], refined.agreement)
         agreement = agreement.masked_fill(made == IGNORE, 0.0)
         targets = RefinedLabel.from_teacher(PseudoLabel(made, label.confidence))
-        points, segments = refined.points, refined.segments
-        return RefinedLabel(targets.labels, targets.masks, agreement, points, segments)
+        return replace(targets, agreement=agreement, points=refined.points)
 
     def _classes(
         self, image: Tensor, label: PseudoLabel, components: Components, ids: Tensor
