@@ -21,6 +21,7 @@ import yaml
 
 from clouds.d2 import CfgNode
 from clouds.engine.metrics import MetricsFile, Record, is_last_layer_loss
+from clouds.evaluation.metrics import is_summary
 from clouds.evaluation.report import plain
 from clouds.files import atomic_write
 from clouds.messages import install_extra
@@ -54,7 +55,7 @@ def training_tag(name: str) -> str | None:
 def evaluation_tag(name: str) -> str | None:
     """The card of a score, `<score>/<dataset>` for `<dataset>/<score>`; None: it is not shown."""
     dataset, _, score = name.rpartition("/")
-    return None if "-IoU-" in f"-{score}" else f"{score}/{dataset}"
+    return f"{score}/{dataset}" if is_summary(score) else None
 
 
 class RunLogger(Protocol):

@@ -175,5 +175,5 @@ METRICS: dict[str, Callable[[LabelSpace], Metric]] = {
 
 
 def is_summary(name: str) -> bool:
-    """Whether a score is shown in tables: not that of one class."""
-    return not name.startswith("boundary-IoU-")
+    """Whether a score is shown in tables and loggers: not that of one class."""
+    return "-IoU-" not in f"-{name}"

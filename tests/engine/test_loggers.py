@@ -73,6 +73,9 @@ def test_cards():
     assert training_tag("loss_mask_8") is None and is_last_layer_loss("loss_mask")
     assert not any(map(is_last_layer_loss, ("loss_mask_8", "loss_scale", "total_loss")))
     assert evaluation_tag("average/bdd_val/mIoU") == "mIoU/average/bdd_val"
+    assert evaluation_tag("synthia/mIoU-16") == "mIoU-16/synthia"
+    for of_one_class in ("bdd_val/boundary-IoU-bus", "sd_x/teacher-where-refined-IoU-bus"):
+        assert evaluation_tag(of_one_class) is None
 
 
 def rows(path):
