@@ -244,10 +244,10 @@ def results_of(weights: Path) -> list[dict[str, Any]]:
     digest = hash_file(weights) if paths else ""
     for path in paths:
         content = read_results(path)
-        evaluated = content.get("weights")
-        if not isinstance(evaluated, dict) or not {"sha256", "protocol"} <= {*evaluated, *content}:
+        of = content.get("weights")
+        if not isinstance(of, dict) or "sha256" not in of or "protocol" not in content:
             raise damaged(path, "it does not say which weights it is of, or no protocol")
-        if evaluated["sha256"] == digest:
+        if of["sha256"] == digest:
             found.append(content)
         else:
             logger.info("%s is of other weights than %s: not in the card", path, weights.name)

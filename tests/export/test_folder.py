@@ -112,6 +112,18 @@ def test_the_card_has_the_scores_of_these_weights_alone(checkpoint, tmp_path):
     assert "no results.json of exactly these weights" in text and "Not stated" in text
 
 
+def test_results_that_do_not_say_of_which_weights_are_refused(checkpoint, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(checkpoint, run)
+    for weights, others in (({"protocol": "native"}, {"sha256": "0"}), (None, {}), ({}, {})):
+        results_file(run, "0" * 64)
+        content = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps(content | others | {"weights": weights}))
+        with pytest.raises(ValueError, match="does not say which weights it is of"):
+            export(run / "model_final.pth", tmp_path / "x", ["safetensors"])
+
+
 def test_the_card_names_settings_of_evaluations_that_the_config_has_not(checkpoint, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
