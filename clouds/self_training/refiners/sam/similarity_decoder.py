@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clouds.ops.in_cache import in_cache
 from clouds.self_training.refiners.sam.conv_encoder import FINE, content_size
 
 FOREGROUND, PADDING, TOP_LEFT, BOTTOM_RIGHT = 1, -1, 2, 3
@@ -128,8 +129,8 @@ class SimilarityDecoder(nn.Module):
         self.from_maps = nn.Conv2d(fine_dim, fine_dim, 3, padding=1)
         self.from_image = nn.Conv2d(fine, fine_dim, 3, padding=1)
         self.fine = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(fine_dim, fine_dim, 3, padding=2, dilation=2), nn.ReLU(),
-            nn.Conv2d(fine_dim, NUM_MASKS, 1),
+            nn.ReLU(inplace=True), nn.Conv2d(fine_dim, fine_dim, 3, padding=2, dilation=2),
+            nn.ReLU(inplace=True), nn.Conv2d(fine_dim, NUM_MASKS, 1),
         )  # fmt: skip
         self.iou = nn.Sequential(nn.Linear(2 * dim + 3, 32), nn.ReLU(), nn.Linear(32, 1))
 
@@ -168,9 +169,11 @@ class SimilarityDecoder(nn.Module):
         )
         in_frame, sides = prompts[..., :2], prompts.new_tensor((columns, rows))
         in_content = (in_frame + 1) * (size / sides) - 1
-        points = Points(in_frame, in_content, prompts[..., 2] == FOREGROUND)
-        features, details = self._features(embedding, positions, points, prompts, masks)
-        logits = self.fine(details)
+        valid = prompts[..., 2] == FOREGROUND
+        used = valid.any(0)
+        used[0] = True  # at least one column, also without a valid point
+        points = Points(in_frame[:, used], in_content[:, used], valid[:, used])
+        features, logits = self._features(embedding, positions, points, prompts, masks)
         ious = self._ious(logits.detach(), features)
         missing = [FINE * (size - side) for side in (columns, rows)]
         return F.pad(logits, (0, missing[0], 0, missing[1]), mode="replicate"), ious
@@ -178,7 +181,7 @@ class SimilarityDecoder(nn.Module):
     def _features(
         self, embedding: Tensor, positions: Tensor, points: Points, prompts: Tensor, masks: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of every prompt, at the embedding's resolution and at that of the masks."""
+        """Features of every prompt at the embedding's resolution, and logits of its masks."""
         coarse, stacked = embedding[:, : self.num_coarse], embedding[:, self.num_coarse :]
         fine = F.pixel_shuffle(stacked, FINE)
         near = gaussians(positions[0], points.in_frame, points.valid)
@@ -189,11 +192,15 @@ class SimilarityDecoder(nn.Module):
         similar = similarities(coarse, points.in_content, points.valid)
         features = self.coarse(torch.cat((similar, pooled_maps, context), 1))
         features = features + self.pooled(features.mean((2, 3)))[..., None, None]
-        upscaled = F.interpolate(
-            self.up(features), scale_factor=FINE, mode="bilinear", align_corners=False
-        )
-        details = self.from_maps(torch.cat((upscaled, fine_maps), 1)) + self.from_image(fine)
-        return features, details
+        from_image = self.from_image(fine)
+
+        def logits_of(features: Tensor, fine_maps: Tensor) -> Tensor:
+            upscaled = F.interpolate(features, scale_factor=FINE, mode="bilinear")
+            maps: Tensor = self.from_maps(torch.cat((upscaled, fine_maps), 1))
+            logits: Tensor = self.fine(maps.add_(from_image))
+            return logits
+
+        return features, in_cache(logits_of, self.up(features), fine_maps)
 
     def _ious(self, logits: Tensor, features: Tensor) -> Tensor:
         """Predicted IoUs (N, 4), from the features in each mask and overall, the mask's area, its
@@ -237,9 +244,15 @@ def gaussians(positions: Tensor, points: Tensor, is_point: Tensor) -> Tensor:
         positions: (2, h, w), x, y of pixels from -1 to 1.
         points, is_point: see `similarities`.
     """
-    squares = [(axis.flatten() - points[..., i, None]).square() for i, axis in enumerate(positions)]
-    distances = (squares[0] + squares[1]).masked_fill(~is_point[..., None], 8.0).amin(1)
-    found = torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
+
+    def of_prompts(points: Tensor, is_point: Tensor) -> Tensor:
+        squares = [
+            (axis.flatten() - points[..., i, None]).square() for i, axis in enumerate(positions)
+        ]
+        distances = (squares[0] + squares[1]).masked_fill(~is_point[..., None], 8.0).amin(1)
+        return torch.stack([(-distances / (2 * scale**2)).exp() for scale in SCALES], 1)
+
+    found = in_cache(of_prompts, points, is_point)
     return found.view(len(points), len(SCALES), *positions.shape[1:])
 
 
