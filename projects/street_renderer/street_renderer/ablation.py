@@ -56,6 +56,12 @@ ROWS: Mapping[str, Setting] = {
 }
 """What `make demo` trains."""
 
+SHORT: Mapping[str, tuple[str, ...]] = {
+    WARMUP: ("SOLVER.MAX_ITER", "600", "SOLVER.CHECKPOINT_PERIOD", "600"),
+    JOINT: ("SOLVER.MAX_ITER", "300", "SOLVER.CHECKPOINT_PERIOD", "300"),
+}
+"""Overrides of `make demo`, by config: two thirds of the iterations of the table."""
+
 LONGEST = ("trained random", "joint", "joint, classes by CLIP")
 """Rows whose runs take longest; they start before the others that could start at the same time."""
 
@@ -127,26 +133,27 @@ def plan(
     seeds: Sequence[int],
     output: Path,
     overrides: Sequence[str] = (),
-    numbered: bool = True,
+    full: bool = True,
 ) -> list[Run]:
     """The runs of all rows and seeds.
 
     Args:
         output: folder of the runs' folders.
         overrides: KEY, VALUE, … of all runs.
-        numbered: a run's folder has the seed in its name; False: for one seed.
+        full: the runs of the table, in folders with the seed in their name; False: those of
+            `make demo`, which are shorter (`SHORT`), of one seed.
 
     Raises:
         ConfigError: a config is invalid.
     """
 
     def folder(name: str, seed: int) -> Path:
-        return output / (f"{rows[name].folder}_{seed}" if numbered else rows[name].folder)
+        return output / (f"{rows[name].folder}_{seed}" if full else rows[name].folder)
 
     runs = []
     for seed in seeds:
         for name, row in rows.items():
-            words = (*row.overrides, *overrides)
+            words = (*row.overrides, *(() if full else SHORT[row.config]), *overrides)
             own = ["SEED", str(seed), "OUTPUT_DIR", str(folder(name, seed))]
             if row.start:
                 own += ["MODEL.WEIGHTS", str(folder(row.start, seed) / FINAL)]

@@ -10,9 +10,11 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 from clouds.ablation.plan import Run
@@ -59,9 +61,37 @@ def run(command: list[str], environment: dict[str, str]) -> str:
     print(f"\n$ {shown}", flush=True)
     program = [sys.executable, "-m", "clouds", *command]
     result = subprocess.run(program, env={**os.environ, **environment})
-    if result.returncode:
-        sys.exit(f"the demo failed: the command above exited with status {result.returncode}")
+    exit_unless_zero(result.returncode)
     return shown
+
+
+def exit_unless_zero(status: int) -> None:
+    """Exit with a message if the command that was printed last failed."""
+    if status:
+        sys.exit(f"the demo failed: the command above exited with status {status}")
+
+
+@contextmanager
+def beside(command: list[str], environment: dict[str, str]) -> Iterator[str]:
+    """Run a command of CLOUDS beside the body of the `with`; then print it and its output.
+
+    Yields:
+        The command as a shell command.
+    """
+    shown = shlex.join(["clouds", *command])
+    program = [sys.executable, "-m", "clouds", *command]
+    with subprocess.Popen(
+        program, env={**os.environ, **environment}, stdout=PIPE, stderr=PIPE, text=True
+    ) as process:
+        try:
+            yield shown
+            output, errors = process.communicate()
+        finally:
+            process.kill()  # does nothing to one that has ended
+    print(f"\n$ {shown}\n{output}", end="", flush=True)
+    if process.returncode:
+        sys.stderr.write(errors)
+    exit_unless_zero(process.returncode)
 
 
 Result = Mapping[str, Any]
@@ -159,22 +189,36 @@ def run_demo(args: argparse.Namespace, argv: Sequence[str]) -> None:
     commands = [f"export DETECTRON2_DATASETS={shlex.quote(str(args.data))}"]
     environment = {"DETECTRON2_DATASETS": str(args.data)}
     with user_errors_in_one_line():
-        runs = plan(rows, args.seeds, args.output, args.opts, numbered=args.full)
+        runs = plan(rows, args.seeds, args.output, args.opts, full=args.full)
         args.output.mkdir(parents=True, exist_ok=True)
         setup_logging(str(args.output), 0)
         print(f"$ {commands[0]}")
         commands += [run(command, environment) for command in data_commands(args)]
         commands += [one.shown_command() for one in runs]
         print("\n" + "\n".join(f"$ {command}" for command in commands[-len(runs) :]), flush=True)
-        failure = train(runs, args.processes, environment, afresh=not args.full)
-    if failure:
-        sys.exit(f"the demo failed: {failure}")
+        with baselines(args, environment) as others:
+            failure = train(runs, args.processes, environment, afresh=not args.full)
+            if failure:
+                sys.exit(f"the demo failed: {failure}")
     if args.full:
         report_full(args, rows, runs, argv)
     else:
-        commands.append(run(["baselines", "--config-file", "demo/warmup"], environment))
-        report(args, runs, commands)
+        report(args, runs, [*commands, *others])
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+@contextmanager
+def baselines(args: argparse.Namespace, environment: dict[str, str]) -> Iterator[list[str]]:
+    """Score the trivial baselines while source pre-training leaves a core idle; not of --full.
+
+    Yields:
+        The commands of it as shell commands.
+    """
+    if args.full:
+        yield []
+        return
+    with beside(["baselines", "--config-file", "demo/warmup"], environment) as command:
+        yield [command]
 
 
 def report(args: argparse.Namespace, runs: Sequence[Run], commands: Sequence[str]) -> None:

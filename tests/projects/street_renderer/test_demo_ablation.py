@@ -35,10 +35,6 @@ def test_runs_are_configs_of_their_rows(tmp_path):
     assert joint.folder == tmp_path / "joint_2"
     assert str(tmp_path / "warmup_2/model_final.pth") == joint.cfg.MODEL.WEIGHTS
     assert (joint.cfg.SEED, joint.cfg.SOLVER.BASE_LR) == (2, 0.03)
-    (single,) = [
-        r for r in ablation.plan(ROWS, [5], tmp_path, numbered=False) if r.setting == "joint"
-    ]
-    assert single.folder == tmp_path / "joint"
     same = [
         {runs[name, 0].cfg.SOLVER.MAX_ITER for name in ("source alone", "generated", "joint")},
         {runs[name, 0].cfg.SOLVER.IMS_PER_BATCH for name in ("source alone", "generated", "joint")},
@@ -47,6 +43,19 @@ def test_runs_are_configs_of_their_rows(tmp_path):
     assert runs["source alone", 0].cfg.DATASETS.TRAIN == ("gta5",)
     assert len({run.cfg.dump() for run in runs.values()}) == len(runs) == 2 * len(ALL)
     assert ablation.TITLES.keys() == ROWS.keys()
+
+
+def test_make_demo_trains_two_thirds_of_the_table(tmp_path):
+    table = {run.setting: run for run in planned(tmp_path, seeds=[5])}
+    short = {run.setting: run for run in ablation.plan(ROWS, [5], tmp_path, full=False)}
+    assert table.keys() == short.keys() == ROWS.keys()
+    for name, run in short.items():
+        solver = run.cfg.SOLVER
+        assert 3 * solver.MAX_ITER == 2 * table[name].cfg.SOLVER.MAX_ITER
+        assert solver.MAX_ITER % solver.CHECKPOINT_PERIOD == 0
+    assert short["joint"].folder == tmp_path / "joint"
+    given = ablation.plan(ROWS, [5], tmp_path, ("SOLVER.MAX_ITER", "7"), full=False)
+    assert {run.cfg.SOLVER.MAX_ITER for run in given} == {7}
 
 
 def test_all_runs_end_and_none_is_repeated(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -105,3 +106,51 @@ def test_the_demo_ends_with_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_run, "find_spec", lambda name: object())
     demo_run.compare(args, names)
     assert started == [(command, {"DETECTRON2_DATASETS": str(args.data)})]
+
+
+def clouds_as(monkeypatch, tmp_path, source):
+    """A package `clouds` for `python -m clouds` that is `source`."""
+    (tmp_path / "clouds").mkdir()
+    (tmp_path / "clouds/__main__.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_baselines_run_while_the_demo_trains(tmp_path, monkeypatch, capsys):
+    """The body waits for a file of theirs: after each other it would never end."""
+    clouds_as(
+        monkeypatch,
+        tmp_path,
+        "import pathlib, sys; pathlib.Path('started').touch(); print('scores', *sys.argv[1:])",
+    )
+    with demo_run.baselines(demo.parse([]), {}) as commands:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "started").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert capsys.readouterr().out == ""
+    (command,) = commands
+    expected = "clouds baselines --config-file demo/warmup"
+    assert command == expected
+    assert capsys.readouterr().out == f"\n$ {expected}\nscores {expected.partition(' ')[2]}\n"
+
+
+def test_baselines_that_fail_say_why(tmp_path, monkeypatch, capfd):
+    clouds_as(monkeypatch, tmp_path, "raise SystemExit('error: no scikit-learn')")
+    failure = pytest.raises(SystemExit, match="the command above exited with status 1")
+    with failure, demo_run.baselines(demo.parse([]), {}):
+        pass
+    assert "error: no scikit-learn" in capfd.readouterr().err
+
+
+def test_baselines_end_with_a_demo_that_failed(tmp_path, monkeypatch):
+    clouds_as(monkeypatch, tmp_path, "import time; time.sleep(600)")
+    started = time.monotonic()
+    failure = pytest.raises(SystemExit, match="a training failed")
+    with failure, demo_run.baselines(demo.parse([]), {}):
+        raise SystemExit("a training failed")
+    assert time.monotonic() - started < 60
+
+
+def test_the_whole_table_has_no_baselines():
+    with demo_run.baselines(demo.parse(["--full"]), {}) as commands:
+        assert commands == []
