@@ -20,5 +20,5 @@ def in_cache(function: Callable[..., Tensor], *batches: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled() or batches[0].device.type != "cpu":
         return function(*batches)
-    items = zip(*(batch.split(1) for batch in batches), strict=True)
+    items = zip(*(torch.split(batch, 1) for batch in batches), strict=True)
     return torch.cat([function(*item) for item in items])
