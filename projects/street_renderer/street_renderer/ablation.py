@@ -57,10 +57,10 @@ ROWS: Mapping[str, Setting] = {
 """What `make demo` trains."""
 
 SHORT: Mapping[str, tuple[str, ...]] = {
-    WARMUP: ("SOLVER.MAX_ITER", "600", "SOLVER.CHECKPOINT_PERIOD", "600"),
-    JOINT: ("SOLVER.MAX_ITER", "300", "SOLVER.CHECKPOINT_PERIOD", "300"),
+    WARMUP: ("SOLVER.MAX_ITER", "450", "SOLVER.CHECKPOINT_PERIOD", "450"),
+    JOINT: ("SOLVER.MAX_ITER", "225", "SOLVER.CHECKPOINT_PERIOD", "225"),
 }
-"""Overrides of `make demo`, by config: two thirds of the iterations of the table."""
+"""Overrides of `make demo`, by config: half of the iterations of the table."""
 
 LONGEST = ("trained random", "joint", "joint, classes by CLIP")
 """Rows whose runs take longest; they start before the others that could start at the same time."""

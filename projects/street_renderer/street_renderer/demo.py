@@ -7,8 +7,8 @@ iterations. It runs the commands of a real experiment, prints each of them, and 
 in OUTPUT/index.html; OUTPUT/report.html compares the trainings. Nothing is downloaded.
 
 A run is on one thread, so that its scores do not depend on the number of cores. `--full` trains
-more rows with three seeds, and writes street_world.json and street_world.md into the folder
---results. It is resumed by the same command.
+more rows with three seeds, each for twice as many iterations, and writes street_world.json and
+street_world.md into the folder --results. It is resumed by the same command.
 """
 
 from __future__ import annotations

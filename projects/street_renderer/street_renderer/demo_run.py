@@ -26,6 +26,7 @@ from street_renderer.ablation import (
     LABELS,
     RELIT,
     ROWS,
+    THREADS,
     TITLES,
     Setting,
     plan,
@@ -217,7 +218,8 @@ def baselines(args: argparse.Namespace, environment: dict[str, str]) -> Iterator
     if args.full:
         yield []
         return
-    with beside(["baselines", "--config-file", "demo/warmup"], environment) as command:
+    one_core = {**environment, "OMP_NUM_THREADS": str(THREADS)}
+    with beside(["baselines", "--config-file", "demo/warmup"], one_core) as command:
         yield [command]
 
 
