@@ -96,6 +96,30 @@ def test_prompts_are_decoded_independently(sam):
             torch.testing.assert_close(mine, theirs[part], rtol=1e-4, atol=1e-4)
 
 
+def test_a_prompt_of_a_box_whose_points_are_all_padding(sam):
+    """It is decoded alone as beside a prompt with points, wherever the padding lies."""
+    points = torch.tensor([[[9.0, 20.0]], [[100.0, 60.0]]])
+    boxes = torch.tensor([[0.0, 0.0, 50.0, 50.0], [90.0, 30.0, 150.0, 90.0]])
+    both = prompted(sam, points, torch.tensor([[-1], [1]]), boxes)
+    for moved in (0.0, 77.0):
+        alone = prompted(sam, points[:1] + moved, torch.tensor([[-1]]), boxes[:1])
+        for mine, theirs in zip(alone, both, strict=True):
+            torch.testing.assert_close(mine, theirs[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_inference_is_what_was_trained(sam):
+    """With gradients the maps of all prompts are computed together."""
+    generator = torch.Generator().manual_seed(5)
+    embedding = torch.randn(1, 64 + 384, 40, 40, generator=generator)
+    points = torch.rand(5, 3, 2, generator=generator) * 300
+    encoder = sam.prompt_encoder
+    sparse, dense = encoder(points=(points, torch.ones(5, 3)), boxes=None, masks=None)
+    trained = sam.mask_decoder.predict_masks(embedding, encoder.get_dense_pe(), sparse, dense)
+    assert trained[0].requires_grad
+    for mine, theirs in zip(prompted(sam, points, embedding=embedding), trained, strict=True):
+        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-4, atol=1e-4)
+
+
 def test_prompts_at_once_do_not_matter(sam):
     generator = torch.Generator().manual_seed(4)
     embeddings = [torch.randn(64 + 384, 40, 40, generator=generator)]
