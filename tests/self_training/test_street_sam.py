@@ -147,6 +147,8 @@ def test_background_points_are_refused(sam):
         prompted(sam, torch.zeros(1, 2, 2), labels=torch.tensor([[1, 0]]))
     with pytest.raises(ValueError, match="needs foreground points"):
         sam.prompt_encoder(points=None, boxes=torch.zeros(1, 4), masks=None)
+    with pytest.raises(ValueError, match="needs foreground points"):
+        prompted(sam, torch.zeros(1, 0, 2), boxes=torch.zeros(1, 4))
 
 
 def test_similarity_is_that_of_cosine_similarity():

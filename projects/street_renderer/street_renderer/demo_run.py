@@ -56,14 +56,22 @@ td, th { padding: .2em 1em .2em 0; text-align: left; vertical-align: top; }
 """On a phone, wide images keep a readable size and scroll sideways."""
 
 
+def in_shell(command: Sequence[str]) -> str:
+    """A command of CLOUDS as a shell command."""
+    return shlex.join(["clouds", *command])
+
+
+def program(command: Sequence[str]) -> list[str]:
+    """The same as arguments of a process."""
+    return [sys.executable, "-m", "clouds", *command]
+
+
 def run(command: list[str], environment: dict[str, str]) -> str:
     """Print a command of CLOUDS, run it, and return it as a shell command."""
-    shown = shlex.join(["clouds", *command])
-    print(f"\n$ {shown}", flush=True)
-    program = [sys.executable, "-m", "clouds", *command]
-    result = subprocess.run(program, env={**os.environ, **environment})
+    print(f"\n$ {in_shell(command)}", flush=True)
+    result = subprocess.run(program(command), env={**os.environ, **environment})
     exit_unless_zero(result.returncode)
-    return shown
+    return in_shell(command)
 
 
 def exit_unless_zero(status: int) -> None:
@@ -79,17 +87,15 @@ def beside(command: list[str], environment: dict[str, str]) -> Iterator[str]:
     Yields:
         The command as a shell command.
     """
-    shown = shlex.join(["clouds", *command])
-    program = [sys.executable, "-m", "clouds", *command]
     with subprocess.Popen(
-        program, env={**os.environ, **environment}, stdout=PIPE, stderr=PIPE, text=True
+        program(command), env={**os.environ, **environment}, stdout=PIPE, stderr=PIPE, text=True
     ) as process:
         try:
-            yield shown
+            yield in_shell(command)
             output, errors = process.communicate()
         finally:
             process.kill()  # does nothing to one that has ended
-    print(f"\n$ {shown}\n{output}", end="", flush=True)
+    print(f"\n$ {in_shell(command)}\n{output}", end="", flush=True)
     if process.returncode:
         sys.stderr.write(errors)
     exit_unless_zero(process.returncode)
@@ -254,7 +260,7 @@ def compare(args: argparse.Namespace, names: Sequence[str]) -> None:
         run(command, {"DETECTRON2_DATASETS": str(args.data)})
         return
     print(f"To compare the trainings in one file: {install_extra('report')}, and then")
-    print(f"  {shlex.join(['clouds', *command])}")
+    print(f"  {in_shell(command)}")
 
 
 def report_full(
@@ -264,7 +270,7 @@ def report_full(
     argv: Sequence[str],
 ) -> None:
     """Write and print the table of all rows and seeds."""
-    command = shlex.join(["clouds", "demo", *argv])
+    command = in_shell(["demo", *argv])
     table = table_of(rows, runs)
     files = write(table, record(table, command, args.processes), args.results)
     print(f"\n{table.markdown()}\n\nWritten to {' and '.join(map(str, files))}.")

@@ -62,7 +62,7 @@ class CoordinateEncoder(nn.Module):
         Raises:
             ValueError: no points, or background points.
         """
-        if points is None:
+        if points is None or not points[0].shape[1]:
             raise ValueError("this SAM needs foreground points; there are none")
         coordinates, labels = points
         if bool(((labels != FOREGROUND) & (labels != PADDING)).any()):
@@ -167,18 +167,16 @@ class SimilarityDecoder(nn.Module):
         positions, masks = (
             each[..., : FINE * rows, : FINE * columns] for each in (positions, masks)
         )
-        in_frame, sides = prompts[..., :2], prompts.new_tensor((columns, rows))
+        given = prompts[:, :-2]  # without the corners of the box
+        in_frame, sides = given[..., :2], prompts.new_tensor((columns, rows))
         in_content = (in_frame + 1) * (size / sides) - 1
-        valid = prompts[..., 2] == FOREGROUND
-        used = valid.any(0)
-        used[0] = True  # at least one column, also without a valid point
-        points = Points(in_frame[:, used], in_content[:, used], valid[:, used])
-        features, logits = self._features(embedding, positions, points, prompts, masks)
+        points = Points(in_frame, in_content, given[..., 2] == FOREGROUND)
+        features, logits = self._decode(embedding, positions, points, prompts, masks)
         ious = self._ious(logits.detach(), features)
         missing = [FINE * (size - side) for side in (columns, rows)]
         return F.pad(logits, (0, missing[0], 0, missing[1]), mode="replicate"), ious
 
-    def _features(
+    def _decode(
         self, embedding: Tensor, positions: Tensor, points: Points, prompts: Tensor, masks: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Features of every prompt at the embedding's resolution, and logits of its masks."""
